@@ -1,0 +1,120 @@
+/* The descriptor inside every edgec artifact: what the compiler writes and libedgert reads.
+ *
+ * An artifact exports one symbol, `edgert_model_v1`, a constant `edgert_model`. Everything it points to
+ * lives in the artifact's read-only data, so that processes share it. The layout is the ABI: fields are
+ * only ever appended, and `abi_version` changes when one changes its meaning.
+ *
+ * The artifact file ends in an `edgert_trailer`: the SHA-256 of all bytes before the trailer's digest, and
+ * where the manifest (JSON) stands in the file, so that tools read and check it without executing it.
+ */
+#ifndef EDGERT_MODEL_H
+#define EDGERT_MODEL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define EDGERT_ABI_VERSION 1u
+#define EDGERT_MAX_RANK 8u
+#define EDGERT_MODEL_SYMBOL "edgert_model_v1"
+#define EDGERT_TRAILER_MAGIC "EDGERT-TRAILER-1" /* 16 bytes, no terminator in the file */
+
+/* Element types; the values are those of onnx.TensorProto.DataType. */
+typedef enum edgert_dtype {
+  EDGERT_FLOAT32 = 1,
+  EDGERT_UINT8 = 2,
+  EDGERT_INT8 = 3,
+  EDGERT_UINT16 = 4,
+  EDGERT_INT16 = 5,
+  EDGERT_INT32 = 6,
+  EDGERT_INT64 = 7,
+  EDGERT_BOOL = 9,
+  EDGERT_FLOAT16 = 10,
+  EDGERT_FLOAT64 = 11,
+  EDGERT_UINT32 = 12,
+  EDGERT_UINT64 = 13
+} edgert_dtype;
+
+/* Machine architectures; the artifact names the one it was built for. */
+typedef enum edgert_arch { EDGERT_X86_64 = 1, EDGERT_AARCH64 = 2, EDGERT_ARMV7 = 3 } edgert_arch;
+
+/* CPU features an artifact may need, one bit each; a loader refuses an artifact whose bits it lacks. */
+typedef enum edgert_cpu_feature {
+  EDGERT_X86_AVX2 = 1 << 0,
+  EDGERT_X86_FMA = 1 << 1,
+  EDGERT_X86_AVX512F = 1 << 2,
+  EDGERT_X86_AVX512BW = 1 << 3,
+  EDGERT_X86_AVX512DQ = 1 << 4,
+  EDGERT_X86_AVX512VL = 1 << 5,
+  EDGERT_X86_AVX512VNNI = 1 << 6,
+  EDGERT_X86_AVX512VBMI = 1 << 7,
+  EDGERT_ARM_NEON = 1 << 16,
+  EDGERT_ARM_FP16 = 1 << 17,
+  EDGERT_ARM_DOTPROD = 1 << 18,
+  EDGERT_ARM_I8MM = 1 << 19
+} edgert_cpu_feature;
+
+/* An input or an output. Elements are dense, the last axis contiguous, in the ONNX model's own layout. */
+typedef struct edgert_tensor {
+  const char *name;
+  uint64_t bytes;
+  int64_t shape[EDGERT_MAX_RANK];
+  uint32_t rank;
+  uint32_t dtype;     /* edgert_dtype */
+  float scale;        /* real = scale * (q - zero_point); 0 when the tensor is not quantised */
+  int32_t zero_point;
+} edgert_tensor;
+
+/* One kernel call. `io` holds the pointers of all inputs, then of all outputs. Every one of `threads`
+ * callers passes its own `thread`; each does its share, and the step is over when all have returned. */
+typedef void (*edgert_step_fn)(uint8_t *arena, const uint8_t *weights, void *const *io, int32_t thread,
+                               int32_t threads);
+
+typedef struct edgert_step {
+  const char *name;   /* the ONNX nodes it computes */
+  const char *kernel; /* the kernel's contract, e.g. "f32_gemm_m49n96k576__t14x32" */
+  edgert_step_fn run;
+  uint64_t macs;      /* multiply-accumulates of one call */
+  uint32_t parallel;  /* 0: call once with threads = 1 */
+  uint32_t reserved;
+} edgert_step;
+
+typedef struct edgert_model {
+  uint32_t abi_version;  /* EDGERT_ABI_VERSION */
+  uint32_t struct_bytes; /* sizeof(edgert_model) when it was written */
+  const char *name;
+  const char *target;    /* e.g. "rpi4" */
+  const char *triple;    /* e.g. "aarch64-linux-gnu" */
+  uint32_t arch;         /* edgert_arch */
+  uint32_t cpu_features; /* edgert_cpu_feature bits that the kernels need */
+  uint32_t input_count;
+  uint32_t output_count;
+  const edgert_tensor *inputs;
+  const edgert_tensor *outputs;
+  uint64_t arena_bytes;
+  uint32_t arena_alignment; /* bytes, a power of two */
+  uint32_t step_count;
+  const edgert_step *steps;
+  const uint8_t *weights;
+  uint64_t weights_bytes;
+  const char *manifest; /* JSON, `manifest_bytes` long without its terminator */
+  uint64_t manifest_bytes;
+  uint8_t sha256[32]; /* of the weights followed by the manifest */
+} edgert_model;
+
+/* The last bytes of an artifact file. Integers are little endian. */
+typedef struct edgert_trailer {
+  uint8_t magic[16];
+  uint64_t manifest_offset; /* in the file */
+  uint64_t manifest_bytes;
+  uint8_t sha256[32]; /* of every byte of the file before this field */
+} edgert_trailer;
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
