@@ -1,0 +1,226 @@
+"""Static shapes: the ``--shape`` flags, shape inference, and the nodes whose outputs stay dynamic.
+
+A compiled program is static, so every value of the graph needs a dtype and a shape of positive integers
+before lowering. Exported models reach that in up to three steps: dynamic input axes are pinned, shapes are
+inferred afresh from the inputs, and shape arithmetic (Shape → Gather → Concat → Reshape) is folded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+from onnxscript.optimizer import fold_constants
+
+from edgec.errors import EdgecError, Refusal, UnsupportedModelError
+
+_SHAPE_ELEMENTS = 1024
+"""Largest constant that is folded as shape arithmetic; weights are left to the simplify pass."""
+
+_FOLD_ROUNDS = 4
+"""A fold can make a shape static that another fold was waiting for; real models need one or two rounds."""
+
+_INVENTED_AXIS = "unk__"
+"""How ONNX's shape inference begins the names of axes that it cannot tell."""
+
+_IMAGE_SIDE = 224
+
+
+def parse_shape_flags(flags: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """``["input=1x3x32x32"]`` as ``{"input": (1, 3, 32, 32)}``.
+
+    Raises :class:`EdgecError` for a flag of another form, an axis below 1, or a name given twice.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for flag in flags:
+        name, _, text = flag.rpartition("=")
+        axes = text.lower().split("x")
+        if not name or not all(axis.isascii() and axis.isdigit() and int(axis) > 0 for axis in axes):
+            raise EdgecError(f"--shape {flag} is not of the form NAME=1x3x224x224 with positive integers.")
+        if name in shapes:
+            raise EdgecError(f"--shape is given twice for input '{name}'; give it once.")
+        shapes[name] = tuple(map(int, axes))
+    return shapes
+
+
+def shape_text(value: ir.Value | None) -> str:
+    """The value's shape for a message: ``[N,3,32,32]``, ``[]`` for a scalar, ``[?]`` where it is unknown."""
+    if value is None or value.shape is None:
+        return "[?]"
+    return "[" + ",".join(_axis_text(axis) for axis in value.shape) + "]"
+
+
+def node_shapes(node: ir.Node) -> str:
+    """Input and output shapes of the node, for a message: ``[1,3,8,8] [4,3,3,3] -> [1,4,6,6]``."""
+    inputs = " ".join(shape_text(value) for value in node.inputs if value is not None)
+    return f"{inputs} -> {' '.join(shape_text(value) for value in node.outputs)}".strip()
+
+
+def is_static(value: ir.Value) -> bool:
+    """Whether the value has a dtype and a shape of integers."""
+    return value.dtype is not None and value.shape is not None and value.shape.is_static()
+
+
+def pin_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Give the graph's inputs the ``shapes``; an axis name that is pinned once is pinned everywhere.
+
+    Raises :class:`EdgecError` for an unknown name, another rank, an axis that the model declares otherwise,
+    and inputs that are still dynamic afterwards.
+    """
+    inputs = {str(value.name): value for value in model.graph.inputs}
+    _reject_non_tensors(model.graph.inputs)
+    symbols: dict[str, int] = {}
+    for name, shape in shapes.items():
+        if name not in inputs:
+            listed = ", ".join(f"'{n}' {shape_text(v)}" for n, v in inputs.items()) or "none"
+            raise EdgecError(f"--shape names '{name}', but the model's inputs are: {listed}.")
+        _pin(inputs[name], [int(axis) for axis in shape], symbols)
+    for value in model.graph.inputs:
+        _substitute(value, symbols)
+    _reject_dynamic_inputs(model.graph.inputs)
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Infer every shape and dtype from the inputs, in place, folding shape arithmetic where that is needed.
+
+    Shapes stored in the file are dropped first: they may still speak of axes that were pinned. Raises
+    :class:`UnsupportedModelError` listing each node whose output shape cannot be known before running.
+    """
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            value.shape = None
+    _infer(model)
+    for _ in range(_FOLD_ROUNDS):
+        if not any(_dynamic_origins(model.graph)) or not _fold_shape_arithmetic(model):
+            break
+        _infer(model)
+    refusals = [_dynamic_refusal(model, node) for node in _dynamic_origins(model.graph)]
+    if refusals:
+        raise UnsupportedModelError(refusals)
+
+
+def _infer(model: ir.Model) -> None:
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+
+
+def _fold_shape_arithmetic(model: ir.Model) -> bool:
+    result = fold_constants(
+        model,
+        onnx_shape_inference=True,
+        input_size_limit=_SHAPE_ELEMENTS,
+        output_size_limit=_SHAPE_ELEMENTS,
+        should_fold=lambda node: node.op_type == "ConstantOfShape" or None,
+    )
+    return result.modified
+
+
+def _axis_text(axis: int | ir.SymbolicDim) -> str:
+    if isinstance(axis, int):
+        return str(axis)
+    return "?" if axis.value is None or axis.value.startswith(_INVENTED_AXIS) else axis.value
+
+
+def _reject_non_tensors(inputs: Sequence[ir.Value]) -> None:
+    for value in inputs:
+        if not isinstance(value.type, ir.TensorType):
+            raise EdgecError(f"Input '{value.name}' is not a dense tensor ({value.type}); edgec takes tensors.")
+
+
+def _is_dynamic_axis(axis: int | ir.SymbolicDim) -> bool:
+    """Symbolic, or the 0 or -1 that some exporters write for a dynamic axis."""
+    return not isinstance(axis, int) or axis < 1
+
+
+def _pin(value: ir.Value, shape: list[int], symbols: dict[str, int]) -> None:
+    declared = value.shape
+    flag = f"--shape {value.name}={'x'.join(map(str, shape))}"
+    if declared is not None and len(declared) != len(shape):
+        axes = f"{len(shape)} axes" if len(shape) != 1 else "1 axis"
+        raise EdgecError(f"{flag} has {axes}, but the model declares '{value.name}' as {shape_text(value)}.")
+    for axis, extent in zip(declared or (), shape):
+        name = None if isinstance(axis, int) else axis.value
+        if extent < 1 or (not _is_dynamic_axis(axis) and axis != extent):
+            raise EdgecError(
+                f"{flag} contradicts the model, which declares '{value.name}' as {shape_text(value)}; "
+                "only dynamic axes can be pinned."
+            )
+        if name is not None and symbols.setdefault(name, extent) != extent:
+            raise EdgecError(
+                f"{flag} makes axis '{name}' {extent}, but another --shape made it {symbols[name]}; "
+                "axes of one name must be equal."
+            )
+    value.shape = ir.Shape(shape)
+
+
+def _substitute(value: ir.Value, symbols: Mapping[str, int]) -> None:
+    if value.shape is not None:
+        value.shape = ir.Shape(
+            [axis if isinstance(axis, int) else symbols.get(axis.value or "", axis) for axis in value.shape]
+        )
+
+
+def _reject_dynamic_inputs(inputs: Sequence[ir.Value]) -> None:
+    dynamic = [v for v in inputs if v.shape is None or any(map(_is_dynamic_axis, v.shape))]
+    if dynamic:
+        found = ", ".join(f"input '{v.name}' has dynamic shape {shape_text(v)}" for v in dynamic)
+        flags = " ".join(f"--shape {v.name}={_suggested_shape(v)}" for v in dynamic)
+        raise EdgecError(f"{found}; pin {'it' if len(dynamic) == 1 else 'them'} with {flags}")
+
+
+def _suggested_shape(value: ir.Value) -> str:
+    """A plausible pinned shape: batch 1, images 224×224, anything else 128 long."""
+    if value.shape is None:
+        return f"1x3x{_IMAGE_SIDE}x{_IMAGE_SIDE}"
+    other = _IMAGE_SIDE if len(value.shape) == 4 else 128
+    guesses = [1] + [other] * len(value.shape)
+    return "x".join(str(g if _is_dynamic_axis(a) else a) for a, g in zip(value.shape, guesses))
+
+
+def _dynamic_origins(graph: ir.Graph) -> Iterator[ir.Node]:
+    """Nodes with an output that is not static although all their inputs are."""
+    for node in graph:
+        inputs_static = all(is_static(value) for value in node.inputs if value is not None)
+        if inputs_static and not all(is_static(value) for value in node.outputs if value.name):
+            yield node
+
+
+def _dynamic_refusal(model: ir.Model, node: ir.Node) -> Refusal:
+    if not onnx.defs.has(node.op_type, node.domain):
+        return Refusal(
+            str(node.name),
+            f"{node.domain}.{node.op_type}".lstrip("."),
+            node_shapes(node),
+            "the operator is not a standard ONNX operator, so its output shape is unknown",
+            "export the model with standard operators only",
+        )
+    return Refusal(
+        str(node.name),
+        node.op_type,
+        node_shapes(node),
+        _inference_failure(model, node) or "the output's shape depends on the data",
+        "export the model with fixed shapes, or cut the graph before this node",
+    )
+
+
+def _inference_failure(model: ir.Model, node: ir.Node) -> str | None:
+    """What ONNX says is wrong with the node; None where it only cannot tell the shape."""
+    schema = onnx.defs.get_schema(node.op_type, model.opset_imports[node.domain], node.domain)
+    inputs = {str(v.name): ir.to_proto(v).type for v in node.inputs if v is not None}
+    data = {
+        str(v.name): ir.to_proto(v.const_value)
+        for v in node.inputs
+        if v is not None and v.const_value is not None and v.const_value.size <= _SHAPE_ELEMENTS
+    }
+    try:
+        onnx.shape_inference.infer_node_outputs(schema, ir.to_proto(node), inputs, data)
+    except onnx.shape_inference.InferenceError as error:
+        return one_sentence(error)
+    return None
+
+
+def one_sentence(error: Exception) -> str:
+    """The first line of a library's message that says something, without its final full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
