@@ -1,0 +1,83 @@
+"""What a graph costs: nodes, parameters, MACs and bytes, counted without running it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class GraphSummary:
+    """Counts of one graph; ``parameters`` are elements and ``bytes`` the memory of the initialisers."""
+
+    nodes: int
+    operators: Mapping[str, int]
+    parameters: int
+    bytes: int
+    macs: int
+
+    def __str__(self) -> str:
+        operators = ", ".join(f"{count} {name}" for name, count in self.operators.items())
+        return (
+            f"{self.nodes} nodes ({operators}), {self.parameters:,} parameters in {self.bytes:,} bytes, "
+            f"{self.macs:,} MACs"
+        )
+
+
+def summarise(model: ir.Model) -> GraphSummary:
+    """Counts over the main graph; its shapes must be static. The most frequent operator comes first."""
+    operators = Counter(node.op_type for node in model.graph)
+    tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    return GraphSummary(
+        nodes=len(model.graph),
+        operators=dict(operators.most_common()),
+        parameters=sum(tensor.size for tensor in tensors),
+        bytes=sum(tensor.nbytes for tensor in tensors),
+        macs=sum(map(node_macs, model.graph)),
+    )
+
+
+def node_macs(node: ir.Node) -> int:
+    """Multiply-accumulates of a convolution or matrix product (float or integer); 0 for other operators."""
+    count = _MACS.get(node.op_type) if node.domain == "" else None
+    return count(node) if count else 0
+
+
+def _shape(value: ir.Value | None) -> tuple[int, ...]:
+    assert value is not None and value.shape is not None
+    return value.shape.numpy()
+
+
+def _conv_macs(node: ir.Node, weight: int = 1) -> int:
+    """Each output element takes one MAC per weight of its filter: in channels / groups × kernel."""
+    return prod(_shape(node.outputs[0])) * prod(_shape(node.inputs[weight])[1:])
+
+
+def _conv_transpose_macs(node: ir.Node) -> int:
+    """Each input element meets one filter: out channels / groups × kernel."""
+    return prod(_shape(node.inputs[0])) * prod(_shape(node.inputs[1])[1:])
+
+
+def _gemm_macs(node: ir.Node) -> int:
+    depth = _shape(node.inputs[0])[0 if node.attributes.get_int("transA", 0) else 1]
+    return prod(_shape(node.outputs[0])) * depth
+
+
+def _matmul_macs(node: ir.Node) -> int:
+    return prod(_shape(node.outputs[0])) * _shape(node.inputs[0])[-1]
+
+
+_MACS: Mapping[str, Callable[[ir.Node], int]] = {
+    "Conv": _conv_macs,
+    "ConvInteger": _conv_macs,
+    "QLinearConv": lambda node: _conv_macs(node, weight=3),
+    "ConvTranspose": _conv_transpose_macs,
+    "Gemm": _gemm_macs,
+    "MatMul": _matmul_macs,
+    "MatMulInteger": _matmul_macs,
+    "QLinearMatMul": _matmul_macs,
+}

@@ -1,0 +1,1 @@
+"""Graph to graph transformations: each takes an ONNX model, leaves a valid ONNX model, and reports."""
