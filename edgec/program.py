@@ -1,0 +1,333 @@
+"""The program: a straight line of kernel calls on static buffers.
+
+A **buffer** is a run of elements of one dtype: a graph input or output, a constant, or a place in the
+arena. A **view** looks at a buffer through a shape, strides and an offset, so that transposes, slices,
+splits and most reshapes cost nothing. A **kernel** is a contract: what is computed, on which extents and
+strides, said without any target. A **step** binds a kernel to buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+
+import numpy as np
+
+from edgec import scalar
+from edgec.scalar import Expr
+
+ARENA, INPUT, OUTPUT, CONSTANT = "arena", "input", "output", "constant"
+
+
+@dataclass(eq=False)
+class Buffer:
+    """``elements`` values of ``dtype``. ``data`` is set for constants; ``offset`` (bytes) by the planner.
+
+    A buffer with a ``parent`` is a window into it: element 0 stands ``parent_offset`` elements into it.
+    """
+
+    name: str
+    dtype: str
+    elements: int
+    space: str = ARENA
+    data: np.ndarray | None = None
+    offset: int | None = None
+    parent: Buffer | None = None
+    parent_offset: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * np.dtype(self.dtype).itemsize
+
+    @property
+    def root(self) -> Buffer:
+        """The buffer that owns the memory."""
+        return self if self.parent is None else self.parent.root
+
+    @property
+    def root_offset(self) -> int:
+        """Elements from the start of ``root`` to this buffer's element 0."""
+        return 0 if self.parent is None else self.parent_offset + self.parent.root_offset
+
+
+def dense_strides(shape: Sequence[int], order: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Strides, in elements, of a dense array whose axes lie in memory in ``order`` (outermost first)."""
+    strides, step = [0] * len(shape), 1
+    for index in reversed(range(len(shape)) if order is None else order):
+        strides[index] = step
+        step *= shape[index]
+    return tuple(strides)
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor: ``shape`` over ``buffer`` with ``strides`` and ``offset``, in elements."""
+
+    buffer: Buffer
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+
+    @property
+    def dtype(self) -> str:
+        return self.buffer.dtype
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Axes from the outermost in memory to the innermost; broadcast and unit axes keep their place."""
+        large = [i for i, extent in enumerate(self.shape) if extent > 1 and self.strides[i]]
+        ranked = iter(sorted(large, key=lambda i: -abs(self.strides[i])))
+        return tuple(next(ranked) if i in large else i for i in range(len(self.shape)))
+
+    def is_dense(self, order: Sequence[int] | None = None) -> bool:
+        """Whether the view covers its whole buffer without gaps, its axes in ``order``."""
+        wanted = dense_strides(self.shape, order)
+        strides_fit = all(s == w or e == 1 for s, w, e in zip(self.strides, wanted, self.shape, strict=True))
+        return self.offset == 0 and self.elements == self.buffer.elements and strides_fit
+
+    def at(self, *indices: Expr | int) -> Expr:
+        """The offset of the element at ``indices``."""
+        total = scalar.const(self.offset, scalar.INDEX)
+        for index, stride, extent in zip(indices, self.strides, self.shape, strict=True):
+            if extent > 1 and stride:
+                total = (index if isinstance(index, Expr) else scalar.const(index, scalar.INDEX)) * stride + total
+        return total
+
+    def permute(self, axes: Sequence[int]) -> View:
+        return replace(
+            self, shape=tuple(self.shape[a] for a in axes), strides=tuple(self.strides[a] for a in axes)
+        )
+
+    def broadcast_to(self, shape: Sequence[int]) -> View:
+        """The view with leading axes added and unit axes repeated, without a copy."""
+        missing = len(shape) - len(self.shape)
+        own = (1,) * missing + self.shape
+        strides = (0,) * missing + self.strides
+        fitted = tuple(0 if e == 1 else s for s, e in zip(strides, own, strict=True))
+        return replace(self, shape=tuple(shape), strides=fitted)
+
+    def slice(self, starts: Sequence[int], shape: Sequence[int], steps: Sequence[int] | None = None) -> View:
+        """``shape`` elements from ``starts`` on, every ``steps``-th (which may be negative)."""
+        steps = steps or [1] * len(shape)
+        return View(
+            self.buffer,
+            tuple(shape),
+            tuple(s * step for s, step in zip(self.strides, steps, strict=True)),
+            self.offset + sum(a * s for a, s in zip(starts, self.strides, strict=True)),
+        )
+
+    def reshape(self, shape: Sequence[int]) -> View | None:
+        """The same elements, in row-major order, as ``shape``; None where that needs a copy."""
+        strides = _reshaped_strides(self.shape, self.strides, tuple(shape))
+        return None if strides is None else replace(self, shape=tuple(shape), strides=strides)
+
+
+def _reshaped_strides(
+    old: Sequence[int], strides: Sequence[int], new: Sequence[int]
+) -> tuple[int, ...] | None:
+    """Strides of ``new`` over the same memory, found group by group of equal products (as numpy does)."""
+    axes = [(e, s) for e, s in zip(old, strides, strict=True) if e != 1]
+    result: list[int] = []
+    position = 0
+    pending = [e for e in new]
+    while pending:
+        extent = pending.pop(0)
+        if extent == 1:
+            result.append(0)
+            continue
+        group = [extent]
+        if position >= len(axes):
+            return None
+        product, inner = extent, [axes[position]]
+        old_product = axes[position][0]
+        position += 1
+        while product != old_product:
+            if product < old_product:
+                if not pending:
+                    return None
+                group.append(pending.pop(0))
+                product *= group[-1]
+            else:
+                if position >= len(axes):
+                    return None
+                if inner[-1][1] != axes[position][0] * axes[position][1]:
+                    return None
+                inner.append(axes[position])
+                old_product *= axes[position][0]
+                position += 1
+        step, tail = inner[-1][1], []
+        for e in reversed(group):
+            tail.append(step)
+            step *= e
+        result.extend(reversed(tail))
+    return tuple(result)
+
+
+@dataclass(frozen=True)
+class Loops:
+    """A loop nest: the general kernel.
+
+    For every point of ``extents``: with a ``reducer``, ``acc`` starts at its identity and takes in ``body``
+    over every point of ``reduce`` (axes numbered after the output axes); then ``epilogue`` (of ``acc``) or,
+    without a reducer, ``body`` itself is stored at ``store``. With ``combine`` the value is combined with
+    what is stored there ("add", "mul", "max", "min"), in the order of the loops, on one thread.
+    """
+
+    extents: tuple[int, ...]
+    body: Expr
+    store: Expr
+    dtype: str
+    reduce: tuple[int, ...] = ()
+    reducer: str | None = None
+    epilogue: Expr | None = None
+    combine: str | None = None
+    sequential: bool = False
+
+    @property
+    def result(self) -> Expr:
+        """The expression that is stored."""
+        return self.body if self.epilogue is None else self.epilogue
+
+    @property
+    def macs(self) -> int:
+        return prod(self.extents) * prod(self.reduce) if self.reducer == "sum" else 0
+
+
+@dataclass(frozen=True)
+class Conv:
+    """Convolution over an input that already holds its padding; a GEMM is the 1×1 case with height 1.
+
+    out[n,h,w,c] = epilogue(sum over kh,kw,ci of in[n, h·sh + kh·dh, w·sw + kw·dw, ci] · weight[kh,kw,ci,c])
+
+    Operand 0 is the input (offset ``input_offset``; strides of n, h, w; channels contiguous), operand 1 the
+    weight: constant, dense [kh, kw, ci, co], packed by the target. With ``weight_strides`` (batch, k, and
+    columns contiguous) it is a run-time matrix read in place, and the kernel must be 1×1. Epilogue axes are
+    (n, h, w, c) = axes 0..3; its further operands follow. ``store`` is affine in the axes.
+    """
+
+    batch: int
+    out_height: int
+    out_width: int
+    out_channels: int
+    in_channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    input_strides: tuple[int, int, int]
+    input_offset: int
+    epilogue: Expr
+    store: Expr
+    dtype: str = "float32"
+    weight_strides: tuple[int, int] | None = None
+    weight_offset: int = 0
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        return (self.batch, self.out_height, self.out_width, self.out_channels)
+
+    @property
+    def result(self) -> Expr:
+        return self.epilogue
+
+    @property
+    def macs(self) -> int:
+        return prod(self.extents) * self.in_channels * prod(self.kernel)
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """Depthwise convolution, one filter a channel, over an input that already holds its padding.
+
+    out[n,h,w,c] = epilogue(sum over kh,kw of in[n, h·sh + kh·dh, w·sw + kw·dw, c] · weight[kh,kw,c])
+
+    Operands as for :class:`Conv`; the weight is dense [kh, kw, c].
+    """
+
+    batch: int
+    out_height: int
+    out_width: int
+    channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    input_strides: tuple[int, int, int]
+    input_offset: int
+    epilogue: Expr
+    store: Expr
+    dtype: str = "float32"
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        return (self.batch, self.out_height, self.out_width, self.channels)
+
+    @property
+    def result(self) -> Expr:
+        return self.epilogue
+
+    @property
+    def macs(self) -> int:
+        return prod(self.extents) * prod(self.kernel)
+
+
+Kernel = Loops | Conv | Depthwise
+
+
+@dataclass(eq=False)
+class Step:
+    """One kernel call: ``inputs`` are the kernel's operands in order; ``nodes`` the ONNX nodes it computes."""
+
+    kernel: Kernel
+    inputs: list[Buffer]
+    output: Buffer
+    nodes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return "+".join(self.nodes)
+
+    @property
+    def buffers(self) -> Iterator[Buffer]:
+        yield from self.inputs
+        yield self.output
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of the program: the ONNX value's name, shape and dtype, and its buffer."""
+
+    name: str
+    shape: tuple[int, ...]
+    buffer: Buffer
+    scale: float = 0.0
+    zero_point: int = 0
+
+    @property
+    def dtype(self) -> str:
+        return self.buffer.dtype
+
+
+@dataclass
+class Program:
+    """The lowered model. ``arena_bytes`` and buffer offsets are set by :mod:`edgec.memory`."""
+
+    name: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    steps: list[Step] = field(default_factory=list)
+    arena_bytes: int = 0
+    arena_lower_bound: int = 0
+
+    @property
+    def macs(self) -> int:
+        return sum(step.kernel.macs for step in self.steps)
+
+    @property
+    def constants(self) -> list[Buffer]:
+        """Constant buffers that a step reads, each once, in order of first use."""
+        found = {id(b.root): b.root for step in self.steps for b in step.inputs if b.root.space == CONSTANT}
+        return list(found.values())

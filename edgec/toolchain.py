@@ -1,0 +1,224 @@
+"""C compilers: which one builds for a system triple, and running it.
+
+Search order: ``EDGEC_CC_<triple>`` from the environment (``-`` written ``_``), the system's own or cross
+compiler, then ``zig cc`` from the ``ziglang`` wheel, which needs nothing else to build for another machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgec.errors import EdgecError
+
+HOST_TRIPLES = {
+    "x86_64": "x86_64-linux-gnu",
+    "amd64": "x86_64-linux-gnu",
+    "aarch64": "aarch64-linux-gnu",
+    "arm64": "aarch64-linux-gnu",
+    "armv7l": "arm-linux-gnueabihf",
+}
+
+ZIG_TARGETS = {
+    "x86_64-linux-gnu": "x86_64-linux-gnu.2.28",
+    "aarch64-linux-gnu": "aarch64-linux-gnu.2.28",
+    "arm-linux-gnueabihf": "arm-linux-gnueabihf.2.28",
+    "aarch64-linux-android": "aarch64-linux-android",
+}
+"""The oldest glibc an artifact shall run with is 2.28 (Debian 10)."""
+
+ANDROID_FLAGS = ("-ffreestanding", "-nostdlib", "-Wl,-z,max-page-size=16384", "-Wl,--hash-style=both")
+"""Neither zig nor a Debian package has Android's C library: what is linked may only name its functions."""
+
+ANDROID_LIBRARIES = ("libm.so", "libc.so")
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """A C compiler for one system.
+
+    Attributes:
+        triple: the system it builds for, e.g. ``aarch64-linux-gnu``.
+        cc: the compiler's command, e.g. ``("aarch64-linux-gnu-gcc",)``.
+        ar: the archiver's command.
+        flags: what every call of the compiler gets.
+        freestanding: whether there is no C library to compile and link with.
+    """
+
+    triple: str
+    cc: tuple[str, ...]
+    ar: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+    freestanding: bool = False
+
+    @functools.cached_property
+    def version(self) -> str:
+        """The compiler's own first line about itself."""
+        return self._run([*self.cc, "--version"]).partition("\n")[0]
+
+    def compile(
+        self,
+        inputs: Iterable[str | os.PathLike[str]],
+        output: str | os.PathLike[str],
+        *,
+        shared: bool = True,
+        flags: Sequence[str] = (),
+    ) -> Path:
+        """Compile C sources and link them, with objects and archives, into one file.
+
+        Args:
+            inputs: ``.c``, ``.o`` and ``.a`` files.
+            output: the file to write; after a failure it may be there half-written, so write to a scratch
+                folder and move it.
+            shared: a shared object, else an executable.
+            flags: more flags, after the inputs so that ``-l`` works. ``-s`` strips.
+
+        Raises:
+            EdgecError: with the compiler's last lines.
+        """
+        kind = ["-shared"] if shared else []
+        with tempfile.TemporaryDirectory(prefix="edgec-link-") as scratch:
+            system = self._system_libraries(Path(scratch))
+            files = [os.fspath(path) for path in inputs]
+            self._run([*self._command(), *kind, *files, "-o", os.fspath(output), *flags, *system])
+        return Path(output)
+
+    def archive(
+        self,
+        sources: Iterable[str | os.PathLike[str]],
+        output: str | os.PathLike[str],
+        *,
+        flags: Sequence[str] = (),
+    ) -> Path:
+        """Compile C sources (with distinct names) into a static library.
+
+        Raises:
+            EdgecError: with the compiler's last lines.
+        """
+        with tempfile.TemporaryDirectory(prefix="edgec-archive-") as scratch:
+            objects = []
+            for source in map(Path, sources):
+                objects.append(str(Path(scratch) / f"{source.stem}.o"))
+                self._run([*self._command(), *flags, "-c", str(source), "-o", objects[-1]])
+            self._run([*self.ar, "rcs", os.fspath(output), *objects])
+        return Path(output)
+
+    def _command(self) -> list[str]:
+        return [*self.cc, "-O2", "-fPIC", *self.flags]
+
+    def _system_libraries(self, scratch: Path) -> list[str]:
+        """Link flags for a system without libraries: empty ones that leave only their names."""
+        if not self.freestanding:
+            return []
+        source = scratch / "empty.c"
+        source.write_text("", encoding="utf-8")
+        for name in ANDROID_LIBRARIES:
+            self._run(
+                [*self._command(), "-shared", str(source), f"-Wl,-soname,{name}", "-o", str(scratch / name)]
+            )
+        return ["-Wl,--no-as-needed", *(str(scratch / name) for name in ANDROID_LIBRARIES)]
+
+    def _run(self, command: Sequence[str]) -> str:
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False
+            )
+        except OSError as error:
+            raise EdgecError(f"the C compiler '{command[0]}' cannot be started: {error.strerror}") from error
+        if done.returncode != 0:
+            raise EdgecError(_failure(self.triple, command, done))
+        return done.stdout
+
+
+def host_triple() -> str:
+    """The system triple of this machine.
+
+    Raises:
+        EdgecError: on an architecture that edgec does not know.
+    """
+    machine = platform.machine().lower()
+    if machine not in HOST_TRIPLES:
+        raise EdgecError(f"edgec cannot build for a {machine} host; compile with --target rpi4 or another board")
+    return HOST_TRIPLES[machine]
+
+
+def find_toolchain(triple: str) -> Toolchain:
+    """The compiler for ``triple``: see the search order above.
+
+    Raises:
+        EdgecError: if there is none, with the commands that install one.
+    """
+    found = _from_environment(triple) or _from_system(triple) or _from_zig(triple)
+    if found is None:
+        raise EdgecError(f"no C compiler for {triple} was found; {_remedy(triple)}")
+    return found
+
+
+def _variable(triple: str) -> str:
+    return f"EDGEC_CC_{triple.replace('-', '_')}"
+
+
+def _from_environment(triple: str) -> Toolchain | None:
+    command = os.environ.get(_variable(triple), "").strip()
+    if not command:
+        return None
+    cc = tuple(shlex.split(command))
+    if shutil.which(cc[0]) is None:
+        raise EdgecError(f"{_variable(triple)} names '{cc[0]}', which is no program on this machine")
+    return Toolchain(triple, cc, _archiver(cc[0]))
+
+
+def _archiver(compiler: str) -> tuple[str, ...]:
+    """``aarch64-linux-gnu-ar`` for ``aarch64-linux-gnu-gcc``, if there is one; else the system's ``ar``."""
+    beside = compiler.rpartition("-")[0] + "-ar"
+    return (beside,) if "-" in compiler and shutil.which(beside) else ("ar",)
+
+
+def _from_system(triple: str) -> Toolchain | None:
+    own = ("cc", "gcc", "clang") if HOST_TRIPLES.get(platform.machine().lower()) == triple else ()
+    for compiler in (*own, f"{triple}-gcc"):
+        if shutil.which(compiler):
+            return Toolchain(triple, (compiler,), _archiver(compiler))
+    return None
+
+
+def _from_zig(triple: str) -> Toolchain | None:
+    if triple not in ZIG_TARGETS or importlib.util.find_spec("ziglang") is None:
+        return None
+    zig = (sys.executable, "-m", "ziglang")
+    android = triple.endswith("-android")
+    cc = (*zig, "cc", "-target", ZIG_TARGETS[triple])
+    return Toolchain(triple, cc, (*zig, "ar"), ANDROID_FLAGS if android else (), freestanding=android)
+
+
+def _remedy(triple: str) -> str:
+    package = {
+        "aarch64-linux-gnu": "gcc-aarch64-linux-gnu",
+        "arm-linux-gnueabihf": "gcc-arm-linux-gnueabihf",
+        "x86_64-linux-gnu": "gcc-x86-64-linux-gnu",
+    }
+    own = HOST_TRIPLES.get(platform.machine().lower()) == triple
+    system = "gcc" if own else package.get(triple)
+    ways = [f"apt-get install {system}"] if system else []
+    ways += ["pip install ziglang"] if triple in ZIG_TARGETS else []
+    return " or ".join([f"run: {way}" for way in ways] + [f"set {_variable(triple)} to one"])
+
+
+def _failure(triple: str, command: Sequence[str], done: subprocess.CompletedProcess[str]) -> str:
+    output = (done.stderr + done.stdout).strip()
+    if "No space left on device" in output:
+        folder = tempfile.gettempdir()
+        return f"the disk is full: the C compiler for {triple} could not write; free space in {folder} or set TMPDIR"
+    lines = output.splitlines()[-8:]
+    detail = "\n  ".join(lines) if lines else f"exit code {done.returncode}, without a message"
+    return f"the C compiler for {triple} failed ({' '.join(command[:4])} …):\n  {detail}"

@@ -1,0 +1,120 @@
+"""From a program to CPU code: plan each kernel, pack its weights, generate each distinct one once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edgec.program import CONSTANT, Buffer, Conv, Depthwise, Kernel, Loops, Program, Step
+from edgec.targets.cpu import conv, depthwise, loops
+from edgec.targets.target import Target
+from edgec.tvm_adapter import build_object
+
+
+@dataclass(frozen=True)
+class Call:
+    """One step, bound: the C function, its operands in order (the output last), and who may run it."""
+
+    symbol: str
+    contract: str
+    operands: tuple[Buffer, ...]
+    parallel: bool
+    step: Step
+
+
+@dataclass
+class Code:
+    """A program's machine code: one object file and the calls into it."""
+
+    calls: list[Call] = field(default_factory=list)
+    object_bytes: bytes = b""
+    constants: list[Buffer] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Template:
+    """What a kernel contract needs from this target."""
+
+    plan: Callable[[Any, Target], Any]
+    generate: Callable[[Any, list[str], list[int]], Any]
+    contract: Callable[[Any], str]
+    pack: Callable[[Any, np.ndarray], np.ndarray] | None = None
+
+
+_TEMPLATES: dict[type, _Template] = {
+    Loops: _Template(loops.plan, loops.generate, loops.contract),
+    Conv: _Template(conv.plan, conv.generate, conv.contract, conv.pack),
+    Depthwise: _Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack),
+}
+
+
+def compile_program(program: Program, target: Target, progress: Callable[[str, int, int], None]) -> Code:
+    """Generate and compile every kernel of ``program``.
+
+    Args:
+        program: lowered and planned.
+        target: the CPU.
+        progress: told (what, done, total) as kernels are generated.
+    """
+    binder = _Binder(target)
+    for index, step in enumerate(program.steps):
+        binder.bind(step)
+        progress("kernels", index + 1, len(program.steps))
+    progress("machine code", 0, 1)
+    object_bytes = build_object(binder.functions, target)
+    progress("machine code", 1, 1)
+    return Code(binder.calls, object_bytes, binder.constants)
+
+
+class _Binder:
+    """Binds steps to functions and constants, sharing equal ones."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.functions: dict[str, Any] = {}
+        self.calls: list[Call] = []
+        self.constants: list[Buffer] = []
+        self._symbols: dict[tuple[Any, ...], str] = {}
+        self._packed: dict[tuple[Any, ...], Buffer] = {}
+        self._stored: dict[tuple[Any, ...], Buffer] = {}
+
+    def bind(self, step: Step) -> None:
+        template = _TEMPLATES[type(step.kernel)]
+        planned = template.plan(step.kernel, self.target)
+        operands = [self._operand(index, buffer, template, planned) for index, buffer in enumerate(step.inputs)]
+        operands.append(step.output)
+        dtypes = [buffer.dtype for buffer in operands]
+        elements = [buffer.elements for buffer in operands]
+        key = (planned, tuple(dtypes), tuple(elements))
+        if key not in self._symbols:
+            self._symbols[key] = f"k{len(self._symbols)}"
+            self.functions[self._symbols[key]] = template.generate(planned, dtypes, elements)
+        call = Call(self._symbols[key], template.contract(planned), tuple(operands), _parallel(step.kernel), step)
+        self.calls.append(call)
+
+    def _operand(self, index: int, buffer: Buffer, template: _Template, planned: Any) -> Buffer:
+        if buffer.root.space != CONSTANT:
+            return buffer
+        if index == 1 and template.pack:
+            key = (id(buffer), planned)
+            if key not in self._packed:
+                data = template.pack(planned, np.asarray(buffer.data))
+                self._packed[key] = Buffer(buffer.name, buffer.dtype, data.size, CONSTANT, data)
+            buffer = self._packed[key]
+        return self._store(buffer)
+
+    def _store(self, buffer: Buffer) -> Buffer:
+        """The stored constant with these bytes: equal constants are stored once."""
+        data = np.ascontiguousarray(buffer.data)
+        key = (str(data.dtype), data.tobytes())
+        if key not in self._stored:
+            self._stored[key] = buffer
+            self.constants.append(buffer)
+        return self._stored[key]
+
+
+def _parallel(kernel: Kernel) -> bool:
+    return not isinstance(kernel, Loops) or loops.is_parallel(kernel)

@@ -1,0 +1,261 @@
+"""Code for :class:`edgec.program.Conv`: convolution as implicit GEMM, and GEMM itself.
+
+The register tile is ``rows`` × ``columns`` output pixels times ``vectors`` vectors of output channels. Every
+step of the reduction loads the vectors of one weight row and multiplies each by one input value per pixel,
+broadcast. Weights are packed so that they are read straight through: one panel per block of channels, in it
+[kh, kw, ci, channel]. The kernel name spells the contract:
+``f32_conv_n1h32w32c16_k3x3s1d1i16__t2x7v2`` is tile 2×7 pixels by 2 vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from edgec.program import Conv
+from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, padded_pieces, pieces, starts, tiles
+from edgec.targets.cpu.tir import Kernel
+from edgec.targets.target import Target
+
+FMA_LATENCY = 4
+"""Cycles until a multiply-add's result can be added to again; fewer accumulators than this stall."""
+LOADS_PER_CYCLE = 2
+TILE_OVERHEAD = 12
+"""Cycles, about, to set up a tile, on top of its stores."""
+RESIDENT_PANEL_BYTES = 20 * 1024
+"""A weight panel up to this size stays in the L1 cache while all pixels pass by."""
+
+
+@dataclass(frozen=True)
+class ConvPlan:
+    """A convolution with its register tile."""
+
+    conv: Conv
+    rows: int
+    columns: int
+    vectors: int
+    lanes: int
+
+    def __post_init__(self) -> None:
+        assert min(self.rows, self.columns, self.vectors) >= 1
+        assert self.rows <= self.conv.out_height and self.columns <= self.conv.out_width
+
+    @property
+    def block(self) -> int:
+        """Output channels of a whole block."""
+        return self.vectors * self.lanes
+
+    def widths(self, channels: int) -> list[int]:
+        """The vectors that cover a block of ``channels``; run-time weights must not be read past their end."""
+        cover = pieces if self.conv.weight_strides else padded_pieces
+        return cover(channels, self.lanes)
+
+    @property
+    def reduction(self) -> list[tuple[int, int]]:
+        """The reduction loops: (extent, input elements per step), merged where the input is contiguous."""
+        conv = self.conv
+        (kh, kw), (dh, dw) = conv.kernel, conv.dilation
+        _, row, column = conv.input_strides
+        loops = [(kh, dh * row), (kw, dw * column), (conv.in_channels, 1)]
+        merged: list[tuple[int, int]] = []
+        for extent, step in loops:
+            if extent == 1:
+                continue
+            if merged and merged[-1][1] == step * extent:
+                merged[-1] = (merged[-1][0] * extent, step)
+            else:
+                merged.append((extent, step))
+        return merged
+
+    @property
+    def depth(self) -> int:
+        """Products per output element."""
+        return self.conv.in_channels * prod(self.conv.kernel)
+
+    @property
+    def panel_first(self) -> bool:
+        """Whether channel blocks are the outer loop, each panel of weights staying in L1."""
+        return self.depth * self.block * 4 <= RESIDENT_PANEL_BYTES or self.conv.weight_strides is not None
+
+
+def plan(conv: Conv, target: Target) -> ConvPlan:
+    """Choose the register tile with the smallest cost estimate (see :func:`cost`)."""
+    lanes = target.lanes(4)
+    return min(candidates(conv, lanes, target.vector_registers), key=lambda p: (cost(p), p.rows, p.columns))
+
+
+def candidates(conv: Conv, lanes: int, registers: int) -> Iterator[ConvPlan]:
+    """Every register tile that fits the register file."""
+    for vectors in range(1, max(1, -(-conv.out_channels // lanes)) + 1):
+        if vectors > 8:
+            break
+        pixels = (registers - vectors - 1) // vectors
+        for columns in range(1, min(conv.out_width, max(1, pixels)) + 1):
+            for rows in range(1, min(conv.out_height, max(1, pixels // columns)) + 1):
+                yield ConvPlan(conv, rows, columns, vectors, lanes)
+
+
+def cost(p: ConvPlan) -> float:
+    """Cycles, about, of the whole convolution: multiply-adds, loads or latency, whichever bounds a tile."""
+    conv, total = p.conv, 0.0
+    for _, rows, row_tiles in tiles(conv.out_height, p.rows):
+        for _, columns, column_tiles in tiles(conv.out_width, p.columns):
+            for _, channels, blocks in tiles(conv.out_channels, p.block):
+                pixels, vectors = rows * columns, len(p.widths(channels))
+                fmas, loads = pixels * vectors, pixels + vectors
+                step = max(fmas, loads / LOADS_PER_CYCLE, FMA_LATENCY) + 0.5
+                setup = TILE_OVERHEAD + 1.5 * fmas
+                total += row_tiles * column_tiles * blocks * (p.depth * step + setup)
+    return total * conv.batch
+
+
+def pack(p: ConvPlan, weight: np.ndarray) -> np.ndarray:
+    """The weight [kh, kw, ci, co] as panels, one after the other, channels padded with zeros."""
+    matrix = weight.reshape(p.depth, p.conv.out_channels)
+    panels = []
+    for start, channels, count in tiles(p.conv.out_channels, p.block):
+        for block in range(count):
+            first = start + block * channels
+            panel = np.zeros((p.depth, sum(p.widths(channels))), weight.dtype)
+            panel[:, :channels] = matrix[:, first : first + channels]
+            panels.append(panel.ravel())
+    return np.concatenate(panels)
+
+
+def generate(p: ConvPlan, dtypes: list[str], elements: list[int]) -> Any:
+    """The kernel, as ``tirx.PrimFunc``."""
+    kernel = Kernel(dtypes, elements)
+    _ConvWriter(p, kernel).write()
+    return kernel.function()
+
+
+class _ConvWriter:
+    """Emits the loops over blocks and tiles, and a microkernel for each size of tile."""
+
+    def __init__(self, p: ConvPlan, kernel: Kernel) -> None:
+        self.plan, self.conv, self.kernel, self.body = p, p.conv, kernel, kernel.body
+        self.input, self.weight = kernel.buffers[:2]
+        self.target = Store(
+            self.body, kernel.buffers[:-1], kernel.buffers[-1], p.conv.epilogue, p.conv.store
+        )
+
+    def write(self) -> None:
+        with self.body.loop(self.conv.batch) as image:
+            if self.plan.panel_first:
+                self._channel_blocks(lambda *block: self._pixel_tiles(image, lambda *t: self._tile(image, *t, *block)))
+            else:
+                self._pixel_tiles(image, lambda *t: self._channel_blocks(lambda *b: self._tile(image, *t, *b)))
+
+    @property
+    def shared_axis(self) -> str:
+        """What the threads share: the loop with the most iterations."""
+        conv, p = self.conv, self.plan
+        counts = {
+            "rows": conv.out_height // p.rows,
+            "columns": conv.out_width // p.columns,
+            "channels": conv.out_channels // p.block,
+        }
+        return max(counts, key=lambda name: counts[name])
+
+    def _loop(self, axis: str, start: int, size: int, count: int, inner: Any) -> None:
+        """``count`` tiles of ``size`` from ``start``; shared among threads if ``axis`` is the shared one.
+
+        A rest tile of the shared axis belongs to the last thread.
+        """
+        if axis != self.shared_axis:
+            with self.body.loop(count) as index:
+                inner(start + index * size, index)
+        elif count > 1:
+            first, own = self.kernel.share(count)
+            with self.body.loop(own, first) as index:
+                inner(start + index * size, index)
+        else:
+            with self.body.when(tirx.EQ(self.kernel.thread, self.kernel.threads - 1)):
+                inner(tirx.const(start, "int32"), tirx.const(0, "int32"))
+
+    def _channel_blocks(self, inner: Any) -> None:
+        panel_start = 0
+        for start, channels, count in tiles(self.conv.out_channels, self.plan.block):
+            panel = self.plan.depth * sum(self.plan.widths(channels))
+            base = panel_start
+
+            def block(channel: Any, index: Any, base: int = base, panel: int = panel, n: int = channels) -> None:
+                inner(channel, n, index * panel + base)
+
+            self._loop("channels", start, channels, count, block)
+            panel_start += panel * count
+
+    def _pixel_tiles(self, image: Any, inner: Any) -> None:
+        for row_start, rows, row_tiles in tiles(self.conv.out_height, self.plan.rows):
+            for start, columns, count in tiles(self.conv.out_width, self.plan.columns):
+
+                def row_tile(row: Any, _: Any, s: int = start, c: int = columns, n: int = count, r: int = rows) -> None:
+                    self._loop("columns", s, c, n, lambda column, _: inner(row, column, r, c))
+
+                self._loop("rows", row_start, rows, row_tiles, row_tile)
+
+    def _tile(
+        self, image: Any, row: Any, column: Any, rows: int, columns: int, channel: Any, channels: int, panel: Any
+    ) -> None:
+        """The microkernel: one register tile, from zero to stored."""
+        widths = self.plan.widths(channels)
+        points = [Point(r, c) for r in range(rows) for c in range(columns)]
+        acc = Accumulators(self.body, self.conv.dtype, points, widths)
+        n_step, h_step, w_step = self.conv.input_strides
+        sh, sw = self.conv.stride
+        corner = self.conv.input_offset + image * n_step + row * (sh * h_step) + column * (sw * w_step)
+        corner = self.body.bind("corner", corner)
+        if self.conv.weight_strides:
+            batch_step, k_step = self.conv.weight_strides
+            panel = self.conv.weight_offset + image * batch_step + channel
+        else:
+            k_step = sum(widths)
+        panel = self.body.bind("panel", panel + tirx.const(0, "int32"))
+        self._reduce(acc, corner, panel, k_step)
+        acc.write(self.target, {0: image, 1: row, 2: column, 3: channel}, channels)
+
+    def _reduce(self, acc: Accumulators, corner: Any, panel: Any, k_step: int) -> None:
+        def level(depth: int, source: Any, k: Any) -> None:
+            loops = self.plan.reduction
+            if depth == len(loops):
+                self._multiply(acc, source, panel + k * k_step)
+                return
+            extent, step = loops[depth]
+            inner = prod(e for e, _ in loops[depth + 1 :])
+            with self.body.loop(extent, unroll=self._unroll(depth)) as index:
+                level(depth + 1, source + index * step, k + index * inner)
+
+        level(0, corner, tirx.const(0, "int32"))
+
+    def _unroll(self, depth: int) -> bool:
+        """Short inner loops are unrolled: their counters would cost as much as their work."""
+        loops = self.plan.reduction
+        return depth == len(loops) - 1 and len(loops) > 1 and loops[depth][0] <= 9
+
+    def _multiply(self, acc: Accumulators, source: Any, weights: Any) -> None:
+        """One step of the reduction for the whole tile."""
+        _, h_step, w_step = self.conv.input_strides
+        sh, sw = self.conv.stride
+        vectors = [
+            self.body.bind("w", load_channels(self.weight, weights + first, width))
+            for first, width in zip(starts(acc.widths), acc.widths, strict=True)
+        ]
+        for pixel, point in enumerate(acc.points):
+            offset = point.row * sh * h_step + point.column * sw * w_step
+            value = self.body.bind("x", tirx.BufferLoad(self.input, [source + offset]))
+            for index, vector in enumerate(vectors):
+                acc.add_product(pixel, index, value, vector)
+
+
+def contract(p: ConvPlan) -> str:
+    """The kernel's name."""
+    c = p.conv
+    kernel = f"k{c.kernel[0]}x{c.kernel[1]}s{c.stride[0]}x{c.stride[1]}d{c.dilation[0]}x{c.dilation[1]}"
+    shape = f"n{c.batch}h{c.out_height}w{c.out_width}c{c.out_channels}"
+    kind = "gemm_rt" if c.weight_strides else "conv"
+    return f"f32_{kind}_{shape}_{kernel}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}"

@@ -1,0 +1,107 @@
+"""Code for :class:`edgec.program.Depthwise`: vectors across channels, a run of output pixels at a time.
+
+The channel block is the outer loop, so that its weights can stay in registers while a row passes by;
+neighbouring pixels of the register tile share their loads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from edgec.program import Depthwise
+from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, pieces, tiles
+from edgec.targets.cpu.tir import Kernel
+from edgec.targets.target import Target
+
+
+@dataclass(frozen=True)
+class DepthwisePlan:
+    """A depthwise convolution with its tile: ``columns`` pixels of one vector of channels."""
+
+    depthwise: Depthwise
+    columns: int
+    lanes: int
+
+
+def plan(depthwise: Depthwise, target: Target) -> DepthwisePlan:
+    """As many pixels as registers allow beside the weights, in equal tiles."""
+    taps = depthwise.kernel[0] * depthwise.kernel[1]
+    free = target.vector_registers - min(taps, target.vector_registers // 2) - 2
+    most = max(1, min(free // 2, depthwise.out_width, 8))
+    count = -(-depthwise.out_width // most)
+    return DepthwisePlan(depthwise, -(-depthwise.out_width // count), target.lanes(4))
+
+
+def pack(p: DepthwisePlan, weight: np.ndarray) -> np.ndarray:
+    """The weight [kh, kw, c] as one run per vector of channels: [block][kh, kw, lane]."""
+    flat = weight.reshape(-1, p.depthwise.channels)
+    widths = pieces(p.depthwise.channels, p.lanes)
+    edges = np.cumsum([0, *widths])
+    return np.concatenate([flat[:, a:b].ravel() for a, b in zip(edges[:-1], edges[1:], strict=True)])
+
+
+def generate(p: DepthwisePlan, dtypes: list[str], elements: list[int]) -> Any:
+    """The kernel, as ``tirx.PrimFunc``."""
+    kernel = Kernel(dtypes, elements)
+    _DepthwiseWriter(p, kernel).write()
+    return kernel.function()
+
+
+class _DepthwiseWriter:
+    def __init__(self, p: DepthwisePlan, kernel: Kernel) -> None:
+        self.plan, self.conv, self.kernel, self.body = p, p.depthwise, kernel, kernel.body
+        self.input, self.weight = kernel.buffers[:2]
+        self.target = Store(
+            self.body, kernel.buffers[:-1], kernel.buffers[-1], self.conv.epilogue, self.conv.store
+        )
+        self.taps = self.conv.kernel[0] * self.conv.kernel[1]
+
+    def write(self) -> None:
+        with self.body.loop(self.conv.batch) as image:
+            first, count = self.kernel.share(self.conv.out_height)
+            with self.body.loop(count, first) as row:
+                self._channels(image, row)
+
+    def _channels(self, image: Any, row: Any) -> None:
+        lanes, whole = self.plan.lanes, self.conv.channels // self.plan.lanes
+        if whole:
+            with self.body.loop(whole) as block:
+                self._row(image, row, block * lanes, lanes, block * (lanes * self.taps))
+        channel = whole * lanes
+        for width in pieces(self.conv.channels - channel, lanes):
+            self._row(image, row, tirx.const(channel, "int32"), width, tirx.const(channel * self.taps, "int32"))
+            channel += width
+
+    def _row(self, image: Any, row: Any, channel: Any, width: int, weights: Any) -> None:
+        for start, columns, count in tiles(self.conv.out_width, self.plan.columns):
+            with self.body.loop(count) as index:
+                self._tile(image, row, start + index * columns, columns, channel, width, weights)
+
+    def _tile(self, image: Any, row: Any, column: Any, columns: int, channel: Any, width: int, weights: Any) -> None:
+        points = [Point(0, c) for c in range(columns)]
+        acc = Accumulators(self.body, self.conv.dtype, points, [width])
+        n_step, h_step, w_step = self.conv.input_strides
+        (sh, sw), (dh, dw) = self.conv.stride, self.conv.dilation
+        corner = self.conv.input_offset + image * n_step + row * (sh * h_step) + column * (sw * w_step) + channel
+        corner = self.body.bind("corner", corner)
+        kernel_h, kernel_w = self.conv.kernel
+        for tap_row in range(kernel_h):
+            for tap_column in range(kernel_w):
+                tap = tap_row * kernel_w + tap_column
+                weight = self.body.bind("w", load_channels(self.weight, weights + tap * width, width))
+                for pixel in range(columns):
+                    offset = tap_row * dh * h_step + (pixel * sw + tap_column * dw) * w_step
+                    value = load_channels(self.input, corner + offset, width)
+                    acc.add_product(pixel, 0, value, weight)
+        acc.write(self.target, {0: image, 1: row, 2: column, 3: channel}, width)
+
+
+def contract(p: DepthwisePlan) -> str:
+    """The kernel's name."""
+    c = p.depthwise
+    kernel = f"k{c.kernel[0]}x{c.kernel[1]}s{c.stride[0]}x{c.stride[1]}d{c.dilation[0]}x{c.dilation[1]}"
+    return f"f32_dwconv_n{c.batch}h{c.out_height}w{c.out_width}c{c.channels}_{kernel}__t{p.columns}"

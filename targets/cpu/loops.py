@@ -1,0 +1,352 @@
+"""Code for :class:`edgec.program.Loops`: any loop nest, vectorised along its innermost axis.
+
+The nest is first simplified (unit axes dropped, neighbouring axes that every index walks together merged).
+Then one of three shapes is emitted: vectors along the last output axis (the usual one), vectors along the
+last reduction axis (a sum over contiguous elements), or plain scalars.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from edgec import scalar
+from edgec.program import Loops
+from edgec.scalar import Expr
+from edgec.targets.cpu import math
+from edgec.targets.cpu.tir import Emitter, Kernel, coefficient, lanes_of, storage, vector_store, widen
+from edgec.targets.target import Target
+
+ACCUMULATORS = 4
+"""Vectors of a reduction that are in flight at once."""
+
+
+def identity(reducer: str, dtype: str) -> float | int | bool:
+    """What ``reducer`` starts from."""
+    if reducer in ("sum", "prod"):
+        return 0 if reducer == "sum" else 1
+    if dtype == "bool":
+        return reducer == "min"
+    kind = np.dtype(dtype)
+    if kind.kind == "f":
+        return float("-inf") if reducer == "max" else float("inf")
+    limits = np.iinfo(kind)
+    return int(limits.min if reducer == "max" else limits.max)
+
+
+COMBINE = {"sum": "add", "prod": "mul", "max": "max", "min": "min", "add": "add", "mul": "mul"}
+"""The binary operator of each reducer and of each ``Loops.combine``."""
+
+
+def simplify(nest: Loops) -> Loops:
+    """``nest`` without unit axes and with axes merged where every index expression allows it."""
+    nest = _drop_unit_axes(nest)
+    position = 0
+    while position + 1 < len(nest.extents):
+        if _mergeable(nest, position):
+            nest = _merge(nest, position)
+        else:
+            position += 1
+    return nest
+
+
+def _index_expressions(nest: Loops) -> list[Expr]:
+    found = [nest.store]
+    for expr in (nest.body, nest.epilogue):
+        if expr is not None:
+            found += [node.args[1] for node in scalar.loads(expr)]
+    return found
+
+
+def _mapped(nest: Loops, axes: dict[int, Expr], **changes: Any) -> Loops:
+    def swap(expr: Expr | None) -> Expr | None:
+        return None if expr is None else scalar.substitute_axes(expr, axes)
+
+    return replace(nest, body=swap(nest.body), store=swap(nest.store), epilogue=swap(nest.epilogue), **changes)
+
+
+def _drop_unit_axes(nest: Loops) -> Loops:
+    extents = nest.extents + nest.reduce
+    keep = [i for i, extent in enumerate(extents) if extent != 1]
+    axes = {i: scalar.const(0, scalar.INDEX) for i, extent in enumerate(extents) if extent == 1}
+    axes |= {old: scalar.axis(new) for new, old in enumerate(keep)}
+    outer = tuple(e for e in nest.extents if e != 1)
+    return _mapped(nest, axes, extents=outer, reduce=tuple(e for e in nest.reduce if e != 1))
+
+
+def _mergeable(nest: Loops, first: int) -> bool:
+    """Whether axes ``first`` and ``first + 1`` are always walked as one."""
+    inner = nest.extents[first + 1]
+    for expr in _index_expressions(nest):
+        outer_step, inner_step = coefficient(expr, first), coefficient(expr, first + 1)
+        if outer_step is None or inner_step is None or outer_step != inner_step * inner:
+            return False
+    return not _uses_axes_outside_loads(nest, {first, first + 1})
+
+
+def _uses_axes_outside_loads(nest: Loops, axes: set[int]) -> bool:
+    """Whether a value (not an offset) depends on ``axes``, which merging would change."""
+    for expr in (nest.body, nest.epilogue):
+        if expr is None:
+            continue
+        opaque = scalar.rewrite(
+            expr, lambda node: scalar.load(node.args[0], 0, node.dtype) if node.op == "load" else None
+        )
+        if any(node.op == "axis" and node.args[0] in axes for node in scalar.walk(opaque)):
+            return True
+    return False
+
+
+def _merge(nest: Loops, first: int) -> Loops:
+    extents = list(nest.extents)
+    extents[first : first + 2] = [extents[first] * extents[first + 1]]
+    total = len(nest.extents) + len(nest.reduce)
+    axes = {first: scalar.const(0, scalar.INDEX), first + 1: scalar.axis(first)}
+    axes |= {old: scalar.axis(old - 1) for old in range(first + 2, total)}
+    return _mapped(nest, axes, extents=tuple(extents))
+
+
+@dataclass(frozen=True)
+class LoopsPlan:
+    """How a nest is emitted: along which axis (index into output+reduce axes) vectors run, and how wide."""
+
+    nest: Loops
+    vector_axis: int | None
+    lanes: int
+
+
+def plan(nest: Loops, target: Target) -> LoopsPlan:
+    """Choose the vector axis."""
+    nest = simplify(nest)
+    lanes = target.lanes(_widest(nest))
+    last = len(nest.extents) - 1
+    if nest.sequential or nest.combine:
+        return LoopsPlan(nest, None, 1)
+    if _vectorises(nest, last):
+        return LoopsPlan(nest, last, min(lanes, _power_of_two(nest.extents[last])))
+    if nest.reduce and nest.reduce[-1] >= lanes and nest.reducer in COMBINE:
+        axis = len(nest.extents) + len(nest.reduce) - 1
+        steps = [coefficient(node.args[1], axis) for node in scalar.loads(nest.body)]
+        if all(step in (0, 1) for step in steps) and 1 in steps:
+            return LoopsPlan(nest, axis, lanes)
+    return LoopsPlan(nest, None, 1)
+
+
+def _vectorises(nest: Loops, axis: int) -> bool:
+    """Whether vectors along output axis ``axis`` mostly load and store neighbours."""
+    if axis < 0 or nest.extents[axis] < 2 or coefficient(nest.store, axis) != 1:
+        return False
+    found = scalar.loads(nest.body) + (scalar.loads(nest.epilogue) if nest.epilogue else [])
+    steps = [coefficient(node.args[1], axis) for node in found]
+    # a gather costs as much as scalars do; a reduction over contiguous elements is better the other way
+    if nest.reduce and any(step not in (0, 1) for step in steps):
+        return False
+    return all(step is not None for step in steps)
+
+
+def _widest(nest: Loops) -> int:
+    sizes = [np.dtype(nest.dtype).itemsize]
+    for expr in (nest.body, nest.epilogue):
+        if expr is not None:
+            sizes += [np.dtype(n.dtype).itemsize for n in scalar.walk(expr) if n.dtype != scalar.INDEX]
+    return max(sizes)
+
+
+def _power_of_two(extent: int) -> int:
+    return 1 << (extent.bit_length() - 1)
+
+
+def generate(planned: LoopsPlan, dtypes: list[str], elements: list[int]) -> Any:
+    """The kernel: operands in order and the output last, as ``tirx.PrimFunc``."""
+    kernel = Kernel(dtypes, elements)
+    _LoopsWriter(planned, kernel).write()
+    return kernel.function()
+
+
+class _LoopsWriter:
+    """Emits one nest, axis by axis."""
+
+    def __init__(self, planned: LoopsPlan, kernel: Kernel) -> None:
+        self.nest, self.kernel, self.body = planned.nest, kernel, kernel.body
+        self.vector_axis, self.lanes = planned.vector_axis, planned.lanes
+        self.operands, self.output = kernel.buffers[:-1], kernel.buffers[-1]
+
+    def write(self) -> None:
+        self._axis(0, {})
+
+    def _axis(self, depth: int, axes: dict[int, Any]) -> None:
+        """Loop over output axis ``depth``, or compute the point when all are open."""
+        if depth == len(self.nest.extents):
+            self._point(axes, 1, 1)
+        elif depth == self.vector_axis:
+            self._vector_loop(depth, axes)
+        else:
+            start, count = self._share(depth, self.nest.extents[depth])
+            with self.body.loop(count, start) as index:
+                self._axis(depth + 1, {**axes, depth: index})
+
+    def _share(self, depth: int, extent: int) -> tuple[Any, Any]:
+        """The iterations of a loop: the outermost one is split among the threads."""
+        return (0, extent) if depth or not self.parallel else self.kernel.share(extent)
+
+    @property
+    def parallel(self) -> bool:
+        return is_parallel(self.nest)
+
+    def _vector_loop(self, depth: int, axes: dict[int, Any]) -> None:
+        extent, start = self.nest.extents[depth], 0
+        width = self.lanes * (ACCUMULATORS if self.nest.reduce else 1)
+        whole = extent // width
+        if whole:
+            first, count = self._share(depth, whole)
+            with self.body.loop(count, first) as block:
+                self._point({**axes, depth: block * width}, self.lanes, width // self.lanes)
+            start = whole * width
+        if start < extent:
+            self._tail(depth, axes, start)
+
+    def _tail(self, depth: int, axes: dict[int, Any], start: int) -> None:
+        """What is left of the vector axis, in ever shorter vectors, on the last thread."""
+        if depth == 0 and self.parallel:
+            with self.body.when(tirx.EQ(self.kernel.thread, self.kernel.threads - 1)):
+                self._chunks(depth, axes, start)
+        else:
+            self._chunks(depth, axes, start)
+
+    def _chunks(self, depth: int, axes: dict[int, Any], start: int) -> None:
+        extent, lanes = self.nest.extents[depth], self.lanes
+        while start < extent:
+            while lanes > extent - start:
+                lanes //= 2
+            self._point({**axes, depth: tirx.const(start, "int32")}, lanes, 1)
+            start += lanes
+
+    def _point(self, axes: dict[int, Any], lanes: int, vectors: int) -> None:
+        """Compute and store ``vectors`` vectors of ``lanes`` output elements."""
+        if self.nest.reducer is None:
+            self._store(axes, lanes, None)
+            return
+        if self.vector_axis is not None and self.vector_axis >= len(self.nest.extents):
+            self._store(axes, 1, self._reduce_along_vector(axes))
+            return
+        accumulators = self._reduce(axes, lanes, vectors)
+        for index in range(vectors):
+            value = tirx.BufferLoad(accumulators, [self._slot(index, lanes)])
+            self._store(self._shifted(axes, index * lanes), lanes, value)
+
+    def _shifted(self, axes: dict[int, Any], by: int) -> dict[int, Any]:
+        if self.vector_axis is None or not by:
+            return axes
+        return {**axes, self.vector_axis: axes[self.vector_axis] + by}
+
+    def _slot(self, index: int, lanes: int) -> Any:
+        first = tirx.const(index * lanes, "int32")
+        return first if lanes == 1 else tirx.Ramp(first, tirx.const(1, "int32"), lanes)
+
+    def _start(self, lanes: int, vectors: int) -> Any:
+        """Accumulators at the reducer's identity."""
+        dtype = self.nest.body.dtype
+        buffer = self.body.local(storage(dtype), lanes * vectors)
+        start = tirx.const(identity(str(self.nest.reducer), dtype), storage(dtype))
+        for index in range(vectors):
+            value = widen(start, lanes)
+            self.body.emit(tirx.stmt.BufferStore(buffer, value, [self._slot(index, lanes)]))
+        return buffer
+
+    def _accumulate(self, buffer: Any, slot: Any, value: Any) -> None:
+        combined = math.apply(COMBINE[str(self.nest.reducer)], [tirx.BufferLoad(buffer, [slot]), value], "")
+        self.body.emit(tirx.stmt.BufferStore(buffer, combined, [slot]))
+
+    def _reduce(self, axes: dict[int, Any], lanes: int, vectors: int) -> Any:
+        buffer = self._start(lanes, vectors)
+        self._reduce_axis(0, axes, lambda point: self._take_in(buffer, point, lanes, vectors))
+        return buffer
+
+    def _take_in(self, buffer: Any, axes: dict[int, Any], lanes: int, vectors: int) -> None:
+        for index in range(vectors):
+            point = self._shifted(axes, index * lanes)
+            emitter = Emitter(self.body, self.operands, point, self.vector_axis, lanes)
+            value = self._in_memory(emitter.vector(self.nest.body))
+            self._accumulate(buffer, self._slot(index, lanes), value)
+
+    def _in_memory(self, value: Any) -> Any:
+        if str(value.ty.dtype).startswith("bool"):
+            return tirx.Cast(math.vector_type("uint8", value), value)
+        return value
+
+    def _reduce_axis(self, depth: int, axes: dict[int, Any], inner: Any) -> None:
+        if depth == len(self.nest.reduce):
+            inner(axes)
+            return
+        with self.body.loop(self.nest.reduce[depth]) as index:
+            self._reduce_axis(depth + 1, {**axes, len(self.nest.extents) + depth: index}, inner)
+
+    def _reduce_along_vector(self, axes: dict[int, Any]) -> Any:
+        """Reduce with vectors along the last reduction axis; the lanes are combined at the end."""
+        lanes, extent = self.lanes, self.nest.reduce[-1]
+        vectors = max(v for v in (1, 2, 4) if v * lanes <= extent)
+        buffer = self._start(lanes, vectors)
+        tail = self._start(1, 1) if extent % (lanes * vectors) else None
+        self._reduce_rows(0, axes, buffer, tail, vectors)
+        return self._fold_lanes(buffer, lanes * vectors, tail)
+
+    def _reduce_rows(self, depth: int, axes: dict[int, Any], buffer: Any, tail: Any, vectors: int) -> None:
+        axis = len(self.nest.extents) + depth
+        if depth < len(self.nest.reduce) - 1:
+            with self.body.loop(self.nest.reduce[depth]) as index:
+                self._reduce_rows(depth + 1, {**axes, axis: index}, buffer, tail, vectors)
+            return
+        width, extent = self.lanes * vectors, self.nest.reduce[depth]
+        with self.body.loop(extent // width) as block:
+            self._take_in(buffer, {**axes, axis: block * width}, self.lanes, vectors)
+        if extent % width:
+            with self.body.loop(extent % width, extent - extent % width) as index:
+                point = {**axes, axis: index}
+                value = self._in_memory(Emitter(self.body, self.operands, point)(self.nest.body))
+                self._accumulate(tail, self._slot(0, 1), value)
+
+    def _fold_lanes(self, buffer: Any, count: int, tail: Any) -> Any:
+        operator = COMBINE[str(self.nest.reducer)]
+        values = [tirx.BufferLoad(buffer, [tirx.const(i, "int32")]) for i in range(count)]
+        if tail is not None:
+            values.append(tirx.BufferLoad(tail, [tirx.const(0, "int32")]))
+        while len(values) > 1:
+            pairs = [
+                self.body.bind("fold", math.apply(operator, values[i : i + 2], ""))
+                for i in range(0, len(values) - 1, 2)
+            ]
+            values = pairs + (values[-1:] if len(values) % 2 else [])
+        return values[0]
+
+    def _store(self, axes: dict[int, Any], lanes: int, accumulated: Any) -> None:
+        reduced_bool = accumulated is not None and self.nest.body.dtype == "bool"
+        if reduced_bool:
+            accumulated = accumulated != math.constant(0, accumulated)
+        emitter = Emitter(self.body, self.operands, axes, self.vector_axis, lanes, accumulated)
+        if self.nest.reducer is not None and self.nest.epilogue is None:
+            value = widen(accumulated, lanes)
+        else:
+            value = emitter.vector(self.nest.result)
+        offset, step = emitter.offset(self.nest.store)
+        if self.nest.combine is not None:
+            value = math.apply(COMBINE[self.nest.combine], [tirx.BufferLoad(self.output, [offset]), value], "")
+        assert lanes_of(value) == lanes
+        self.body.emit(vector_store(self.output, self._in_memory(value), offset, step or 1))
+
+
+def is_parallel(nest: Loops) -> bool:
+    """Whether threads may share the nest."""
+    return nest.combine is None and not nest.sequential and prod(nest.extents) > 1
+
+
+def contract(planned: LoopsPlan) -> str:
+    """The kernel's name: dtype, what it does, extents, vector."""
+    nest = planned.nest
+    shape = "x".join(map(str, nest.extents)) or "1"
+    kind = nest.reducer or nest.combine or "map"
+    reduce = "r" + "x".join(map(str, nest.reduce)) if nest.reduce else ""
+    return f"{nest.dtype}_{kind}_{shape}{reduce}__v{planned.lanes}"

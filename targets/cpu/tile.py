@@ -1,0 +1,125 @@
+"""What the matrix-like kernels share: vectors across channels, accumulators, epilogues and stores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx import stmt
+
+from edgec import scalar
+from edgec.scalar import Expr
+from edgec.targets.cpu.tir import Body, Emitter, vector_load, vector_store, widen
+
+CHANNEL_AXIS = 3
+"""Epilogue axis that vectors run along: (n, h, w, c)."""
+
+
+def pieces(extent: int, lanes: int) -> list[int]:
+    """``extent`` channels as vectors of at most ``lanes``, each a power of two wide: 27 → 16, 8, 2, 1."""
+    widths = [lanes] * (extent // lanes)
+    rest = extent % lanes
+    return widths + [1 << bit for bit in reversed(range(rest.bit_length())) if rest >> bit & 1]
+
+
+def padded_pieces(extent: int, lanes: int) -> list[int]:
+    """As :func:`pieces`, the rest in one vector wide enough for it: 27 → 16, 16; 19 → 16, 4."""
+    rest = extent % lanes
+    return [lanes] * (extent // lanes) + ([1 << (rest - 1).bit_length()] if rest else [])
+
+
+def starts(widths: Sequence[int]) -> list[int]:
+    """Where each of the vectors starts."""
+    return [sum(widths[:index]) for index in range(len(widths))]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One output pixel of a tile: its row and column from the tile's corner."""
+
+    row: int
+    column: int
+
+
+class Accumulators:
+    """A register tile: one row of vectors per pixel."""
+
+    def __init__(self, body: Body, dtype: str, points: Sequence[Point], widths: Sequence[int]) -> None:
+        self.body, self.points, self.widths, self.dtype = body, points, widths, dtype
+        self._starts, self._row = starts(widths), sum(widths)
+        self.buffer = body.local(dtype, self._row * len(points))
+        for pixel in range(len(points)):
+            for vector, width in enumerate(widths):
+                zero = widen(tirx.const(0, dtype), width)
+                self.body.emit(stmt.BufferStore(self.buffer, zero, [self._index(pixel, vector, width)]))
+
+    def _index(self, pixel: int, vector: int, width: int, skip: int = 0) -> Any:
+        first = tirx.const(pixel * self._row + self._starts[vector] + skip, "int32")
+        return first if width == 1 else tirx.Ramp(first, tirx.const(1, "int32"), width)
+
+    def add_product(self, pixel: int, vector: int, left: Any, right: Any) -> None:
+        """acc[pixel, vector] += left · right; ``left`` may be a scalar."""
+        width = self.widths[vector]
+        index = [self._index(pixel, vector, width)]
+        total = tirx.BufferLoad(self.buffer, index) + widen(left, width) * right
+        self.body.emit(stmt.BufferStore(self.buffer, total, index))
+
+    def write(self, target: Store, origin: dict[int, Any], channels: int) -> None:
+        """Apply the epilogue to the first ``channels`` channels of every pixel and store them.
+
+        All values are computed before the first is stored: a store might alias an epilogue's operand, and
+        the compiler would have to load bias and scale again after it.
+        """
+        results = []
+        for pixel, point in enumerate(self.points):
+            axes = {
+                **origin,
+                1: origin[1] + point.row if point.row else origin[1],
+                2: origin[2] + point.column if point.column else origin[2],
+            }
+            for vector, width in enumerate(self.widths):
+                skip = 0
+                for part in pieces(max(0, min(width, channels - self._starts[vector])), width):
+                    value = tirx.BufferLoad(self.buffer, [self._index(pixel, vector, part, skip)])
+                    results.append(target.evaluate(axes, self._starts[vector] + skip, part, value))
+                    skip += part
+        for offset, value in results:
+            self.body.emit(vector_store(target.output, value, offset))
+
+
+@dataclass
+class Store:
+    """Where results go: the epilogue over ``operands``, stored to ``output`` at the kernel's offsets."""
+
+    body: Body
+    operands: Sequence[Any]
+    output: Any
+    epilogue: Expr
+    store: Expr
+
+    def evaluate(self, axes: dict[int, Any], channel: int, lanes: int, value: Any) -> tuple[Any, Any]:
+        """The offset of one vector of results, and the results, computed but not stored."""
+        point = {**axes, CHANNEL_AXIS: axes[CHANNEL_AXIS] + channel if channel else axes[CHANNEL_AXIS]}
+        emitter = Emitter(self.body, self.operands, point, CHANNEL_AXIS, lanes, value)
+        result = emitter.vector(self.epilogue)
+        if self.epilogue is not scalar.accumulator(self.epilogue.dtype):
+            result = self.body.bind("y", result)
+        else:
+            result = self.body.bind("y", value)
+        return emitter.offset(self.store)[0], result
+
+
+def tiles(extent: int, size: int) -> list[tuple[int, int, int]]:
+    """``extent`` cut into tiles: (start, tile size, how many) for the whole tiles and for the rest."""
+    whole = extent // size
+    cut = [(0, size, whole)] if whole else []
+    if extent % size:
+        cut.append((whole * size, extent % size, 1))
+    return cut
+
+
+def load_channels(buffer: Any, offset: Any, lanes: int) -> Any:
+    """``lanes`` neighbouring channels."""
+    return vector_load(buffer, offset, lanes)

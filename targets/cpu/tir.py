@@ -1,0 +1,244 @@
+"""From scalar expressions to TIR: one element, or one vector of neighbouring elements, at a time.
+
+A kernel under construction is a :class:`Body`: statements in order, with loops as ``with`` blocks. An
+:class:`Emitter` evaluates expressions inside it. Vectors are explicit (ramps and broadcasts), so what the
+machine executes is decided here and not by an optimiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.tirx import stmt
+
+from edgec import scalar
+from edgec.scalar import Expr
+from edgec.targets.cpu import math
+
+STORAGE = {"bool": "uint8"}
+"""dtype in memory, where it differs from the dtype in a register."""
+
+
+def storage(dtype: str) -> str:
+    """The dtype that ``dtype`` has in memory."""
+    return STORAGE.get(dtype, dtype)
+
+
+class Body:
+    """Statements of a kernel, collected in order."""
+
+    def __init__(self) -> None:
+        self._blocks: list[list[Any]] = [[]]
+        self._names = 0
+
+    def emit(self, statement: Any) -> None:
+        self._blocks[-1].append(statement)
+
+    def name(self, prefix: str) -> str:
+        """A name not used before in this kernel."""
+        self._names += 1
+        return f"{prefix}{self._names}"
+
+    @contextmanager
+    def loop(self, extent: Any, start: Any = 0, unroll: bool = False) -> Iterator[Any]:
+        """A loop from ``start`` over ``extent`` iterations; one iteration needs no loop."""
+        if isinstance(extent, int) and extent == 1:
+            yield start if not isinstance(start, int) else tirx.const(start, "int32")
+            return
+        variable = tirx.Var(self.name("i"), "int32")
+        self._blocks.append([])
+        yield variable
+        kind = tirx.ForKind.UNROLLED if unroll else tirx.ForKind.SERIAL
+        self.emit_into_parent(lambda block: stmt.For(variable, start, extent, kind, block))
+
+    @contextmanager
+    def when(self, condition: Any) -> Iterator[None]:
+        """Statements for where ``condition`` holds."""
+        self._blocks.append([])
+        yield
+        self.emit_into_parent(lambda block: stmt.IfThenElse(condition, block, None))
+
+    def emit_into_parent(self, wrap: Any) -> None:
+        """Close the innermost block and emit ``wrap`` of it into the block around it."""
+        self.emit(wrap(sequence(self._blocks.pop())))
+
+    def bind(self, prefix: str, value: Any) -> Any:
+        """Give ``value`` a name, so that it is computed once."""
+        variable = tirx.Var(self.name(prefix), value.ty)
+        self.emit(stmt.Bind(variable, value))
+        return variable
+
+    def local(self, dtype: str, elements: int) -> Any:
+        """Registers (or stack) for ``elements`` values of ``dtype``."""
+        buffer = tirx.decl_buffer((elements,), dtype, name=self.name("acc"), scope="local")
+        self.emit(stmt.AllocBuffer(buffer))
+        return buffer
+
+    def close(self) -> Any:
+        """The whole kernel's statement."""
+        return sequence(self._blocks[0])
+
+
+def sequence(statements: Sequence[Any]) -> Any:
+    """One statement out of any number."""
+    if not statements:
+        return stmt.Evaluate(tirx.const(0, "int32"))
+    return statements[0] if len(statements) == 1 else stmt.SeqStmt(list(statements))
+
+
+class Kernel:
+    """A kernel's signature: one pointer per operand, the output, this thread and how many there are."""
+
+    def __init__(self, dtypes: Sequence[str], elements: Sequence[int]) -> None:
+        self.body = Body()
+        self.thread = tirx.Var("thread", "int32")
+        self.threads = tirx.Var("threads", "int32")
+        self._pointers: list[Any] = []
+        self.buffers: list[Any] = []
+        for index, (dtype, count) in enumerate(zip(dtypes, elements, strict=True)):
+            pointer = tirx.Var(f"p{index}", tvm.ir.PointerType(tvm.ir.PrimType(storage(dtype))))
+            buffer = tirx.decl_buffer((count,), storage(dtype), name=f"b{index}", data_alignment=1)
+            self._pointers.append(pointer)
+            self.buffers.append(buffer)
+            self.body.emit(stmt.DeclBuffer(buffer, data=pointer))
+
+    def share(self, extent: int) -> tuple[Any, Any]:
+        """This thread's part of ``extent`` iterations: where it starts and how many there are."""
+        total = tirx.const(extent, "int32")
+        start = self.body.bind("lo", tirx.truncdiv(self.thread * total, self.threads))
+        end = tirx.truncdiv((self.thread + 1) * total, self.threads)
+        return start, self.body.bind("count", end - start)
+
+    def function(self) -> Any:
+        """The finished ``tirx.PrimFunc``."""
+        return tirx.PrimFunc([*self._pointers, self.thread, self.threads], self.body.close(), ret_type=None)
+
+
+def vector_load(buffer: Any, offset: Any, lanes: int, stride: int = 1) -> Any:
+    """``lanes`` elements from ``offset`` on."""
+    if lanes == 1:
+        return tirx.BufferLoad(buffer, [offset])
+    return tirx.BufferLoad(buffer, [tirx.Ramp(offset, tirx.const(stride, "int32"), lanes)])
+
+
+def vector_store(buffer: Any, value: Any, offset: Any, stride: int = 1) -> Any:
+    """The statement that stores ``value``'s lanes from ``offset`` on."""
+    lanes = lanes_of(value)
+    index = offset if lanes == 1 else tirx.Ramp(offset, tirx.const(stride, "int32"), lanes)
+    return stmt.BufferStore(buffer, value, [index])
+
+
+def lanes_of(value: Any) -> int:
+    """How many lanes ``value`` has."""
+    return int(tvm.DataType(str(value.ty.dtype)).lanes)
+
+
+def widen(value: Any, lanes: int) -> Any:
+    """``value`` in every one of ``lanes`` lanes."""
+    return value if lanes_of(value) == lanes else tirx.Broadcast(value, lanes)
+
+
+def coefficient(expr: Expr, axis: int) -> int | None:
+    """How far ``expr`` moves for one step of ``axis``; None when that is not a constant."""
+    if expr.op == "axis":
+        return int(expr.args[0] == axis)
+    if expr.op == "add" or expr.op == "sub":
+        left, right = (coefficient(child, axis) for child in expr.children)
+        if left is None or right is None:
+            return None
+        return left + right if expr.op == "add" else left - right
+    moves = [coefficient(child, axis) for child in expr.children]
+    if all(move == 0 for move in moves):
+        return 0
+    if expr.op == "mul":
+        (left, right), (first, second) = expr.children, moves
+        if right.op == "const" and first is not None:
+            return first * int(right.args[0])
+        if left.op == "const" and second is not None:
+            return second * int(left.args[0])
+    return None
+
+
+class Emitter:
+    """Evaluates expressions at the point (``axes``) of a loop nest.
+
+    Args:
+        body: where shared subterms are bound.
+        operands: the buffer of each operand.
+        axes: the TIR value of each loop axis; that of ``vector_axis`` is its first lane.
+        vector_axis: the axis along which a vector runs, or None.
+        lanes: how many lanes the vector has.
+        accumulator: the value of ``acc``.
+    """
+
+    def __init__(
+        self,
+        body: Body,
+        operands: Sequence[Any],
+        axes: dict[int, Any],
+        vector_axis: int | None = None,
+        lanes: int = 1,
+        accumulator: Any = None,
+    ) -> None:
+        self.body, self.operands, self.axes = body, operands, axes
+        self.vector_axis, self.lanes = (vector_axis, lanes) if lanes > 1 else (None, 1)
+        self.accumulator = accumulator
+        self._made: dict[int, Any] = {}
+
+    def __call__(self, expr: Expr) -> Any:
+        """The TIR value of ``expr``: scalar where every lane agrees, else a vector."""
+        uses: dict[int, int] = {}
+        for node in scalar.walk(expr):
+            for child in node.children:
+                uses[id(child)] = uses.get(id(child), 0) + 1
+        for node in scalar.walk(expr):
+            if id(node) not in self._made:
+                value = self._node(node)
+                shared = uses.get(id(node), 0) > 1 and node.op not in ("const", "axis", "acc")
+                self._made[id(node)] = self.body.bind("v", value) if shared else value
+        return self._made[id(expr)]
+
+    def vector(self, expr: Expr) -> Any:
+        """The TIR value of ``expr`` with all its lanes."""
+        return widen(self(expr), self.lanes)
+
+    def offset(self, expr: Expr) -> tuple[Any, int | None]:
+        """The first lane's value of an index expression, and how far each further lane lies."""
+        if self.vector_axis is None:
+            return self(expr), 0
+        step = coefficient(expr, self.vector_axis)
+        if step is None:
+            return self(expr), None
+        first = Emitter(self.body, self.operands, self.axes)
+        return first(expr), step
+
+    def _node(self, node: Expr) -> Any:
+        if node.op == "const":
+            return tirx.const(node.args[0], node.dtype)
+        if node.op == "axis":
+            base = self.axes[node.args[0]]
+            if node.args[0] == self.vector_axis:
+                return tirx.Ramp(base, tirx.const(1, "int32"), self.lanes)
+            return base
+        if node.op == "acc":
+            return self.accumulator
+        if node.op == "load":
+            return self._load(node)
+        args = [self._made[id(child)] for child in node.children]
+        lanes = max((lanes_of(arg) for arg in args), default=1)
+        return math.apply(node.op, [widen(arg, lanes) for arg in args], node.dtype)
+
+    def _load(self, node: Expr) -> Any:
+        buffer = self.operands[node.args[0]]
+        first, step = self.offset(node.args[1])
+        if step is None:
+            value = tirx.BufferLoad(buffer, [first])
+        elif step == 0:
+            value = tirx.BufferLoad(buffer, [first])
+        else:
+            value = vector_load(buffer, first, self.lanes, step)
+        return value if node.dtype != "bool" else value != math.constant(0, value)

@@ -1,0 +1,133 @@
+"""What a program is built for: a target is data, one TOML file each beside this module.
+
+``host`` is the machine that compiles; its features are read from the machine itself.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+from edgec.errors import EdgecError
+
+TARGET_FOLDER = Path(__file__).parent
+
+X86_FEATURES = ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx512vbmi")
+"""x86 features that kernels use, as LLVM and (with underscores) /proc/cpuinfo name them."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A CPU and its system.
+
+    Attributes:
+        name: what ``--target`` takes.
+        description: one line for ``edgec targets``.
+        triple: system triple, e.g. ``aarch64-linux-gnu``.
+        arch: ``x86_64``, ``aarch64`` or ``armv7``.
+        cpu: LLVM's name of the core, e.g. ``cortex-a72``.
+        features: CPU features that the kernels may use and that the loader checks.
+        vector_bytes: width of a vector register.
+        vector_registers: how many there are.
+    """
+
+    name: str
+    description: str
+    triple: str
+    arch: str
+    cpu: str
+    features: tuple[str, ...]
+    vector_bytes: int
+    vector_registers: int
+
+    @property
+    def llvm(self) -> dict[str, object]:
+        """The target as TVM takes it."""
+        attributes = [f"+{feature}" for feature in self.features]
+        return {"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu, "mattr": attributes}
+
+    def lanes(self, dtype_bytes: int) -> int:
+        """Vector lanes that kernels use for an element size: a register's worth of at least 32-bit lanes."""
+        return self.vector_bytes // max(4, dtype_bytes)
+
+
+def target_names() -> list[str]:
+    """Every target that ``--target`` takes."""
+    return ["host", *sorted(path.stem for path in TARGET_FOLDER.glob("*.toml"))]
+
+
+def load_target(name: str) -> Target:
+    """The target called ``name``.
+
+    Raises:
+        EdgecError: if there is none, with the names there are.
+    """
+    if name == "host":
+        return host_target()
+    path = TARGET_FOLDER / f"{name}.toml"
+    if name not in target_names():
+        raise EdgecError(
+            f"there is no target '{name}'; edgec knows {', '.join(target_names())} (see: edgec targets)"
+        )
+    fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    return Target(name=name, **{**fields, "features": tuple(fields["features"])})
+
+
+def host_target() -> Target:
+    """This machine.
+
+    Raises:
+        EdgecError: on an architecture that edgec has no kernels for.
+    """
+    machine = platform.machine().lower()
+    if machine in ("x86_64", "amd64"):
+        return _x86_host(_cpu_flags("flags"))
+    if machine in ("aarch64", "arm64"):
+        return _aarch64_host(_cpu_flags("Features"))
+    raise EdgecError(f"edgec has no kernels for a {machine} host; compile with --target rpi4 or another board")
+
+
+def _x86_host(flags: frozenset[str]) -> Target:
+    features = tuple(f for f in X86_FEATURES if f in flags or f.replace("avx512v", "avx512_v") in flags)
+    wide = set(X86_FEATURES[:6]) <= set(features)
+    return Target(
+        name="host",
+        description="the machine that compiles",
+        triple="x86_64-linux-gnu",
+        arch="x86_64",
+        cpu="x86-64-v4" if wide else "x86-64-v3" if "fma" in features else "x86-64",
+        features=features if wide else tuple(f for f in features if not f.startswith("avx512")),
+        vector_bytes=64 if wide else 32 if "avx2" in features else 16,
+        vector_registers=32 if wide else 16,
+    )
+
+
+def _aarch64_host(flags: frozenset[str]) -> Target:
+    names = {"asimdhp": "fullfp16", "asimddp": "dotprod", "i8mm": "i8mm"}
+    features = ("neon", *(feature for flag, feature in names.items() if flag in flags))
+    return Target(
+        name="host",
+        description="the machine that compiles",
+        triple="aarch64-linux-gnu",
+        arch="aarch64",
+        cpu="generic",
+        features=features,
+        vector_bytes=16,
+        vector_registers=32,
+    )
+
+
+def _cpu_flags(key: str) -> frozenset[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    found = (line.partition(":")[2] for line in lines if line.partition(":")[0].strip() == key)
+    return frozenset(next(found, "").split())
