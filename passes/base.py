@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnxscript.rewriter import MatchingTracer, MatchResult, MatchStatus, RewriteRule, RewriteRuleSet
 
 from edgec.errors import Refusal
+from edgec.shapes import infer_shapes, node_shapes
 from edgec.summary import GraphSummary, summarise
 
 
@@ -46,6 +49,52 @@ class Pass(ABC):
     @abstractmethod
     def transform(self, model: ir.Model) -> tuple[int, Sequence[Refusal]]:
         """Do the work: how many places were changed, and which were refused."""
+
+
+class RulePass(Pass):
+    """A pass made of rewrite rules, applied until none matches.
+
+    A rule whose ``check`` fails with a reason is reported as a refusal; without a reason it only says that
+    the pattern was not meant. Rules must leave the removal of the matched nodes to this class
+    (``remove_nodes=False``), so that ``check`` sees the other readers of a value and can name them.
+    """
+
+    @abstractmethod
+    def rules(self) -> Sequence[RewriteRule]:
+        """The rules, tried in this order on each node."""
+
+    def transform(self, model: ir.Model) -> tuple[int, Sequence[Refusal]]:
+        rules = RewriteRuleSet(self.rules())
+        matched = 0
+        while count := rules.apply_to_model(model):
+            matched += count
+            RemoveUnusedNodesPass()(model)
+            infer_shapes(model)
+        tracer = _RefusalTracer()
+        rules.apply_to_model(model, tracer=tracer)
+        return matched, list(tracer.refusals.values())
+
+
+class _RefusalTracer(MatchingTracer):
+    """Collects, for each node, the first reason why a rule was not applied there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refusals: dict[ir.Node, Refusal] = {}
+
+    def log(
+        self,
+        rule: RewriteRule,
+        container: ir.Graph | ir.Function,
+        node: ir.Node,
+        match_result: MatchResult,
+        status: MatchStatus,
+    ) -> None:
+        if status is MatchStatus.CONDITION_FAILED and match_result.reason:
+            refusal = Refusal(
+                str(node.name), node.op_type, node_shapes(node), match_result.reason, "it stays a node of its own"
+            )
+            self.refusals.setdefault(node, refusal)
 
 
 def _change(what: str, before: int, after: int) -> str:
