@@ -7,8 +7,9 @@ initialisers as constants (never as inputs), unique names, and a static shape an
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -23,8 +24,6 @@ OLDEST_OPSET = 18
 
 _OLDEST_IR_VERSION = 8
 """The IR version that came with opset 18; before version 4 every initialiser had to be an input too."""
-
-_PROTOBUF_LIMIT = 2**31 - 1
 
 
 def load_graph(
@@ -71,22 +70,23 @@ def _read(path: Path) -> ir.Model:
     except (DecodeError, ir.serde.SerdeError, ValueError) as error:
         raise EdgecError(f"'{path}' is not an ONNX model, or it is damaged; export it again.") from error
     _check_external_data(path, model)
-    _check(os.fspath(path), f"'{path}'")
+    _check(onnx.checker.check_model, os.fspath(path), f"'{path}'")
     return model
 
 
 def _adopt(source: onnx.ModelProto | ir.Model) -> ir.Model:
     """A copy of a model in memory, checked."""
-    proto = source if isinstance(source, onnx.ModelProto) else ir.to_proto(source)
-    if proto.ByteSize() <= _PROTOBUF_LIMIT:
-        _check(proto, "The model")
-    return ir.from_proto(proto) if isinstance(source, onnx.ModelProto) else source.clone()
+    if isinstance(source, ir.Model):
+        _check(common_passes.CheckerPass(), source, "The model")
+        return source.clone()
+    _check(onnx.checker.check_model, source, "The model")
+    return ir.from_proto(source)
 
 
-def _check(model: onnx.ModelProto | str, name: str) -> None:
+def _check(checker: Callable[[Any], object], model: object, name: str) -> None:
     try:
-        onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, DecodeError) as error:
+        checker(model)
+    except (onnx.checker.ValidationError, ir.passes.PassError) as error:
         raise EdgecError(f"{name} is not a valid ONNX model: {one_sentence(error)}.") from error
 
 

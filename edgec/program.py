@@ -195,7 +195,8 @@ class Loops:
 
     @property
     def macs(self) -> int:
-        return prod(self.extents) * prod(self.reduce) if self.reducer == "sum" else 0
+        products = self.reducer == "sum" and self.body.op == "mul"
+        return prod(self.extents) * prod(self.reduce) if products else 0
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,27 @@ class Depthwise:
         return prod(self.extents) * prod(self.kernel)
 
 
-Kernel = Loops | Conv | Depthwise
+@dataclass(frozen=True)
+class Fill:
+    """Constant regions: each is (offset, extents, strides), contiguous along its last axis.
+
+    It clears the border of a padded feature map whose inside another step writes.
+    """
+
+    regions: tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...]
+    value: float
+    dtype: str
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        return (sum(prod(extents) for _, extents, _ in self.regions),)
+
+    @property
+    def macs(self) -> int:
+        return 0
+
+
+Kernel = Loops | Conv | Depthwise | Fill
 
 
 @dataclass(eq=False)

@@ -179,15 +179,17 @@ def rewrite(expr: Expr, replace: Callable[[Expr], Expr | None]) -> Expr:
     """``expr`` with every node that ``replace`` answers taken by its answer, bottom up."""
     made: dict[int, Expr] = {}
     for node in walk(expr):
-        args = tuple(made[id(arg)] if isinstance(arg, Expr) else arg for arg in node.args)
-        rebuilt = node if args == node.args else _rebuild(node, args)
+        rebuilt = rebuild(node, made)
         # folding may have answered with an argument, which was already looked at
         made[id(node)] = (replace(rebuilt) if rebuilt.op == node.op else None) or rebuilt
     return made[id(expr)]
 
 
-def _rebuild(node: Expr, args: tuple[Any, ...]) -> Expr:
-    """``node`` over new arguments, folding index arithmetic again."""
+def rebuild(node: Expr, made: Mapping[int, Expr]) -> Expr:
+    """``node`` over what its arguments (by ``id``) have become, folding index arithmetic again."""
+    args = tuple(made[id(arg)] if isinstance(arg, Expr) else arg for arg in node.args)
+    if all(new is old for new, old in zip(args, node.args, strict=True)):
+        return node
     if node.dtype == INDEX and len(args) == 2 and all(isinstance(arg, Expr) for arg in args):
         return binary(node.op, *args)
     return Expr(node.op, args, node.dtype)

@@ -125,7 +125,9 @@ def _axis_text(axis: int | ir.SymbolicDim) -> str:
 def _reject_non_tensors(inputs: Sequence[ir.Value]) -> None:
     for value in inputs:
         if not isinstance(value.type, ir.TensorType):
-            raise EdgecError(f"Input '{value.name}' is not a dense tensor ({value.type}); edgec takes tensors.")
+            raise EdgecError(
+                f"Input '{value.name}' is not a dense tensor ({value.type}); edgec takes tensors."
+            )
 
 
 def _is_dynamic_axis(axis: int | ir.SymbolicDim) -> bool:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from edgec import scalar
 from edgec.lowering.context import Lowering, Operands, array_of, attribute, lowers, refuse, shape_of
-from edgec.program import CONSTANT, Conv, Depthwise, View, dense_strides
+from edgec.program import CONSTANT, Conv, Depthwise, Fill, View
 from edgec.scalar import Expr, binary, clamp_index, const, in_range, select
 
 NHWC = (0, 2, 3, 1)
@@ -73,15 +73,27 @@ def padded(ctx: Lowering, x: View, pads: tuple[tuple[int, int], ...], fill: floa
     if not (top or bottom or left or right):
         contiguous = c == 1 or x.strides[1] == 1
         return x if contiguous else ctx.dense(x, NHWC)
-    out = ctx.new((n, c, height + top + bottom, width + left + right), x.dtype, NHWC, x.buffer.name + "_padded")
+    shape = (n, c, height + top + bottom, width + left + right)
+    out = ctx.new(shape, x.dtype, NHWC, x.buffer.name + "_padded")
+    ctx.emit(_border(out, pads, fill), [], out.buffer)
+    ctx.copy(x, out.slice((0, 0, top, left), x.shape))
+    return out
 
-    def element(ops: Operands, *i: Expr) -> Expr:
-        row, column = i[2] - top, i[3] - left
-        value = ops.load(x, i[0], i[1], clamp_index(row, height), clamp_index(column, width))
-        inside = binary("and", in_range(row, height), in_range(column, width))
-        return select(inside, value, const(fill, x.dtype))
 
-    return ctx.compute(out, element)
+def _border(out: View, pads: tuple[tuple[int, int], ...], fill: float) -> Fill:
+    """The padding of ``out`` (N, C, H, W in NHWC order) as runs: what lies before the first inner row, between
+    the inner part of one row and the next, and after the last."""
+    (top, bottom), (left, right) = pads
+    n, c, height, width = out.shape
+    row, image = width * c, height * width * c
+    head, between, tail = (top * width + left) * c, (left + right) * c, (bottom * width + right) * c
+    gaps = (height - top - bottom - 1, between)
+    regions = [
+        (0, (n, head), (image, 1)),
+        ((top + 1) * row - right * c, (n, *gaps), (image, row, 1)),
+        (image - tail, (n, tail), (image, 1)),
+    ]
+    return Fill(tuple(region for region in regions if 0 not in region[1]), fill, out.dtype)
 
 
 @lowers("Conv")
@@ -155,25 +167,7 @@ def _dense_conv(
     epilogue = _epilogue(operands, bias)
     geometry = _geometry(source, w, out)
     conv = Conv(out_channels=out.shape[1], in_channels=kernel.shape[1], epilogue=epilogue, **geometry)  # type: ignore[arg-type]
-    ctx.emit(_flattened(conv), operands.buffers, out.buffer)
-
-
-def _flattened(conv: Conv) -> Conv:
-    """A 1×1 convolution of unit stride over gapless rows, as one long row: its tiles cross row ends."""
-    from dataclasses import replace
-
-    n_step, h_step, w_step = conv.input_strides
-    plain = conv.kernel == (1, 1) and conv.stride == (1, 1) and h_step == conv.out_width * w_step
-    terms = scalar.affine(conv.store)
-    if not plain or terms is None or conv.out_height == 1:
-        return conv
-    if terms[0].get(1, 0) != conv.out_width * terms[0].get(2, 0) or conv.out_width == 1:
-        return conv
-    strides = {axis: step for axis, step in terms[0].items() if axis != 1}
-    return replace(
-        conv, out_height=1, out_width=conv.out_height * conv.out_width, input_strides=(n_step, 0, w_step),
-        store=scalar.linear(strides, terms[1]),
-    )  # fmt: skip
+    ctx.emit(conv, operands.buffers, out.buffer)
 
 
 def _depthwise(

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from edgec.program import CONSTANT, Buffer, Conv, Depthwise, Kernel, Loops, Program, Step
-from edgec.targets.cpu import conv, depthwise, loops
+from edgec.program import CONSTANT, Buffer, Conv, Depthwise, Fill, Kernel, Loops, Program, Step
+from edgec.targets.cpu import conv, depthwise, fill, loops
 from edgec.targets.target import Target
 from edgec.tvm_adapter import build_object
 
@@ -48,6 +48,7 @@ _TEMPLATES: dict[type, _Template] = {
     Loops: _Template(loops.plan, loops.generate, loops.contract),
     Conv: _Template(conv.plan, conv.generate, conv.contract, conv.pack),
     Depthwise: _Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack),
+    Fill: _Template(fill.plan, fill.generate, fill.contract),
 }
 
 
@@ -117,4 +118,4 @@ class _Binder:
 
 
 def _parallel(kernel: Kernel) -> bool:
-    return not isinstance(kernel, Loops) or loops.is_parallel(kernel)
+    return loops.is_parallel(kernel) if isinstance(kernel, Loops) else not isinstance(kernel, Fill)

@@ -7,7 +7,7 @@ last reduction axis (a sum over contiguous elements), or plain scalars.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -15,10 +15,10 @@ import numpy as np
 from tvm import tirx
 
 from edgec import scalar
+from edgec.nest import coefficient, simplify
 from edgec.program import Loops
-from edgec.scalar import Expr
 from edgec.targets.cpu import math
-from edgec.targets.cpu.tir import Emitter, Kernel, coefficient, lanes_of, storage, vector_store, widen
+from edgec.targets.cpu.tir import Emitter, Kernel, lanes_of, storage, vector_store, widen
 from edgec.targets.target import Target
 
 ACCUMULATORS = 4
@@ -40,74 +40,6 @@ def identity(reducer: str, dtype: str) -> float | int | bool:
 
 COMBINE = {"sum": "add", "prod": "mul", "max": "max", "min": "min", "add": "add", "mul": "mul"}
 """The binary operator of each reducer and of each ``Loops.combine``."""
-
-
-def simplify(nest: Loops) -> Loops:
-    """``nest`` without unit axes and with axes merged where every index expression allows it."""
-    nest = _drop_unit_axes(nest)
-    position = 0
-    while position + 1 < len(nest.extents):
-        if _mergeable(nest, position):
-            nest = _merge(nest, position)
-        else:
-            position += 1
-    return nest
-
-
-def _index_expressions(nest: Loops) -> list[Expr]:
-    found = [nest.store]
-    for expr in (nest.body, nest.epilogue):
-        if expr is not None:
-            found += [node.args[1] for node in scalar.loads(expr)]
-    return found
-
-
-def _mapped(nest: Loops, axes: dict[int, Expr], **changes: Any) -> Loops:
-    def swap(expr: Expr | None) -> Expr | None:
-        return None if expr is None else scalar.substitute_axes(expr, axes)
-
-    return replace(nest, body=swap(nest.body), store=swap(nest.store), epilogue=swap(nest.epilogue), **changes)
-
-
-def _drop_unit_axes(nest: Loops) -> Loops:
-    extents = nest.extents + nest.reduce
-    keep = [i for i, extent in enumerate(extents) if extent != 1]
-    axes = {i: scalar.const(0, scalar.INDEX) for i, extent in enumerate(extents) if extent == 1}
-    axes |= {old: scalar.axis(new) for new, old in enumerate(keep)}
-    outer = tuple(e for e in nest.extents if e != 1)
-    return _mapped(nest, axes, extents=outer, reduce=tuple(e for e in nest.reduce if e != 1))
-
-
-def _mergeable(nest: Loops, first: int) -> bool:
-    """Whether axes ``first`` and ``first + 1`` are always walked as one."""
-    inner = nest.extents[first + 1]
-    for expr in _index_expressions(nest):
-        outer_step, inner_step = coefficient(expr, first), coefficient(expr, first + 1)
-        if outer_step is None or inner_step is None or outer_step != inner_step * inner:
-            return False
-    return not _uses_axes_outside_loads(nest, {first, first + 1})
-
-
-def _uses_axes_outside_loads(nest: Loops, axes: set[int]) -> bool:
-    """Whether a value (not an offset) depends on ``axes``, which merging would change."""
-    for expr in (nest.body, nest.epilogue):
-        if expr is None:
-            continue
-        opaque = scalar.rewrite(
-            expr, lambda node: scalar.load(node.args[0], 0, node.dtype) if node.op == "load" else None
-        )
-        if any(node.op == "axis" and node.args[0] in axes for node in scalar.walk(opaque)):
-            return True
-    return False
-
-
-def _merge(nest: Loops, first: int) -> Loops:
-    extents = list(nest.extents)
-    extents[first : first + 2] = [extents[first] * extents[first + 1]]
-    total = len(nest.extents) + len(nest.reduce)
-    axes = {first: scalar.const(0, scalar.INDEX), first + 1: scalar.axis(first)}
-    axes |= {old: scalar.axis(old - 1) for old in range(first + 2, total)}
-    return _mapped(nest, axes, extents=tuple(extents))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from tvm import tirx
 from tvm.tirx import stmt
 
 from edgec import scalar
+from edgec.nest import coefficient
 from edgec.scalar import Expr
 from edgec.targets.cpu import math
 
@@ -140,27 +141,6 @@ def lanes_of(value: Any) -> int:
 def widen(value: Any, lanes: int) -> Any:
     """``value`` in every one of ``lanes`` lanes."""
     return value if lanes_of(value) == lanes else tirx.Broadcast(value, lanes)
-
-
-def coefficient(expr: Expr, axis: int) -> int | None:
-    """How far ``expr`` moves for one step of ``axis``; None when that is not a constant."""
-    if expr.op == "axis":
-        return int(expr.args[0] == axis)
-    if expr.op == "add" or expr.op == "sub":
-        left, right = (coefficient(child, axis) for child in expr.children)
-        if left is None or right is None:
-            return None
-        return left + right if expr.op == "add" else left - right
-    moves = [coefficient(child, axis) for child in expr.children]
-    if all(move == 0 for move in moves):
-        return 0
-    if expr.op == "mul":
-        (left, right), (first, second) = expr.children, moves
-        if right.op == "const" and first is not None:
-            return first * int(right.args[0])
-        if left.op == "const" and second is not None:
-            return second * int(left.args[0])
-    return None
 
 
 class Emitter:

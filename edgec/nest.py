@@ -1,0 +1,159 @@
+"""Algebra of loop nests: how indices move with axes, unit axes dropped, axes merged, sums taken apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from edgec import scalar
+from edgec.program import Loops
+from edgec.scalar import Expr
+
+
+def coefficient(expr: Expr, axis: int) -> int | None:
+    """How far ``expr`` moves for one step of ``axis``; None when that is not a constant."""
+    if expr.op == "axis":
+        return int(expr.args[0] == axis)
+    if expr.op == "add" or expr.op == "sub":
+        left, right = (coefficient(child, axis) for child in expr.children)
+        if left is None or right is None:
+            return None
+        return left + right if expr.op == "add" else left - right
+    moves = [coefficient(child, axis) for child in expr.children]
+    if all(move == 0 for move in moves):
+        return 0
+    if expr.op == "mul":
+        (left, right), (first, second) = expr.children, moves
+        if right.op == "const" and first is not None:
+            return first * int(right.args[0])
+        if left.op == "const" and second is not None:
+            return second * int(left.args[0])
+    return None
+
+
+def simplify(nest: Loops) -> Loops:
+    """`nest`` without unit axes and with axes merged where every index expression allows it."""
+    nest = _drop_unit_axes(nest)
+    position = 0
+    while position + 1 < len(nest.extents):
+        if _mergeable(nest, position):
+            nest = _merge(nest, position)
+        else:
+            position += 1
+    return nest
+
+
+def _index_expressions(nest: Loops) -> list[Expr]:
+    found = [nest.store]
+    for expr in (nest.body, nest.epilogue):
+        if expr is not None:
+            found += [node.args[1] for node in scalar.loads(expr)]
+    return found
+
+
+def _mapped(nest: Loops, axes: dict[int, Expr], **changes: Any) -> Loops:
+    def swap(expr: Expr | None) -> Expr | None:
+        return None if expr is None else scalar.substitute_axes(expr, axes)
+
+    return replace(nest, body=swap(nest.body), store=swap(nest.store), epilogue=swap(nest.epilogue), **changes)
+
+
+def _drop_unit_axes(nest: Loops) -> Loops:
+    extents = nest.extents + nest.reduce
+    keep = [i for i, extent in enumerate(extents) if extent != 1]
+    axes = {i: scalar.const(0, scalar.INDEX) for i, extent in enumerate(extents) if extent == 1}
+    axes |= {old: scalar.axis(new) for new, old in enumerate(keep)}
+    outer = tuple(e for e in nest.extents if e != 1)
+    return _mapped(nest, axes, extents=outer, reduce=tuple(e for e in nest.reduce if e != 1))
+
+
+def _mergeable(nest: Loops, first: int) -> bool:
+    """Whether axes ``first`` and ``first + 1`` are always walked as one."""
+    inner = nest.extents[first + 1]
+    for expr in _index_expressions(nest):
+        outer_step, inner_step = coefficient(expr, first), coefficient(expr, first + 1)
+        if outer_step is None or inner_step is None or outer_step != inner_step * inner:
+            return False
+    return not _uses_axes_outside_loads(nest, {first, first + 1})
+
+
+def _uses_axes_outside_loads(nest: Loops, axes: set[int]) -> bool:
+    """Whether a value (not an offset) depends on ``axes``, which merging would change."""
+    for expr in (nest.body, nest.epilogue):
+        if expr is None:
+            continue
+        opaque = scalar.rewrite(
+            expr, lambda node: scalar.load(node.args[0], 0, node.dtype) if node.op == "load" else None
+        )
+        if any(node.op == "axis" and node.args[0] in axes for node in scalar.walk(opaque)):
+            return True
+    return False
+
+
+def _merge(nest: Loops, first: int) -> Loops:
+    extents = list(nest.extents)
+    extents[first : first + 2] = [extents[first] * extents[first + 1]]
+    total = len(nest.extents) + len(nest.reduce)
+    axes = {first: scalar.const(0, scalar.INDEX), first + 1: scalar.axis(first)}
+    axes |= {old: scalar.axis(old - 1) for old in range(first + 2, total)}
+    return _mapped(nest, axes, extents=tuple(extents))
+
+
+def terms(offset: Expr) -> tuple[dict[int, Expr], int] | None:
+    """``offset`` taken apart as sum(coefficient × index) + constant; None where a coefficient occurs twice."""
+    found: dict[int, Expr] = {}
+    constant = 0
+    for factor, atom in _products(offset, 1):
+        if atom.op == "const":
+            constant += factor * int(atom.args[0])
+        elif factor in found:
+            return None
+        else:
+            found[factor] = atom
+    return found, constant
+
+
+def _products(expr: Expr, factor: int) -> list[tuple[int, Expr]]:
+    if expr.op == "add":
+        return [*_products(expr.args[0], factor), *_products(expr.args[1], factor)]
+    if expr.op == "sub":
+        return [*_products(expr.args[0], factor), *_products(expr.args[1], -factor)]
+    if expr.op == "mul" and expr.args[1].op == "const":
+        return [(factor * int(expr.args[1].args[0]), expr.args[0])]
+    return [(factor, expr)]
+
+
+def bounds(index: Expr, extents: Sequence[int]) -> tuple[int, int] | None:
+    """The least and the greatest value of ``index`` over axes of ``extents``; None where it is not known."""
+    if index.op == "const":
+        return int(index.args[0]), int(index.args[0])
+    if index.op == "axis":
+        return 0, extents[index.args[0]] - 1
+    if index.op not in ("add", "sub", "mul", "min", "max", "floordiv", "floormod") or index.dtype != scalar.INDEX:
+        return None
+    left, right = bounds(index.args[0], extents), bounds(index.args[1], extents)
+    if left is None or right is None:
+        # a clamp bounds whatever it is given
+        return _clamped(index, left or right)
+    if index.op in ("min", "max"):
+        pick = min if index.op == "min" else max
+        return pick(left[0], right[0]), pick(left[1], right[1])
+    if index.op in ("floordiv", "floormod"):
+        if right[0] != right[1] or right[0] <= 0:
+            return None
+        return (left[0] // right[0], left[1] // right[0]) if index.op == "floordiv" else (0, right[0] - 1)
+    if index.op == "sub":
+        return left[0] - right[1], left[1] - right[0]
+    if index.op == "add":
+        return left[0] + right[0], left[1] + right[1]
+    corners = [a * b for a in left for b in right]
+    return min(corners), max(corners)
+
+
+def _clamped(index: Expr, known: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Bounds of min(max(unknown, low), high) with constant limits."""
+    if index.op != "min" or known is None or index.args[1].op != "const" or index.args[0].op != "max":
+        return None
+    low = index.args[0].args[1]
+    return (int(low.args[0]), known[1]) if low.op == "const" else None
