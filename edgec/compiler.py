@@ -1,0 +1,167 @@
+"""The pipeline, from an ONNX model to an artifact: load → passes → program → kernels → artifact."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgec.errors import EdgecError
+from edgec.report import Report
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+    from edgec.memory import Lifetime
+    from edgec.program import Program
+    from edgec.targets.cpu.backend import Code
+    from edgec.targets.target import Target
+
+Source = "str | os.PathLike[str] | onnx.ModelProto | ir.Model"
+Progress = Callable[[str, int, int], None]
+"""Told (what, done, total) while work goes on."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What :func:`compile` made: the artifact, its manifest, and the report."""
+
+    path: Path
+    manifest: dict[str, Any]
+    report: Report
+
+
+def compile(
+    model: str | os.PathLike[str] | onnx.ModelProto | ir.Model,
+    target: str = "host",
+    output: str | os.PathLike[str] | None = None,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    progress: Progress | None = None,
+) -> Compiled:
+    """Compile ``model`` for ``target`` into one shared object.
+
+    Args:
+        model: an ONNX file, or a model in memory.
+        target: one of ``edgec targets``.
+        output: the artifact; ``<model>.so`` in the working folder by default. The manifest and the report are
+            written beside it, as ``<output>.json``.
+        shapes: pins dynamic inputs, e.g. ``{"input": (1, 3, 224, 224)}``.
+        progress: told (what, done, total) as the work goes on.
+
+    Raises:
+        EdgecError: in one sentence what is wrong with the model, the target or the output. Nothing is
+            written then.
+    """
+    from edgec import fusion, memory
+    from edgec.artifact import check_writable, write_artifact, write_atomically
+    from edgec.graph import load_graph
+    from edgec.lowering import lower
+    from edgec.passes.pipeline import run as run_passes
+    from edgec.summary import summarise
+    from edgec.targets.cpu.backend import compile_program
+    from edgec.targets.target import load_target
+    from edgec.toolchain import find_toolchain
+
+    tell = progress or (lambda what, done, total: None)
+    clock = _Clock()
+    chosen = load_target(target)
+    find_toolchain(chosen.triple)
+    path = Path(output) if output is not None else Path(f"{_name(model)}.so")
+    check_writable(path)
+    check_writable(manifest_path(path))
+
+    tell("import", 0, 1)
+    graph = load_graph(model, shapes=shapes)
+    original = summarise(graph)
+    clock.lap("import")
+    reports = run_passes(graph)
+    clock.lap("passes")
+    program = lower(graph)
+    program.name = _name(model)
+    fusion.fuse(program)
+    lifetimes = memory.plan(program)
+    clock.lap("lowering")
+    code = compile_program(program, chosen, tell)
+    clock.lap("kernels")
+    tell("link", 0, 1)
+    facts = _manifest(program, code, chosen, lifetimes)
+    facts["model"] = {
+        "sha256": _digest(model), "opset": graph.opset_imports.get("", 0), "nodes": original.nodes,
+        "parameters": original.parameters, "macs": original.macs,
+    }  # fmt: skip
+    manifest = write_artifact(path, program, code, chosen, facts)
+    clock.lap("link")
+    report = Report(manifest, tuple(reports), path.stat().st_size, clock.laps)
+    write_atomically(manifest_path(path), json.dumps(report.as_dict(), indent=1).encode())
+    tell("link", 1, 1)
+    return Compiled(path, manifest, report)
+
+
+def manifest_path(artifact: Path) -> Path:
+    """Where the manifest and report of ``artifact`` are written."""
+    return artifact.with_name(artifact.name + ".json")
+
+
+@dataclass
+class _Clock:
+    """Seconds spent per stage."""
+
+    laps: dict[str, float] = field(default_factory=dict)
+    start: float = field(default_factory=time.perf_counter)
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.laps[stage], self.start = now - self.start, now
+
+
+def _name(model: Any) -> str:
+    """The model's name: its file's, or its graph's."""
+    if isinstance(model, str | os.PathLike):
+        return Path(model).stem or "model"
+    return str(model.graph.name or "model")
+
+
+def _digest(model: Any) -> str | None:
+    """SHA-256 of the model's file; None for a model in memory."""
+    if not isinstance(model, str | os.PathLike):
+        return None
+    try:
+        return hashlib.sha256(Path(model).read_bytes()).hexdigest()
+    except OSError as error:
+        raise EdgecError(f"cannot read the model {model}: {error.strerror}") from error
+
+
+def _manifest(program: Program, code: Code, target: Target, lifetimes: Sequence[Lifetime]) -> dict[str, Any]:
+    """What the artifact says of itself."""
+    from edgec.artifact import ABI_VERSION, tensor_entry
+
+    return {
+        "edgec": metadata.version("edgec"),
+        "abi": ABI_VERSION,
+        "name": program.name,
+        "target": target.name,
+        "triple": target.triple,
+        "cpu": target.cpu,
+        "features": list(target.features),
+        "inputs": [tensor_entry(tensor) for tensor in program.inputs],
+        "outputs": [tensor_entry(tensor) for tensor in program.outputs],
+        "arena_bytes": program.arena_bytes,
+        "arena_lower_bound": program.arena_lower_bound,
+        "steps": [
+            {"name": c.step.name, "kernel": c.contract, "macs": c.step.kernel.macs, "nodes": list(c.step.nodes)}
+            for c in code.calls
+        ],
+        "memory": [
+            {"buffer": x.buffer.name, "offset": x.buffer.offset, "bytes": x.nbytes, "first": x.first, "last": x.last}
+            for x in lifetimes
+        ],
+        "versions": {name: metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi", "onnx")},
+    }

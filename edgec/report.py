@@ -1,0 +1,46 @@
+"""What a compilation did, as a table, as JSON, and as an object that prints itself."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgec.passes.base import PassReport
+
+
+@dataclass(frozen=True)
+class Report:
+    """The story of one compilation.
+
+    Attributes:
+        manifest: what the artifact says of itself.
+        passes: what each pass did, in order.
+        artifact_bytes: the artifact file's size.
+        seconds: time per stage.
+    """
+
+    manifest: dict[str, Any]
+    passes: tuple[PassReport, ...]
+    artifact_bytes: int
+    seconds: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            **self.manifest,
+            "artifact_bytes": self.artifact_bytes,
+            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
+            "passes": [asdict(report) for report in self.passes],
+        }
+
+    def __str__(self) -> str:
+        facts, slack = self.manifest, self.manifest["arena_lower_bound"] or 1
+        lines = [str(report) for report in self.passes]
+        lines += [
+            f"steps: {len(facts['steps'])}, {sum(s['macs'] for s in facts['steps']):,} MACs",
+            f"weights: {facts['weights_bytes']:,} bytes, artifact: {self.artifact_bytes:,} bytes",
+            f"arena: {facts['arena_bytes']:,} bytes, {facts['arena_bytes'] / slack:.2f} × the largest live set",
+            "time: " + ", ".join(f"{stage} {value:.2f} s" for stage, value in self.seconds.items()),
+        ]
+        return "\n".join(lines)

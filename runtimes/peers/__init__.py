@@ -1,0 +1,1 @@
+"""Other runtimes, behind one small interface, for checking and for comparison."""
