@@ -131,7 +131,12 @@ class Toolchain:
     def _run(self, command: Sequence[str]) -> str:
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                stdin=subprocess.DEVNULL,
+                check=False,
             )
         except OSError as error:
             raise EdgecError(f"the C compiler '{command[0]}' cannot be started: {error.strerror}") from error
@@ -148,7 +153,9 @@ def host_triple() -> str:
     """
     machine = platform.machine().lower()
     if machine not in HOST_TRIPLES:
-        raise EdgecError(f"edgec cannot build for a {machine} host; compile with --target rpi4 or another board")
+        raise EdgecError(
+            f"edgec cannot build for a {machine} host; compile with --target rpi4 or another board"
+        )
     return HOST_TRIPLES[machine]
 
 
@@ -218,7 +225,7 @@ def _failure(triple: str, command: Sequence[str], done: subprocess.CompletedProc
     output = (done.stderr + done.stdout).strip()
     if "No space left on device" in output:
         folder = tempfile.gettempdir()
-        return f"the disk is full: the C compiler for {triple} could not write; free space in {folder} or set TMPDIR"
+        return f"the disk is full: the C compiler for {triple} could not write; free {folder} or set TMPDIR"
     lines = output.splitlines()[-8:]
     detail = "\n  ".join(lines) if lines else f"exit code {done.returncode}, without a message"
     return f"the C compiler for {triple} failed ({' '.join(command[:4])} …):\n  {detail}"

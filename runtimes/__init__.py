@@ -1,0 +1,1 @@
+"""Runtimes: libedgert in C, what builds it, and its bindings."""

@@ -1,0 +1,121 @@
+/* Checks of a descriptor: none of its pointers is followed before the one that counts its targets. */
+#include "internal.h"
+
+#include <string.h>
+
+#define MAX_COUNT (1u << 20) /* of tensors or steps: far above any model, far below any overflow */
+
+uint32_t edgert_dtype_bytes(uint32_t dtype) {
+  switch (dtype) {
+    case EDGERT_UINT8:
+    case EDGERT_INT8:
+    case EDGERT_BOOL: return 1;
+    case EDGERT_UINT16:
+    case EDGERT_INT16:
+    case EDGERT_FLOAT16: return 2;
+    case EDGERT_FLOAT32:
+    case EDGERT_INT32:
+    case EDGERT_UINT32: return 4;
+    case EDGERT_INT64:
+    case EDGERT_UINT64:
+    case EDGERT_FLOAT64: return 8;
+    default: return 0;
+  }
+}
+
+static edgert_status broken(const edgert_model *model, const char *what) {
+  return edgert_fail(EDGERT_ERROR_MODEL, "the descriptor of model '%s' is broken: %s; compile the model again",
+                     model->name ? model->name : "?", what);
+}
+
+static bool shape_fits(const edgert_tensor *tensor) {
+  uint64_t bytes = edgert_dtype_bytes(tensor->dtype);
+  for (uint32_t axis = 0; axis < tensor->rank; axis++) {
+    uint64_t extent = (uint64_t)tensor->shape[axis];
+    if (tensor->shape[axis] < 0 || (extent != 0 && bytes > UINT64_MAX / extent)) return false;
+    bytes *= extent;
+  }
+  return bytes == tensor->bytes;
+}
+
+static edgert_status check_tensors(const edgert_model *model, const edgert_tensor *tensors, uint32_t count) {
+  if (count > MAX_COUNT || (count > 0 && !tensors)) return broken(model, "its inputs or outputs are missing");
+  for (uint32_t i = 0; i < count; i++) {
+    if (!tensors[i].name) return broken(model, "an input or output has no name");
+    if (tensors[i].rank > EDGERT_MAX_RANK) return broken(model, "an input or output has more than 8 axes");
+    if (edgert_dtype_bytes(tensors[i].dtype) == 0) return broken(model, "an input or output has an unknown type");
+    if (!shape_fits(&tensors[i])) return broken(model, "an input's or output's size is not that of its shape");
+  }
+  return EDGERT_OK;
+}
+
+static edgert_status check_steps(const edgert_model *model) {
+  if (model->step_count > MAX_COUNT || (model->step_count > 0 && !model->steps))
+    return broken(model, "its steps are missing");
+  for (uint32_t i = 0; i < model->step_count; i++) {
+    const edgert_step *step = &model->steps[i];
+    if (!step->run || !step->name || !step->kernel) return broken(model, "a step has no function or no name");
+  }
+  return EDGERT_OK;
+}
+
+static edgert_status check_fields(const edgert_model *model) {
+  uint32_t alignment = model->arena_alignment;
+  if (!model->name || !model->target || !model->triple) return broken(model, "its name or target is missing");
+  if (alignment == 0 || (alignment & (alignment - 1)) != 0 || alignment > 65536)
+    return broken(model, "the arena's alignment is not a power of two up to 65536");
+  if (model->weights_bytes > 0 && !model->weights) return broken(model, "its weights are missing");
+  if (model->manifest_bytes > 0 && !model->manifest) return broken(model, "its manifest is missing");
+  if (model->weights_bytes > SIZE_MAX || model->manifest_bytes > SIZE_MAX)
+    return broken(model, "its weights are larger than the address space");
+  edgert_status status = check_tensors(model, model->inputs, model->input_count);
+  if (status == EDGERT_OK) status = check_tensors(model, model->outputs, model->output_count);
+  return status == EDGERT_OK ? check_steps(model) : status;
+}
+
+static edgert_status check_abi(const edgert_model *model) {
+  if (model->abi_version == EDGERT_ABI_VERSION && model->struct_bytes >= sizeof(edgert_model)) return EDGERT_OK;
+  return edgert_fail(EDGERT_ERROR_ABI,
+                     "the model has descriptor version %u of %u bytes and libedgert %s reads version %u of %u "
+                     "bytes; compile the model again with the edgec that this library came with",
+                     model->abi_version, model->struct_bytes, EDGERT_VERSION, EDGERT_ABI_VERSION,
+                     (unsigned)sizeof(edgert_model));
+}
+
+static edgert_status check_cpu(const edgert_model *model) {
+  char missing[160];
+  if (model->arch != edgert_cpu_arch())
+    return edgert_fail(EDGERT_ERROR_ARCH,
+                       "the model was built for %s and this machine is %s; compile it again with --target host "
+                       "or with this machine's target",
+                       edgert_arch_name(model->arch), edgert_arch_name(edgert_cpu_arch()));
+  uint32_t lacking = model->cpu_features & ~edgert_cpu_features();
+  if (lacking == 0) return EDGERT_OK;
+  edgert_feature_names(lacking, missing, sizeof missing);
+  return edgert_fail(EDGERT_ERROR_CPU,
+                     "the model needs CPU features that this machine lacks: %s; compile it again for this "
+                     "machine's target (see: edgec targets)",
+                     missing);
+}
+
+static edgert_status check_content(const edgert_model *model) {
+  edgert_sha256 hash;
+  uint8_t digest[32];
+  edgert_sha256_start(&hash);
+  edgert_sha256_add(&hash, model->weights, (size_t)model->weights_bytes);
+  edgert_sha256_add(&hash, model->manifest, (size_t)model->manifest_bytes);
+  edgert_sha256_finish(&hash, digest);
+  if (memcmp(digest, model->sha256, sizeof digest) == 0) return EDGERT_OK;
+  return edgert_fail(EDGERT_ERROR_DIGEST,
+                     "the weights or the manifest of model '%s' are not those that edgec wrote: their SHA-256 "
+                     "differs from the descriptor's; compile the model again or copy it anew",
+                     model->name);
+}
+
+edgert_status edgert_check_model(const edgert_model *model, bool check_digest) {
+  edgert_status status = check_abi(model);
+  if (status == EDGERT_OK) status = check_cpu(model);
+  if (status == EDGERT_OK) status = check_fields(model);
+  if (status == EDGERT_OK && check_digest) status = check_content(model);
+  return status;
+}

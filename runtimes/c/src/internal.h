@@ -1,0 +1,71 @@
+/* What the library's source files share with each other; nothing here is exported. */
+#ifndef EDGERT_INTERNAL_H
+#define EDGERT_INTERNAL_H
+
+#include <edgert/edgert.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#ifndef EDGERT_WITH_THREADS
+#define EDGERT_WITH_THREADS 1
+#endif
+
+/* error.c */
+
+/* Keep the sentence for `edgert_last_error` and return `status`. */
+__attribute__((format(printf, 2, 3))) edgert_status edgert_fail(edgert_status status, const char *format, ...);
+
+/* sha256.c: FIPS 180-4. */
+
+typedef struct edgert_sha256 {
+  uint32_t state[8];
+  uint64_t length; /* bytes so far */
+  uint8_t block[64];
+} edgert_sha256;
+
+void edgert_sha256_start(edgert_sha256 *hash);
+void edgert_sha256_add(edgert_sha256 *hash, const void *data, size_t bytes);
+void edgert_sha256_finish(edgert_sha256 *hash, uint8_t digest[32]);
+
+/* cpu.c */
+
+/* The edgert_arch this library was built for. */
+uint32_t edgert_cpu_arch(void);
+const char *edgert_arch_name(uint32_t arch);
+/* edgert_cpu_feature bits of the CPU it runs on. */
+uint32_t edgert_cpu_features(void);
+/* Writes the names of `features`, with commas between them, into `text`. */
+void edgert_feature_names(uint32_t features, char *text, size_t bytes);
+
+/* affinity.c */
+
+/* How many CPUs the calling thread may use; 0 if unknown. */
+uint32_t edgert_cpu_count(void);
+uint64_t edgert_now_ns(void);
+
+/* check.c */
+
+/* Everything that must hold before a kernel of `model` may be called. */
+edgert_status edgert_check_model(const edgert_model *model, bool check_digest);
+/* Bytes of one element, 0 for an unknown dtype. */
+uint32_t edgert_dtype_bytes(uint32_t dtype);
+
+/* artifact.c */
+
+/* Check the file, load it, find its descriptor. `*library` is the loader's handle. */
+edgert_status edgert_load(const char *path, bool check_digest, void **library, const edgert_model **model);
+void edgert_unload(void *library);
+
+/* pool.c */
+
+typedef void (*edgert_job_fn)(void *context, int32_t thread, int32_t threads);
+typedef struct edgert_pool edgert_pool;
+
+/* Bytes of a pool of `threads`, workers included; it is aligned as malloc's memory is. */
+size_t edgert_pool_bytes(uint32_t threads);
+edgert_status edgert_pool_start(edgert_pool *pool, uint32_t threads, bool pin_big_cores);
+/* Calls `job` once per thread, on the caller for thread 0, and returns when all have returned. */
+void edgert_pool_run(edgert_pool *pool, edgert_job_fn job, void *context);
+void edgert_pool_stop(edgert_pool *pool);
+
+#endif
