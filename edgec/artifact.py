@@ -126,11 +126,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(beside, "wb") as file:
+        with beside.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        beside.replace(path)
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise EdgecError(
@@ -215,14 +215,12 @@ class _DescriptorWriter:
         return (
             f'__asm__(".section .rodata.{name},\\"a\\"\\n.balign {ALIGNMENT}\\n{name}:\\n'
             f'.incbin \\"{self.folder / file}\\"\\n.previous\\n");\n'
-            f"extern const uint8_t {name}[] __attribute__((visibility(\"hidden\")));\n"
+            f'extern const uint8_t {name}[] __attribute__((visibility("hidden")));\n'
         )
 
     def _prototypes(self) -> list[str]:
         counts = {call.symbol: len(call.operands) for call in self.code.calls}
-        return [
-            f"void {symbol}({'void *, ' * count}int32_t, int32_t);" for symbol, count in counts.items()
-        ]
+        return [f"void {symbol}({'void *, ' * count}int32_t, int32_t);" for symbol, count in counts.items()]
 
     def _step(self, index: int, call: Call) -> str:
         operands = ", ".join(f"(void *)({self._address(buffer)})" for buffer in call.operands)

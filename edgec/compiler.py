@@ -156,11 +156,22 @@ def _manifest(program: Program, code: Code, target: Target, lifetimes: Sequence[
         "arena_bytes": program.arena_bytes,
         "arena_lower_bound": program.arena_lower_bound,
         "steps": [
-            {"name": c.step.name, "kernel": c.contract, "macs": c.step.kernel.macs, "nodes": list(c.step.nodes)}
+            {
+                "name": c.step.name,
+                "kernel": c.contract,
+                "macs": c.step.kernel.macs,
+                "nodes": list(c.step.nodes),
+            }
             for c in code.calls
         ],
         "memory": [
-            {"buffer": x.buffer.name, "offset": x.buffer.offset, "bytes": x.nbytes, "first": x.first, "last": x.last}
+            {
+                "buffer": x.buffer.name,
+                "offset": x.buffer.offset,
+                "bytes": x.nbytes,
+                "first": x.first,
+                "last": x.last,
+            }
             for x in lifetimes
         ],
         "versions": {name: metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi", "onnx")},

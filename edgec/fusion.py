@@ -20,7 +20,12 @@ from edgec.nest import bounds, coefficient, terms
 from edgec.program import ARENA, Buffer, Conv, Depthwise, Fill, Kernel, Loops, Program, Step
 from edgec.scalar import Expr
 
-CHEAP = frozenset("add sub mul min max select lt le gt ge eq ne and or cast const load axis neg abs acc".split())
+CHEAP = frozenset(
+    {
+        "add", "sub", "mul", "min", "max", "select", "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "neg", "abs",
+        "cast", "const", "load", "axis", "acc",
+    }
+)  # fmt: skip
 """Operators that cost about as much to compute again as to load."""
 
 
@@ -28,7 +33,7 @@ def fuse(program: Program) -> None:
     """Rewrite ``program`` in place."""
     changed = True
     while changed:
-        changed = any([_sweep(program, rule) for rule in (_inline, _into_epilogue, _place)])
+        changed = sum(_sweep(program, rule) for rule in (_inline, _into_epilogue, _place)) > 0
     for step in program.steps:
         if isinstance(step.kernel, Conv):
             step.kernel = flattened(step.kernel)

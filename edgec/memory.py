@@ -45,7 +45,8 @@ def plan(program: Program) -> list[Lifetime]:
     share_in_place(program)
     lifetimes = live_ranges(program)
     program.arena_lower_bound = max(
-        (sum(x.nbytes for x in lifetimes if x.first <= i <= x.last) for i in range(len(program.steps))), default=0
+        (sum(x.nbytes for x in lifetimes if x.first <= i <= x.last) for i in range(len(program.steps))),
+        default=0,
     )
     program.arena_bytes = _place(lifetimes, program.arena_lower_bound)
     return lifetimes

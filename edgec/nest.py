@@ -15,21 +15,19 @@ def coefficient(expr: Expr, axis: int) -> int | None:
     """How far ``expr`` moves for one step of ``axis``; None when that is not a constant."""
     if expr.op == "axis":
         return int(expr.args[0] == axis)
-    if expr.op == "add" or expr.op == "sub":
-        left, right = (coefficient(child, axis) for child in expr.children)
-        if left is None or right is None:
-            return None
-        return left + right if expr.op == "add" else left - right
     moves = [coefficient(child, axis) for child in expr.children]
     if all(move == 0 for move in moves):
         return 0
+    if expr.op not in ("add", "sub", "mul"):
+        return None
+    (left, right), (first, second) = expr.children, moves
     if expr.op == "mul":
-        (left, right), (first, second) = expr.children, moves
         if right.op == "const" and first is not None:
             return first * int(right.args[0])
-        if left.op == "const" and second is not None:
-            return second * int(left.args[0])
-    return None
+        return second * int(left.args[0]) if left.op == "const" and second is not None else None
+    if first is None or second is None:
+        return None
+    return first + second if expr.op == "add" else first - second
 
 
 def simplify(nest: Loops) -> Loops:
@@ -53,10 +51,11 @@ def _index_expressions(nest: Loops) -> list[Expr]:
 
 
 def _mapped(nest: Loops, axes: dict[int, Expr], **changes: Any) -> Loops:
-    def swap(expr: Expr | None) -> Expr | None:
-        return None if expr is None else scalar.substitute_axes(expr, axes)
+    def swap(expr: Expr) -> Expr:
+        return scalar.substitute_axes(expr, axes)
 
-    return replace(nest, body=swap(nest.body), store=swap(nest.store), epilogue=swap(nest.epilogue), **changes)
+    epilogue = None if nest.epilogue is None else swap(nest.epilogue)
+    return replace(nest, body=swap(nest.body), store=swap(nest.store), epilogue=epilogue, **changes)
 
 
 def _drop_unit_axes(nest: Loops) -> Loops:

@@ -99,9 +99,7 @@ class View:
         return total
 
     def permute(self, axes: Sequence[int]) -> View:
-        return replace(
-            self, shape=tuple(self.shape[a] for a in axes), strides=tuple(self.strides[a] for a in axes)
-        )
+        return replace(self, shape=tuple(self.shape[a] for a in axes), strides=tuple(self.strides[a] for a in axes))
 
     def broadcast_to(self, shape: Sequence[int]) -> View:
         """The view with leading axes added and unit axes repeated, without a copy."""
@@ -127,14 +125,12 @@ class View:
         return None if strides is None else replace(self, shape=tuple(shape), strides=strides)
 
 
-def _reshaped_strides(
-    old: Sequence[int], strides: Sequence[int], new: Sequence[int]
-) -> tuple[int, ...] | None:
+def _reshaped_strides(old: Sequence[int], strides: Sequence[int], new: Sequence[int]) -> tuple[int, ...] | None:
     """Strides of ``new`` over the same memory, found group by group of equal products (as numpy does)."""
     axes = [(e, s) for e, s in zip(old, strides, strict=True) if e != 1]
     result: list[int] = []
     position = 0
-    pending = [e for e in new]
+    pending = list(new)
     while pending:
         extent = pending.pop(0)
         if extent == 1:
@@ -289,6 +285,15 @@ class Fill:
     @property
     def extents(self) -> tuple[int, ...]:
         return (sum(prod(extents) for _, extents, _ in self.regions),)
+
+    @property
+    def store(self) -> Expr:
+        """Where the first region starts."""
+        return scalar.const(self.regions[0][0], scalar.INDEX)
+
+    @property
+    def result(self) -> Expr:
+        return scalar.const(self.value, self.dtype)
 
     @property
     def macs(self) -> int:

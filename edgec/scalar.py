@@ -13,7 +13,7 @@ max(in0[i0], 0.0)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -29,7 +29,7 @@ class Expr:
     """One node of an expression: an operator, its arguments and the dtype of its value (an ONNX dtype)."""
 
     __slots__ = ("__weakref__", "args", "dtype", "op")
-    _interned: WeakValueDictionary[tuple[Any, ...], Expr] = WeakValueDictionary()
+    _interned: ClassVar[WeakValueDictionary[tuple[Any, ...], Expr]] = WeakValueDictionary()
 
     op: str
     args: tuple[Any, ...]

@@ -70,9 +70,7 @@ def build_module(functions: Mapping[str, Any], target: Target) -> Any:
     from tvm.tirx import transform as tir
 
     llvm = tvm.target.Target(target.llvm)
-    module = tvm.IRModule(
-        {name: function.with_attr("global_symbol", name) for name, function in functions.items()}
-    )
+    module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
     passes = [
         tir.BindTarget(llvm),
         tir.StmtSimplify(),

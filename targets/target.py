@@ -73,9 +73,7 @@ def load_target(name: str) -> Target:
         return host_target()
     path = TARGET_FOLDER / f"{name}.toml"
     if name not in target_names():
-        raise EdgecError(
-            f"there is no target '{name}'; edgec knows {', '.join(target_names())} (see: edgec targets)"
-        )
+        raise EdgecError(f"there is no target '{name}'; edgec knows {', '.join(target_names())} (see: edgec targets)")
     fields = tomllib.loads(path.read_text(encoding="utf-8"))
     return Target(name=name, **{**fields, "features": tuple(fields["features"])})
 

@@ -31,7 +31,7 @@ RULES: dict[tuple[str, str], Rule] = {}
 """The lowering rule of each (domain, operator)."""
 
 SUPPORTED_DTYPES = frozenset(
-    "float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split()
+    ["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"]
 )
 
 
@@ -193,7 +193,9 @@ class Lowering:
             store: called with (operands, *indices) for the offset, where it is not ``out.at``.
         """
         extents = tuple(out.shape if extents is None else extents)
-        order = tuple(order if order is not None else out.order if len(out.shape) == len(extents) else range(len(extents)))
+        order = tuple(
+            order if order is not None else out.order if len(out.shape) == len(extents) else range(len(extents))
+        )
         position = {axis: index for index, axis in enumerate(order)}
         indices = [scalar.axis(position[axis]) for axis in range(len(extents))]
         inner = [scalar.axis(len(extents) + index) for index in range(len(reduce))]
@@ -275,7 +277,10 @@ class Lowering:
         try:
             rule = RULES.get((node.domain if node.domain != "ai.onnx" else "", node.op_type))
             if rule is None:
-                refuse("edgec has no lowering for this operator", "replace it by supported operators before the export")
+                refuse(
+                    "edgec has no lowering for this operator",
+                    "replace it by supported operators before the export",
+                )
             rule(self, node)
         except Refused as refused:
             shapes = ", ".join(_describe(value) for value in node.inputs)
@@ -316,7 +321,7 @@ def shape_of(value: ir.Value) -> tuple[int, ...]:
     """The static shape of ``value``."""
     if value.shape is None or not value.shape.is_static():
         refuse(f"the shape of '{value.name}' is not known while compiling", "pin the inputs with --shape")
-    return tuple(int(d) for d in value.shape)
+    return tuple(int(d) for d in value.shape.numpy())
 
 
 def dtype_of(value: ir.Value, check: bool = True) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec import scalar
-from edgec.lowering.context import Lowering, Operands, array_of, attribute, lowers, refuse, shape_of
+from edgec.lowering.context import Lowering, Operands, array_of, attribute, lowers
 from edgec.program import CONSTANT, Conv, Depthwise, Fill, View
 from edgec.scalar import Expr, binary, clamp_index, const, in_range, select
 
@@ -115,9 +115,7 @@ def _channels_last(rank: int) -> tuple[int, ...]:
     return (0, *range(2, rank), 1)
 
 
-def convolve(
-    ctx: Lowering, x: View, kernel: np.ndarray, bias: View | None, w: Window, groups: int, out: View
-) -> None:
+def convolve(ctx: Lowering, x: View, kernel: np.ndarray, bias: View | None, w: Window, groups: int, out: View) -> None:
     """Emit out = conv(x, kernel [co, ci/groups, kh, kw]) + bias for float32 views (N, C, H, W)."""
     source = padded(ctx, x, w.pads)
     channels, per_group = kernel.shape[0], kernel.shape[1]
@@ -158,9 +156,7 @@ def _epilogue(operands: Operands, bias: View | None) -> Expr:
     return acc if bias is None else binary("add", acc, operands.load(bias, scalar.axis(3)))
 
 
-def _dense_conv(
-    ctx: Lowering, source: View, kernel: np.ndarray, bias: View | None, w: Window, out: View
-) -> None:
+def _dense_conv(ctx: Lowering, source: View, kernel: np.ndarray, bias: View | None, w: Window, out: View) -> None:
     weight = ctx.constant(np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)), f"{out.buffer.name}_weight")
     operands = Operands()
     operands.buffers = [source.buffer, weight.buffer]
@@ -170,9 +166,7 @@ def _dense_conv(
     ctx.emit(conv, operands.buffers, out.buffer)
 
 
-def _depthwise(
-    ctx: Lowering, source: View, kernel: np.ndarray, bias: View | None, w: Window, out: View
-) -> None:
+def _depthwise(ctx: Lowering, source: View, kernel: np.ndarray, bias: View | None, w: Window, out: View) -> None:
     weight = ctx.constant(np.ascontiguousarray(kernel[:, 0].transpose(1, 2, 0)), f"{out.buffer.name}_weight")
     operands = Operands()
     operands.buffers = [source.buffer, weight.buffer]
@@ -191,7 +185,9 @@ def _general_conv(ctx: Lowering, node: ir.Node) -> None:
 
     def product(ops: Operands, n: Expr, channel: Expr, *rest: Expr) -> Expr:
         place, ci, taps = rest[:rank], rest[rank], rest[rank + 1 :]
-        source = [p * s + t * d - pad[0] for p, s, t, d, pad in zip(place, w.strides, taps, w.dilations, w.pads, strict=True)]
+        source = [
+            p * s + t * d - pad[0] for p, s, t, d, pad in zip(place, w.strides, taps, w.dilations, w.pads, strict=True)
+        ]
         clamped = [clamp_index(i, e) for i, e in zip(source, x.shape[2:], strict=True)]
         channel_in = (channel // size) * per_group + ci
         value = binary("mul", ops.load(x, n, channel_in, *clamped), ops.load(weight, channel, ci, *taps))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -129,7 +130,7 @@ UNARY: dict[str, Callable[[Expr], Expr]] = {
     "BitwiseNot": lambda x: unary("bitnot", x),
     "IsNaN": lambda x: unary("isnan", x),
     **{
-        name: lambda x, op=name.lower(): unary(op, x)  # type: ignore[misc]
+        name: partial(unary, name.lower())
         for name in (
             "Neg", "Abs", "Sign", "Floor", "Ceil", "Round", "Sqrt", "Exp", "Log", "Erf", "Sin", "Cos", "Tan",
             "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh",
@@ -212,14 +213,15 @@ def _parametric(node: ir.Node) -> Callable[[Expr], Expr]:
         case "Elu":
             return lambda x: elu(x, given("alpha", 1.0))
         case "Selu":
-            alpha, gamma = given("alpha", 1.67326319217681884765625), given("gamma", 1.05070102214813232421875)
+            alpha, gamma = (
+                given("alpha", 1.67326319217681884765625),
+                given("gamma", 1.05070102214813232421875),
+            )
             return lambda x: elu(x, alpha, gamma)
         case "Celu":
             return lambda x: _celu(x, given("alpha", 1.0))
         case "ThresholdedRelu":
-            return lambda x: select(
-                binary("gt", x, const(given("alpha", 1.0), x.dtype)), x, const(0, x.dtype)
-            )
+            return lambda x: select(binary("gt", x, const(given("alpha", 1.0), x.dtype)), x, const(0, x.dtype))
         case "HardSigmoid":
             return lambda x: hard_sigmoid(x, given("alpha", 0.2), given("beta", 0.5))
         case "Shrink":
@@ -231,7 +233,9 @@ def _parametric(node: ir.Node) -> Callable[[Expr], Expr]:
 
 
 def _celu(x: Expr, alpha: float) -> Expr:
-    below = binary("mul", _float(alpha, x), binary("sub", unary("exp", binary("div", x, _float(alpha, x))), _float(1, x)))
+    below = binary(
+        "mul", _float(alpha, x), binary("sub", unary("exp", binary("div", x, _float(alpha, x))), _float(1, x))
+    )
     return binary("add", relu(x), binary("min", _float(0, x), below))
 
 

@@ -38,9 +38,7 @@ def lower_matmul(ctx: Lowering, node: ir.Node) -> None:
     multiply(ctx, node.outputs[0], a, b, None, 1.0, 1.0)
 
 
-def multiply(
-    ctx: Lowering, value: ir.Value, a: View, b: View, c: View | None, alpha: float, beta: float
-) -> None:
+def multiply(ctx: Lowering, value: ir.Value, a: View, b: View, c: View | None, alpha: float, beta: float) -> None:
     """value = alpha · a · b + beta · c, where batch axes of a and b broadcast."""
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     shape = (*batch, a.shape[-2], b.shape[-1])
@@ -104,9 +102,7 @@ def _as_batch(ctx: Lowering, view: View, batch: tuple[int, ...], contiguous: boo
     )
 
 
-def _general_product(
-    ctx: Lowering, out: View, a: View, b: View, c: View | None, alpha: float, beta: float
-) -> None:
+def _general_product(ctx: Lowering, out: View, a: View, b: View, c: View | None, alpha: float, beta: float) -> None:
     """Any dtype, as a loop nest; integers accumulate in their own dtype."""
     batch = out.shape[:-2]
     a = a.broadcast_to((*batch, *a.shape[-2:]))

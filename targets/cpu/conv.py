@@ -18,7 +18,16 @@ import numpy as np
 from tvm import tirx
 
 from edgec.program import Conv
-from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, padded_pieces, pieces, starts, tiles
+from edgec.targets.cpu.tile import (
+    Accumulators,
+    Point,
+    Store,
+    load_channels,
+    padded_pieces,
+    pieces,
+    starts,
+    tiles,
+)
 from edgec.targets.cpu.tir import Kernel
 from edgec.targets.target import Target
 
@@ -140,9 +149,7 @@ class _ConvWriter:
     def __init__(self, p: ConvPlan, kernel: Kernel) -> None:
         self.plan, self.conv, self.kernel, self.body = p, p.conv, kernel, kernel.body
         self.input, self.weight = kernel.buffers[:2]
-        self.target = Store(
-            self.body, kernel.buffers[:-1], kernel.buffers[-1], p.conv.epilogue, p.conv.store
-        )
+        self.target = Store(self.body, kernel.buffers[:-1], kernel.buffers[-1], p.conv.epilogue, p.conv.store)
 
     def write(self) -> None:
         with self.body.loop(self.conv.batch) as image:
@@ -200,7 +207,15 @@ class _ConvWriter:
                 self._loop("rows", row_start, rows, row_tiles, row_tile)
 
     def _tile(
-        self, image: Any, row: Any, column: Any, rows: int, columns: int, channel: Any, channels: int, panel: Any
+        self,
+        image: Any,
+        row: Any,
+        column: Any,
+        rows: int,
+        columns: int,
+        channel: Any,
+        channels: int,
+        panel: Any,
     ) -> None:
         """The microkernel: one register tile, from zero to stored."""
         widths = self.plan.widths(channels)

@@ -7,6 +7,7 @@ neighbouring pixels of the register tile share their loads.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def pack(p: DepthwisePlan, weight: np.ndarray) -> np.ndarray:
     flat = weight.reshape(-1, p.depthwise.channels)
     widths = pieces(p.depthwise.channels, p.lanes)
     edges = np.cumsum([0, *widths])
-    return np.concatenate([flat[:, a:b].ravel() for a, b in zip(edges[:-1], edges[1:], strict=True)])
+    return np.concatenate([flat[:, a:b].ravel() for a, b in pairwise(edges)])
 
 
 def generate(p: DepthwisePlan, dtypes: list[str], elements: list[int]) -> Any:
@@ -55,9 +56,7 @@ class _DepthwiseWriter:
     def __init__(self, p: DepthwisePlan, kernel: Kernel) -> None:
         self.plan, self.conv, self.kernel, self.body = p, p.depthwise, kernel, kernel.body
         self.input, self.weight = kernel.buffers[:2]
-        self.target = Store(
-            self.body, kernel.buffers[:-1], kernel.buffers[-1], self.conv.epilogue, self.conv.store
-        )
+        self.target = Store(self.body, kernel.buffers[:-1], kernel.buffers[-1], self.conv.epilogue, self.conv.store)
         self.taps = self.conv.kernel[0] * self.conv.kernel[1]
 
     def write(self) -> None:

@@ -54,7 +54,14 @@ def _exp(x: Any) -> Any:
     r = clamped - n * constant(0.693359375, x) - n * constant(-2.12194440e-4, x)
     p = _polynomial(
         r,
-        (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1),
+        (
+            1.9875691500e-4,
+            1.3981999507e-3,
+            8.3334519073e-3,
+            4.1665795894e-2,
+            1.6666665459e-1,
+            5.0000001201e-1,
+        ),
     )
     p = p * r * r + r + constant(1.0, x)
     # 2^n in two factors, so that results down to the subnormals are right

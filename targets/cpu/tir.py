@@ -215,9 +215,7 @@ class Emitter:
     def _load(self, node: Expr) -> Any:
         buffer = self.operands[node.args[0]]
         first, step = self.offset(node.args[1])
-        if step is None:
-            value = tirx.BufferLoad(buffer, [first])
-        elif step == 0:
+        if step is None or step == 0:
             value = tirx.BufferLoad(buffer, [first])
         else:
             value = vector_load(buffer, first, self.lanes, step)
