@@ -330,7 +330,7 @@ def _place(uses: _Uses, program: Program, copy: Step) -> bool:
         return False
     moves = _moves(nest, source)
     readers = [step for step in uses.readers.get(id(source), []) if step is not copy]
-    if moves is None or not _ready(program, writer, copy):
+    if moves is None:
         return False
     rewritten = [_moved(step, source, moves) for step in [writer, *readers]]
     if any(kernel is None for kernel in rewritten):
@@ -343,12 +343,6 @@ def _place(uses: _Uses, program: Program, copy: Step) -> bool:
     source.elements = root.elements - source.parent_offset
     program.steps.remove(copy)
     return True
-
-
-def _ready(program: Program, writer: Step, copy: Step) -> bool:
-    """Whether nothing fills the destination between the writer and the copy (it would be overwritten)."""
-    between = program.steps[program.steps.index(writer) : program.steps.index(copy)]
-    return not any(isinstance(step.kernel, Fill) and step.output.root is copy.output.root for step in between)
 
 
 def _moves(nest: Loops, source: Buffer) -> tuple[dict[int, int], int] | None:

@@ -275,7 +275,8 @@ class Depthwise:
 class Fill:
     """Constant regions: each is (offset, extents, strides), contiguous along its last axis.
 
-    It clears the border of a padded feature map whose inside another step writes.
+    It clears the border of a padded feature map; no other step writes there, so it may come before or after
+    those that write the inside.
     """
 
     regions: tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...]

@@ -61,7 +61,7 @@ class ConvPlan:
 
     def widths(self, channels: int) -> list[int]:
         """The vectors that cover a block of ``channels``; run-time weights must not be read past their end."""
-        cover = pieces if self.conv.weight_strides else padded_pieces
+        cover = padded_pieces if self.conv.weight_strides is None else pieces
         return cover(channels, self.lanes)
 
     @property
@@ -124,7 +124,12 @@ def cost(p: ConvPlan) -> float:
 
 
 def pack(p: ConvPlan, weight: np.ndarray) -> np.ndarray:
-    """The weight [kh, kw, ci, co] as panels, one after the other, channels padded with zeros."""
+    """The weight [kh, kw, ci, co] as panels, one after the other, channels padded with zeros.
+
+    A batch of matrices, read with strides, stays as it is.
+    """
+    if p.conv.weight_strides is not None:
+        return weight
     matrix = weight.reshape(p.depth, p.conv.out_channels)
     panels = []
     for start, channels, count in tiles(p.conv.out_channels, p.block):
@@ -225,7 +230,7 @@ class _ConvWriter:
         sh, sw = self.conv.stride
         corner = self.conv.input_offset + image * n_step + row * (sh * h_step) + column * (sw * w_step)
         corner = self.body.bind("corner", corner)
-        if self.conv.weight_strides:
+        if self.conv.weight_strides is not None:
             batch_step, k_step = self.conv.weight_strides
             panel = self.conv.weight_offset + image * batch_step + channel
         else:

@@ -1,0 +1,113 @@
+"""Small programs and models for the tests, and ways to run them."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import helper, numpy_helper
+
+from edgec import fusion, memory, reference
+from edgec.graph import load_graph
+from edgec.lowering import lower
+from edgec.passes.pipeline import run as run_passes
+from edgec.program import CONSTANT, Buffer, Program
+from edgec.targets.cpu.backend import compile_program
+from edgec.targets.target import load_target
+
+
+def model(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: dict[str, Sequence[int]],
+    outputs: dict[str, Sequence[int]],
+    constants: dict[str, np.ndarray] | None = None,
+    dtype: int = onnx.TensorProto.FLOAT,
+) -> onnx.ModelProto:
+    """A model of ``nodes``; constants become initialisers."""
+    graph = helper.make_graph(
+        [helper.make_node(n.op_type, n.input, n.output, n.name or f"{n.op_type}_{i}", **_attributes(n))
+         for i, n in enumerate(nodes)],
+        "test",
+        [helper.make_tensor_value_info(name, dtype, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(name, dtype, shape) for name, shape in outputs.items()],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in (constants or {}).items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def program_of(source: onnx.ModelProto | ir.Model | str | Path, *, fuse: bool = True) -> Program:
+    """The lowered program, planned."""
+    graph = load_graph(source)
+    run_passes(graph)
+    program = lower(graph)
+    if fuse:
+        fusion.fuse(program)
+    return program
+
+
+def random_inputs(program: Program, seed: int = 0) -> dict[str, np.ndarray]:
+    """Standard normal inputs."""
+    generator = np.random.default_rng(seed)
+    return {t.name: generator.standard_normal(t.shape).astype(t.dtype) for t in program.inputs}
+
+
+def run_reference(program: Program, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The outputs by the numpy reference."""
+    return reference.run(program, inputs)
+
+
+class HostProgram:
+    """A program compiled for the host and called kernel by kernel through ctypes, on any number of threads."""
+
+    def __init__(self, program: Program, folder: Path) -> None:
+        memory.plan(program)
+        self.program = program
+        self.code = compile_program(program, load_target("host"), lambda what, done, total: None)
+        (folder / "kernels.o").write_bytes(self.code.object_bytes)
+        subprocess.run(
+            ["cc", "-shared", "-o", folder / "kernels.so", folder / "kernels.o", "-lm"], check=True, cwd=folder
+        )
+        self._library = ctypes.CDLL(str(folder / "kernels.so"))
+        self._memory: dict[int, np.ndarray] = {}
+        self._arena = np.zeros(program.arena_bytes + 64, np.uint8)
+
+    def run(self, inputs: dict[str, np.ndarray], threads: int = 1) -> dict[str, np.ndarray]:
+        """Run every step, each thread's share in turn, last thread first."""
+        for tensor in self.program.inputs:
+            self._memory[id(tensor.buffer)] = np.ascontiguousarray(inputs[tensor.name])
+        for tensor in self.program.outputs:
+            self._memory[id(tensor.buffer)] = np.full(tensor.shape, 77, tensor.dtype)
+        for call in self.code.calls:
+            arguments = [ctypes.c_void_p(self._address(buffer)) for buffer in call.operands]
+            team = threads if call.parallel else 1
+            for thread in reversed(range(team)):
+                getattr(self._library, call.symbol)(*arguments, ctypes.c_int32(thread), ctypes.c_int32(team))
+        return {t.name: self._memory[id(t.buffer)] for t in self.program.outputs}
+
+    def _address(self, buffer: Buffer) -> int:
+        root, skip = buffer.root, buffer.root_offset * np.dtype(buffer.dtype).itemsize
+        if root.offset is not None and id(root) not in self._memory:
+            base = self._arena.ctypes.data
+            return base + -base % 64 + root.offset + skip
+        if root.space == CONSTANT and id(root) not in self._memory:
+            self._memory[id(root)] = np.ascontiguousarray(root.data)
+        return int(self._memory[id(root)].ctypes.data) + skip
+
+
+def assert_close(got: dict[str, np.ndarray], want: dict[str, np.ndarray], tolerance: float = 1e-5) -> None:
+    """Equal names, shapes and dtypes, and values within ``tolerance`` of the wanted range."""
+    assert got.keys() == want.keys()
+    for name, expected in want.items():
+        assert got[name].shape == expected.shape and got[name].dtype == expected.dtype, name
+        scale = max(float(np.ptp(expected)), 1e-6) if expected.size else 1.0
+        np.testing.assert_allclose(got[name] / scale, expected / scale, rtol=0, atol=tolerance, err_msg=name)
