@@ -1,0 +1,40 @@
+# make demo and make test set everything up on a Debian or Ubuntu machine with Python and a C compiler.
+
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test test-heavy check tools clean
+
+help: ## list what there is to make
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
+
+setup: $(STAMP) ## create .venv with edgec in it, or bring it up to date
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
+		{ echo "edgec needs Python 3.10 to 3.13; install one and name it: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "Python's venv module is missing; run: sudo apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## compile the sample model, run it on real input, show sizes, speed and agreement
+	@$(VENV)/bin/python samples/demo.py
+
+test: tools check ## check style and types, and run all tests but the heavy ones
+	$(VENV)/bin/python -m pytest -m "not heavy"
+
+test-heavy: tools $(STAMP) ## run the tests that take minutes each
+	$(VENV)/bin/python -m pytest -m heavy
+
+check: $(STAMP) ## check style and types
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m mypy
+
+tools:
+	@.ci/install-tools
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
