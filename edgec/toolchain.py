@@ -37,8 +37,17 @@ ZIG_TARGETS = {
 }
 """The oldest glibc an artifact shall run with is 2.28 (Debian 10)."""
 
-ANDROID_FLAGS = ("-ffreestanding", "-nostdlib", "-Wl,-z,max-page-size=16384", "-Wl,--hash-style=both")
-"""Neither zig nor a Debian package has Android's C library: what is linked may only name its functions."""
+ANDROID_FLAGS = (
+    "-ffreestanding",
+    "-nostdlib",
+    "-Wl,-z,max-page-size=16384",
+    "-Wl,-z,norelro",
+    "-Wl,--hash-style=both",
+)
+"""Neither zig nor a Debian package has Android's C library: what is linked may only name its functions.
+
+Android's loader rounds RELRO up to whole pages, of 16 KiB on new devices, and would protect data behind it.
+"""
 
 ANDROID_LIBRARIES = ("libm.so", "libc.so")
 
@@ -90,7 +99,7 @@ class Toolchain:
         with tempfile.TemporaryDirectory(prefix="edgec-link-") as scratch:
             system = self._system_libraries(Path(scratch))
             files = [os.fspath(path) for path in inputs]
-            self._run([*self._command(), *kind, *files, "-o", os.fspath(output), *flags, *system])
+            self._run([*self._command(), *kind, *files, "-o", os.fspath(output), *system, *flags])
         return Path(output)
 
     def archive(
@@ -126,7 +135,7 @@ class Toolchain:
             self._run(
                 [*self._command(), "-shared", str(source), f"-Wl,-soname,{name}", "-o", str(scratch / name)]
             )
-        return ["-Wl,--no-as-needed", *(str(scratch / name) for name in ANDROID_LIBRARIES)]
+        return [f"-L{scratch}", "-Wl,--no-as-needed", *(str(scratch / name) for name in ANDROID_LIBRARIES)]
 
     def _run(self, command: Sequence[str]) -> str:
         try:
