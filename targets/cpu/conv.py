@@ -247,15 +247,11 @@ class _ConvWriter:
                 return
             extent, step = loops[depth]
             inner = prod(e for e, _ in loops[depth + 1 :])
-            with self.body.loop(extent, unroll=self._unroll(depth)) as index:
+            # not unrolled: the compiler then hoists input loads out of order and spills the tile
+            with self.body.loop(extent) as index:
                 level(depth + 1, source + index * step, k + index * inner)
 
         level(0, corner, tirx.const(0, "int32"))
-
-    def _unroll(self, depth: int) -> bool:
-        """Short inner loops are unrolled: their counters would cost as much as their work."""
-        loops = self.plan.reduction
-        return depth == len(loops) - 1 and len(loops) > 1 and loops[depth][0] <= 9
 
     def _multiply(self, acc: Accumulators, source: Any, weights: Any) -> None:
         """One step of the reduction for the whole tile."""

@@ -45,7 +45,7 @@ class Body:
         return f"{prefix}{self._names}"
 
     @contextmanager
-    def loop(self, extent: Any, start: Any = 0, unroll: bool = False) -> Iterator[Any]:
+    def loop(self, extent: Any, start: Any = 0) -> Iterator[Any]:
         """A loop from ``start`` over ``extent`` iterations; one iteration needs no loop."""
         if isinstance(extent, int) and extent == 1:
             yield start if not isinstance(start, int) else tirx.const(start, "int32")
@@ -53,8 +53,7 @@ class Body:
         variable = tirx.Var(self.name("i"), "int32")
         self._blocks.append([])
         yield variable
-        kind = tirx.ForKind.UNROLLED if unroll else tirx.ForKind.SERIAL
-        self.emit_into_parent(lambda block: stmt.For(variable, start, extent, kind, block))
+        self.emit_into_parent(lambda block: stmt.For(variable, start, extent, tirx.ForKind.SERIAL, block))
 
     @contextmanager
     def when(self, condition: Any) -> Iterator[None]:
