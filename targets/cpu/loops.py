@@ -44,11 +44,15 @@ COMBINE = {"sum": "add", "prod": "mul", "max": "max", "min": "min", "add": "add"
 
 @dataclass(frozen=True)
 class LoopsPlan:
-    """How a nest is emitted: along which axis (index into output+reduce axes) vectors run, and how wide."""
+    """How a nest is emitted: along which axis (index into output+reduce axes) vectors run, and how wide.
+
+    ``order`` lists the output axes from the outermost loop to the innermost.
+    """
 
     nest: Loops
     vector_axis: int | None
     lanes: int
+    order: tuple[int, ...] = ()
 
 
 def plan(nest: Loops, target: Target) -> LoopsPlan:
@@ -56,16 +60,31 @@ def plan(nest: Loops, target: Target) -> LoopsPlan:
     nest = simplify(nest)
     lanes = target.lanes(_widest(nest))
     last = len(nest.extents) - 1
+    order = tuple(range(last + 1))
     if nest.sequential or nest.combine:
-        return LoopsPlan(nest, None, 1)
+        return LoopsPlan(nest, None, 1, order)
     if _vectorises(nest, last):
-        return LoopsPlan(nest, last, min(lanes, _power_of_two(nest.extents[last])))
+        return LoopsPlan(nest, last, min(lanes, _power_of_two(nest.extents[last])), _loop_order(nest))
     if nest.reduce and nest.reduce[-1] >= lanes and nest.reducer in COMBINE:
         axis = len(nest.extents) + len(nest.reduce) - 1
         steps = [coefficient(node.args[1], axis) for node in scalar.loads(nest.body)]
         if all(step in (0, 1) for step in steps) and 1 in steps:
-            return LoopsPlan(nest, axis, lanes)
-    return LoopsPlan(nest, None, 1)
+            return LoopsPlan(nest, axis, lanes, order)
+    return LoopsPlan(nest, None, 1, order)
+
+
+def _loop_order(nest: Loops) -> tuple[int, ...]:
+    """The axes in order, but for a transposition: there the vectors, which gather, walk outside the axis along
+    which the source is contiguous, so that the lines they touch are used up while they are in the cache."""
+    last = len(nest.extents) - 1
+    order = list(range(last + 1))
+    reads = [node.args[1] for node in scalar.loads(nest.body)]
+    gathers = [read for read in reads if coefficient(read, last) not in (0, 1)]
+    for axis in range(last):
+        if nest.reducer is None and any(coefficient(read, axis) == 1 for read in gathers):
+            order.insert(axis, order.pop())
+            break
+    return tuple(order)
 
 
 def _vectorises(nest: Loops, axis: int) -> bool:
@@ -104,22 +123,24 @@ class _LoopsWriter:
 
     def __init__(self, planned: LoopsPlan, kernel: Kernel) -> None:
         self.nest, self.kernel, self.body = planned.nest, kernel, kernel.body
-        self.vector_axis, self.lanes = planned.vector_axis, planned.lanes
+        self.vector_axis, self.lanes, self.order = planned.vector_axis, planned.lanes, planned.order
         self.operands, self.output = kernel.buffers[:-1], kernel.buffers[-1]
 
     def write(self) -> None:
-        self._axis(0, {})
+        self._axis(0, {}, 1, 1)
 
-    def _axis(self, depth: int, axes: dict[int, Any]) -> None:
-        """Loop over output axis ``depth``, or compute the point when all are open."""
-        if depth == len(self.nest.extents):
-            self._point(axes, 1, 1)
-        elif depth == self.vector_axis:
+    def _axis(self, depth: int, axes: dict[int, Any], lanes: int, vectors: int) -> None:
+        """Open the loop ``depth`` of the order, or compute the point when all are open."""
+        if depth == len(self.order):
+            self._point(axes, lanes, vectors)
+            return
+        axis = self.order[depth]
+        if axis == self.vector_axis:
             self._vector_loop(depth, axes)
-        else:
-            start, count = self._share(depth, self.nest.extents[depth])
-            with self.body.loop(count, start) as index:
-                self._axis(depth + 1, {**axes, depth: index})
+            return
+        start, count = self._share(depth, self.nest.extents[axis])
+        with self.body.loop(count, start) as index:
+            self._axis(depth + 1, {**axes, axis: index}, lanes, vectors)
 
     def _share(self, depth: int, extent: int) -> tuple[Any, Any]:
         """The iterations of a loop: the outermost one is split among the threads."""
@@ -130,13 +151,15 @@ class _LoopsWriter:
         return is_parallel(self.nest)
 
     def _vector_loop(self, depth: int, axes: dict[int, Any]) -> None:
-        extent, start = self.nest.extents[depth], 0
-        width = self.lanes * (ACCUMULATORS if self.nest.reduce else 1)
+        axis = self.order[depth]
+        extent, start = self.nest.extents[axis], 0
+        vectors = ACCUMULATORS if self.nest.reduce else 1
+        width = self.lanes * vectors
         whole = extent // width
         if whole:
             first, count = self._share(depth, whole)
             with self.body.loop(count, first) as block:
-                self._point({**axes, depth: block * width}, self.lanes, width // self.lanes)
+                self._axis(depth + 1, {**axes, axis: block * width}, self.lanes, vectors)
             start = whole * width
         if start < extent:
             self._tail(depth, axes, start)
@@ -150,11 +173,12 @@ class _LoopsWriter:
             self._chunks(depth, axes, start)
 
     def _chunks(self, depth: int, axes: dict[int, Any], start: int) -> None:
-        extent, lanes = self.nest.extents[depth], self.lanes
+        axis, lanes = self.order[depth], self.lanes
+        extent = self.nest.extents[axis]
         while start < extent:
             while lanes > extent - start:
                 lanes //= 2
-            self._point({**axes, depth: tirx.const(start, "int32")}, lanes, 1)
+            self._axis(depth + 1, {**axes, axis: tirx.const(start, "int32")}, lanes, 1)
             start += lanes
 
     def _point(self, axes: dict[int, Any], lanes: int, vectors: int) -> None:
