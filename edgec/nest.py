@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from edgec import scalar
-from edgec.program import Loops
+from edgec.program import CONSTANT, Buffer, Conv, Depthwise, Fill, Kernel, Loops, Step
 from edgec.scalar import Expr
 
 
@@ -156,3 +156,66 @@ def _clamped(index: Expr, known: tuple[int, int] | None) -> tuple[int, int] | No
         return None
     low = index.args[0].args[1]
     return (int(low.args[0]), known[1]) if low.op == "const" else None
+
+
+def rebased(step: Step) -> tuple[Kernel, list[Buffer], Buffer]:
+    """``step``'s kernel with constant offsets moved into its operands' addresses.
+
+    Kernels that differ only in where their operands start (the steps of an unrolled recurrence, the groups of
+    a convolution) become equal, and are compiled once.
+    """
+    kernel = step.kernel
+    if isinstance(kernel, Fill):
+        return kernel, step.inputs, step.output
+    moved = {index: _common_start(kernel, index, buffer) for index, buffer in enumerate(step.inputs)}
+    changes: dict[str, Any] = {}
+    for name in ("body", "epilogue"):
+        if getattr(kernel, name, None) is not None:
+            changes[name] = scalar.rewrite(getattr(kernel, name), lambda node: _shifted_load(node, moved))
+    if isinstance(kernel, Conv | Depthwise):
+        moved[0] = kernel.input_offset
+        changes["input_offset"] = 0
+    if isinstance(kernel, Conv) and kernel.weight_strides is not None:
+        moved[1] = kernel.weight_offset if step.inputs[1].root.space != CONSTANT else 0
+        changes["weight_offset"] = kernel.weight_offset - moved[1]
+    start = _start(kernel.store) or 0
+    changes["store"] = _without_constant(kernel.store) if start else kernel.store
+    inputs = [_window(buffer, moved[index]) for index, buffer in enumerate(step.inputs)]
+    return replace(kernel, **changes), inputs, _window(step.output, start)
+
+
+def _common_start(kernel: Kernel, operand: int, buffer: Buffer) -> int:
+    """The constant that all of the kernel's offsets into ``operand`` share; 0 where there is none."""
+    expressions = [e for e in (getattr(kernel, "body", None), getattr(kernel, "epilogue", None)) if e is not None]
+    reads = [n.args[1] for e in expressions for n in scalar.loads(e) if n.args[0] == operand]
+    starts = {_start(offset) for offset in reads}
+    common = starts.pop() if len(starts) == 1 else None
+    fixed = isinstance(kernel, Conv | Depthwise) and operand < 2
+    return 0 if common is None or fixed or buffer.root.space == CONSTANT else common
+
+
+def _start(offset: Expr) -> int | None:
+    """The constant part of an offset, where it can be told and is a place inside the buffer."""
+    parts = terms(offset)
+    return parts[1] if parts is not None and parts[1] >= 0 else None
+
+
+def _without_constant(offset: Expr) -> Expr:
+    parts = terms(offset)
+    assert parts is not None
+    total = scalar.const(0, scalar.INDEX)
+    for factor, atom in parts[0].items():
+        total = atom * factor + total
+    return total
+
+
+def _shifted_load(node: Expr, moved: dict[int, int]) -> Expr | None:
+    if node.op != "load" or not moved[node.args[0]]:
+        return None
+    return scalar.load(node.args[0], _without_constant(node.args[1]), node.dtype)
+
+
+def _window(buffer: Buffer, start: int) -> Buffer:
+    if not start:
+        return buffer
+    return Buffer(buffer.name, buffer.dtype, buffer.elements - start, buffer.space, parent=buffer, parent_offset=start)

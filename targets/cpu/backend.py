@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from edgec.nest import rebased
 from edgec.program import CONSTANT, Buffer, Conv, Depthwise, Fill, Kernel, Loops, Program, Step
 from edgec.targets.cpu import conv, depthwise, fill, loops
 from edgec.targets.target import Target
@@ -39,7 +40,7 @@ class _Template:
     """What a kernel contract needs from this target."""
 
     plan: Callable[[Any, Target], Any]
-    generate: Callable[[Any, list[str], list[int]], Any]
+    generate: Callable[[Any, list[str]], Any]
     contract: Callable[[Any], str]
     pack: Callable[[Any, np.ndarray], np.ndarray] | None = None
 
@@ -84,15 +85,15 @@ class _Binder:
 
     def bind(self, step: Step) -> None:
         template = _TEMPLATES[type(step.kernel)]
-        planned = template.plan(step.kernel, self.target)
-        operands = [self._operand(index, buffer, template, planned) for index, buffer in enumerate(step.inputs)]
-        operands.append(step.output)
+        kernel, inputs, output = rebased(step)
+        planned = template.plan(kernel, self.target)
+        operands = [self._operand(index, buffer, template, planned) for index, buffer in enumerate(inputs)]
+        operands.append(output)
         dtypes = [buffer.dtype for buffer in operands]
-        elements = [buffer.elements for buffer in operands]
-        key = (planned, tuple(dtypes), tuple(elements))
+        key = (planned, tuple(dtypes))
         if key not in self._symbols:
             self._symbols[key] = f"k{len(self._symbols)}"
-            self.functions[self._symbols[key]] = template.generate(planned, dtypes, elements)
+            self.functions[self._symbols[key]] = template.generate(planned, dtypes)
         call = Call(self._symbols[key], template.contract(planned), tuple(operands), _parallel(step.kernel), step)
         self.calls.append(call)
 

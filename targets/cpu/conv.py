@@ -141,9 +141,9 @@ def pack(p: ConvPlan, weight: np.ndarray) -> np.ndarray:
     return np.concatenate(panels)
 
 
-def generate(p: ConvPlan, dtypes: list[str], elements: list[int]) -> Any:
+def generate(p: ConvPlan, dtypes: list[str]) -> Any:
     """The kernel, as ``tirx.PrimFunc``."""
-    kernel = Kernel(dtypes, elements)
+    kernel = Kernel(dtypes)
     _ConvWriter(p, kernel).write()
     return kernel.function()
 

@@ -45,9 +45,9 @@ def pack(p: DepthwisePlan, weight: np.ndarray) -> np.ndarray:
     return np.concatenate([flat[:, a:b].ravel() for a, b in pairwise(edges)])
 
 
-def generate(p: DepthwisePlan, dtypes: list[str], elements: list[int]) -> Any:
+def generate(p: DepthwisePlan, dtypes: list[str]) -> Any:
     """The kernel, as ``tirx.PrimFunc``."""
-    kernel = Kernel(dtypes, elements)
+    kernel = Kernel(dtypes)
     _DepthwiseWriter(p, kernel).write()
     return kernel.function()
 

@@ -27,9 +27,9 @@ def plan(fill: Fill, target: Target) -> FillPlan:
     return FillPlan(fill, target.lanes(np.dtype(fill.dtype).itemsize))
 
 
-def generate(p: FillPlan, dtypes: list[str], elements: list[int]) -> Any:
+def generate(p: FillPlan, dtypes: list[str]) -> Any:
     """The kernel, as ``tirx.PrimFunc``; one thread runs it."""
-    kernel = Kernel(dtypes, elements)
+    kernel = Kernel(dtypes)
     value = tirx.const(p.fill.value, storage(p.fill.dtype))
     for offset, extents, strides in p.fill.regions:
         _region(kernel, value, p.lanes, tirx.const(offset, "int32"), extents, strides)

@@ -111,9 +111,9 @@ def _power_of_two(extent: int) -> int:
     return 1 << (extent.bit_length() - 1)
 
 
-def generate(planned: LoopsPlan, dtypes: list[str], elements: list[int]) -> Any:
+def generate(planned: LoopsPlan, dtypes: list[str]) -> Any:
     """The kernel: operands in order and the output last, as ``tirx.PrimFunc``."""
-    kernel = Kernel(dtypes, elements)
+    kernel = Kernel(dtypes)
     _LoopsWriter(planned, kernel).write()
     return kernel.function()
 

@@ -24,6 +24,10 @@ STORAGE = {"bool": "uint8"}
 """dtype in memory, where it differs from the dtype in a register."""
 
 
+ANY_SIZE = 2**31 - 1
+"""Declared elements of an operand: a kernel serves buffers of every size."""
+
+
 def storage(dtype: str) -> str:
     """The dtype that ``dtype`` has in memory."""
     return STORAGE.get(dtype, dtype)
@@ -93,15 +97,15 @@ def sequence(statements: Sequence[Any]) -> Any:
 class Kernel:
     """A kernel's signature: one pointer per operand, the output, this thread and how many there are."""
 
-    def __init__(self, dtypes: Sequence[str], elements: Sequence[int]) -> None:
+    def __init__(self, dtypes: Sequence[str]) -> None:
         self.body = Body()
         self.thread = tirx.Var("thread", "int32")
         self.threads = tirx.Var("threads", "int32")
         self._pointers: list[Any] = []
         self.buffers: list[Any] = []
-        for index, (dtype, count) in enumerate(zip(dtypes, elements, strict=True)):
+        for index, dtype in enumerate(dtypes):
             pointer = tirx.Var(f"p{index}", tvm.ir.PointerType(tvm.ir.PrimType(storage(dtype))))
-            buffer = tirx.decl_buffer((count,), storage(dtype), name=f"b{index}", data_alignment=1)
+            buffer = tirx.decl_buffer((ANY_SIZE,), storage(dtype), name=f"b{index}", data_alignment=1)
             self._pointers.append(pointer)
             self.buffers.append(buffer)
             self.body.emit(stmt.DeclBuffer(buffer, data=pointer))
