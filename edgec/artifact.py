@@ -14,16 +14,18 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgec.errors import EdgecError
 from edgec.memory import ALIGNMENT
 from edgec.program import ARENA, CONSTANT, INPUT, Buffer, Program, Tensor
-from edgec.targets.cpu.backend import Call, Code
-from edgec.targets.target import Target
 from edgec.toolchain import Toolchain, find_toolchain
+
+if TYPE_CHECKING:
+    from edgec.targets.cpu.backend import Call, Code
+    from edgec.targets.target import Target
 
 ABI_VERSION = 1
 TRAILER_MAGIC = b"EDGERT-TRAILER-1"
@@ -132,10 +134,11 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise EdgecError(
             f"could not write {path} ({len(data)} bytes): {error.strerror}; free space or choose another -o"
         ) from error
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _link(

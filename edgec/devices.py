@@ -1,0 +1,198 @@
+"""Where an artifact runs: this machine, or an emulated one, behind one interface.
+
+``local`` runs in this process through libedgert. ``qemu[:cpu]`` runs the same library, built for the artifact's
+system, under qemu-user: it shows what a board computes, and says nothing about how long the board takes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from edgec.data import Array, Samples, TensorSpec, specs
+from edgec.errors import EdgecError
+
+WORKING = "local and qemu[:cpu]"
+EMULATED_TRIPLE = "aarch64-linux-gnu"
+"""The one system that ``qemu`` emulates so far; every Linux board among the targets has it."""
+SYSROOT = Path("/usr") / EMULATED_TRIPLE
+"""Where Debian keeps the C library of the emulated system."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the runs gave.
+
+    Attributes:
+        outputs: for every output an array [runs, *shape].
+        run_ns: wall time of every run on the device, in nanoseconds; the emulator's time on an emulator.
+    """
+
+    outputs: dict[str, Array]
+    run_ns: tuple[int, ...]
+
+
+class Device(ABC):
+    """A machine that runs artifacts. ``is_emulated`` tells that its times are not a device's latency."""
+
+    is_emulated: ClassVar[bool]
+
+    @abstractmethod
+    def run(self, artifact: Path, samples: Samples, *, threads: int = 1, progress: Progress | None = None) -> Results:
+        """Run ``samples`` one after the other.
+
+        Args:
+            artifact: what ``edgec compile`` wrote.
+            samples: the inputs of every run.
+            threads: how many share the work of a run.
+            progress: told (what, done, total).
+
+        Raises:
+            EdgecError: the artifact is damaged or not for this device, or the device cannot be used.
+        """
+
+
+class LocalDevice(Device):
+    """This machine, in this process."""
+
+    is_emulated = False
+
+    def run(self, artifact: Path, samples: Samples, *, threads: int = 1, progress: Progress | None = None) -> Results:
+        from edgec.runtimes.python.session import Session
+
+        with Session(artifact, threads) as session:
+            outputs = _empty_outputs(specs_of(session.outputs), len(samples))
+            run_ns = []
+            for index, inputs in enumerate(samples):
+                results = session.bind(inputs)
+                start = time.perf_counter_ns()
+                session.invoke()
+                run_ns.append(time.perf_counter_ns() - start)
+                for name, array in results.items():
+                    outputs[name][index] = array
+                if progress:
+                    progress("runs", index + 1, len(samples))
+        return Results(outputs, tuple(run_ns))
+
+
+@dataclass(frozen=True)
+class QemuDevice(Device):
+    """An emulated ``cpu`` (as ``qemu-aarch64 -cpu help`` lists them); None takes the artifact's own."""
+
+    cpu: str | None = None
+    is_emulated = True
+
+    def run(self, artifact: Path, samples: Samples, *, threads: int = 1, progress: Progress | None = None) -> Results:
+        from edgec.artifact import read_manifest
+        from edgec.runtimes.build import build_runtime
+
+        manifest = read_manifest(artifact)
+        _require_emulator(artifact, manifest)
+        runner = build_runtime(EMULATED_TRIPLE).runner
+        if progress:
+            progress("runs", 0, len(samples))
+        with tempfile.TemporaryDirectory(prefix="edgec-qemu-") as name:
+            folder = Path(name)
+            _write_inputs(folder / "inputs.bin", specs(manifest["inputs"]), samples)
+            command = [
+                *_emulator(self.cpu or manifest["cpu"]), str(runner), str(artifact.resolve()),
+                "--inputs", "inputs.bin", "--outputs", "outputs.bin", "--profile", "profile.json",
+                "--count", str(len(samples)), "--threads", str(threads),
+            ]  # fmt: skip
+            _emulate(command, folder)
+            profile = json.loads((folder / "profile.json").read_text(encoding="utf-8"))
+            outputs = _read_outputs(folder / "outputs.bin", specs(manifest["outputs"]), len(samples))
+        return Results(outputs, tuple(profile["runs_ns"]))
+
+
+def open_device(url: str) -> Device:
+    """The device for ``local`` or ``qemu[:cpu]``.
+
+    Raises:
+        EdgecError: any other URL; says which work.
+    """
+    kind, colon, cpu = url.partition(":")
+    if url == "local":
+        return LocalDevice()
+    if kind == "qemu" and bool(colon) == bool(cpu):
+        return QemuDevice(cpu or None)
+    if "://" in url:
+        raise EdgecError(f"the device '{url}' cannot be used yet; the devices that work are {WORKING}")
+    raise EdgecError(f"there is no device '{url}'; the devices that work are {WORKING}")
+
+
+def specs_of(tensors: Sequence[Any]) -> tuple[TensorSpec, ...]:
+    """The inputs or outputs of an open session."""
+    return tuple(TensorSpec(tensor.name, tensor.shape, tensor.dtype) for tensor in tensors)
+
+
+def _empty_outputs(outputs: Sequence[TensorSpec], runs: int) -> dict[str, Array]:
+    return {spec.name: np.empty((runs, *spec.shape), spec.dtype) for spec in outputs}
+
+
+def _require_emulator(artifact: Path, manifest: dict[str, Any]) -> None:
+    """Refuse artifacts for another system, and say what to install when the emulator cannot run."""
+    if manifest["triple"] != EMULATED_TRIPLE:
+        raise EdgecError(
+            f"'{artifact}' is for {manifest['triple']} (target {manifest['target']}), and qemu runs only "
+            f"{EMULATED_TRIPLE} artifacts; compile it for rpi4, for example, or use --device local"
+        )
+    if shutil.which("qemu-aarch64") is None:
+        raise EdgecError("--device qemu needs qemu-aarch64; run: apt-get install qemu-user")
+    if not (SYSROOT / "lib" / "ld-linux-aarch64.so.1").exists():
+        raise EdgecError(
+            f"--device qemu needs the C library of {EMULATED_TRIPLE} in {SYSROOT}; "
+            "run: apt-get install libc6-arm64-cross"
+        )
+
+
+def _emulator(cpu: str) -> list[str]:
+    return ["qemu-aarch64", "-cpu", "max" if cpu == "generic" else cpu, "-L", str(SYSROOT)]
+
+
+def _emulate(command: Sequence[str], folder: Path) -> None:
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False
+    )
+    if done.returncode == 0:
+        return
+    message = done.stderr.strip()
+    if done.returncode == 2 and message.startswith("edgert-run: "):
+        raise EdgecError(message.removeprefix("edgert-run: "))
+    if "unable to find CPU model" in message:
+        raise EdgecError(f"qemu knows no cpu '{command[2]}'; 'qemu-aarch64 -cpu help' lists those it knows")
+    raise EdgecError(f"qemu with cpu '{command[2]}' {_end(done.returncode)}: {message or 'it left no message'}")
+
+
+def _end(code: int) -> str:
+    """How a process ended, in words."""
+    number = -code if code < 0 else code - 128
+    known = {each.value: each.name for each in signal.Signals}
+    return f"ended by {known[number]}" if number in known else f"ended with exit code {code}"
+
+
+def _write_inputs(path: Path, inputs: Sequence[TensorSpec], samples: Samples) -> None:
+    with path.open("wb") as file:
+        for arrays in samples:
+            for spec in inputs:
+                file.write(np.ascontiguousarray(arrays[spec.name]).tobytes())
+
+
+def _read_outputs(path: Path, outputs: Sequence[TensorSpec], runs: int) -> dict[str, Array]:
+    """The dense outputs, run by run, as [runs, *shape] each."""
+    record = np.dtype([(f"{index}", spec.dtype, spec.shape) for index, spec in enumerate(outputs)])
+    data = np.fromfile(path, record, runs)
+    return {spec.name: np.ascontiguousarray(data[f"{index}"]) for index, spec in enumerate(outputs)}
