@@ -281,7 +281,7 @@ class _LoopsWriter:
     def _store(self, axes: dict[int, Any], lanes: int, accumulated: Any) -> None:
         reduced_bool = accumulated is not None and self.nest.body.dtype == "bool"
         if reduced_bool:
-            accumulated = accumulated != math.constant(0, accumulated)
+            accumulated = tirx.NE(accumulated, math.constant(0, accumulated))
         emitter = Emitter(self.body, self.operands, axes, self.vector_axis, lanes, accumulated)
         if self.nest.reducer is not None and self.nest.epilogue is None:
             value = widen(accumulated, lanes)

@@ -128,10 +128,15 @@ def _erf(x: Any) -> Any:
     return clamped * top / bottom
 
 
+def _is_nan(x: Any) -> Any:
+    return tirx.NE(x, x)
+
+
 def _floor_mod(a: Any, b: Any) -> Any:
     if _is_float(a):
         rest = tirx.fmod(a, b)
-        wrong = tirx.And(rest != constant(0.0, a), (rest < constant(0.0, a)) != (b < constant(0.0, a)))
+        zero = constant(0.0, a)
+        wrong = tirx.And(tirx.NE(rest, zero), tirx.NE(tirx.LT(rest, zero), tirx.LT(b, zero)))
         return tirx.Select(wrong, rest + b, rest)
     return tirx.floormod(a, b)
 
@@ -154,16 +159,16 @@ def _round_even(x: Any) -> Any:
 def _sign(x: Any) -> Any:
     zero, one = constant(0, x), constant(1, x)
     below = constant(0, x) if _kind(x).startswith("uint") else tirx.Select(x < zero, zero - one, zero)
-    return tirx.Select(x > zero, one, tirx.Select(x != x, x, below) if _is_float(x) else below)
+    return tirx.Select(x > zero, one, tirx.Select(_is_nan(x), x, below) if _is_float(x) else below)
 
 
 def _minimum(a: Any, b: Any) -> Any:
     """min that keeps NaN, as ONNX (and numpy) do."""
-    return tirx.min(a, b) if not _is_float(a) else tirx.Select(tirx.Or(a < b, a != a), a, b)
+    return tirx.min(a, b) if not _is_float(a) else tirx.Select(tirx.Or(a < b, _is_nan(a)), a, b)
 
 
 def _maximum(a: Any, b: Any) -> Any:
-    return tirx.max(a, b) if not _is_float(a) else tirx.Select(tirx.Or(a > b, a != a), a, b)
+    return tirx.max(a, b) if not _is_float(a) else tirx.Select(tirx.Or(a > b, _is_nan(a)), a, b)
 
 
 def _negate(x: Any) -> Any:
@@ -221,8 +226,8 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "asinh": tirx.asinh,
     "acosh": tirx.acosh,
     "atanh": tirx.atanh,
-    "isnan": lambda x: x != x,
-    "isinf": lambda x: tirx.abs(x) == constant(float("inf"), x),
+    "isnan": _is_nan,
+    "isinf": lambda x: tirx.EQ(tirx.abs(x), constant(float("inf"), x)),
     "select": tirx.Select,
 }
 
@@ -236,5 +241,5 @@ def apply(op: str, args: Sequence[Any], dtype: str) -> Any:
 
 def _cast(value: Any, dtype: str) -> Any:
     if dtype == "bool":
-        return value != constant(0, value)
+        return tirx.NE(value, constant(0, value))
     return tirx.Cast(vector_type(dtype, value), value)

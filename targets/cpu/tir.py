@@ -222,4 +222,4 @@ class Emitter:
             value = tirx.BufferLoad(buffer, [first])
         else:
             value = vector_load(buffer, first, self.lanes, step)
-        return value if node.dtype != "bool" else value != math.constant(0, value)
+        return value if node.dtype != "bool" else tirx.NE(value, math.constant(0, value))
