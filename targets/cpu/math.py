@@ -162,13 +162,22 @@ def _sign(x: Any) -> Any:
     return tirx.Select(x > zero, one, tirx.Select(_is_nan(x), x, below) if _is_float(x) else below)
 
 
+def _is_constant(x: Any) -> bool:
+    return isinstance(x.value if isinstance(x, tirx.Broadcast) else x, tirx.FloatImm)
+
+
 def _minimum(a: Any, b: Any) -> Any:
-    """min that keeps NaN, as ONNX (and numpy) do."""
-    return tirx.min(a, b) if not _is_float(a) else tirx.Select(tirx.Or(a < b, _is_nan(a)), a, b)
+    """min that keeps NaN, as ONNX (and numpy) do; a comparison with a constant becomes one instruction."""
+    if not _is_float(a):
+        return tirx.min(a, b)
+    return tirx.Select(b < a, b, a) if _is_constant(b) else tirx.Select(tirx.Or(a < b, _is_nan(a)), a, b)
 
 
 def _maximum(a: Any, b: Any) -> Any:
-    return tirx.max(a, b) if not _is_float(a) else tirx.Select(tirx.Or(a > b, _is_nan(a)), a, b)
+    """max that keeps NaN, likewise."""
+    if not _is_float(a):
+        return tirx.max(a, b)
+    return tirx.Select(b > a, b, a) if _is_constant(b) else tirx.Select(tirx.Or(a > b, _is_nan(a)), a, b)
 
 
 def _negate(x: Any) -> Any:
