@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -235,8 +237,16 @@ class Lowering:
         return View(buffer, view.shape, dense_strides(view.shape, order))
 
     def reshape(self, view: View, shape: Sequence[int]) -> View:
-        """``view`` with another shape over the same row-major elements, copied only where it must be."""
-        return view.reshape(shape) or self.dense(view).reshape(shape)  # type: ignore[return-value]
+        """``view`` with another shape over the same row-major elements, copied only where it must be.
+
+        A copy keeps the memory order of the axes that the new shape does not mix, so that a feature map
+        stays NHWC through a channel shuffle.
+        """
+        if 0 in shape:
+            return View(view.buffer, tuple(shape), dense_strides(shape))
+        kept = view.reshape(shape) or self.dense(view, _reshaping_order(view, shape)).reshape(shape)
+        assert kept is not None
+        return kept
 
     # ---- the whole model --------------------------------------------------------------------------------
 
@@ -295,6 +305,22 @@ class Lowering:
             shape = tuple(d if isinstance(d, int) else 1 for d in value.shape) if value.shape else ()
             buffer = Buffer(str(value.name), dtype, int(np.prod(shape, dtype=np.int64)))
             self._views[id(value)] = View(buffer, shape, dense_strides(shape))
+
+
+def _reshaping_order(view: View, shape: Sequence[int]) -> tuple[int, ...]:
+    """A memory order of ``view`` that can be seen as ``shape``: axes are mixed only within groups of equal
+    products; within a group they lie row-major, the groups as they lie in ``view``."""
+    groups: list[list[int]] = [[]]
+    ends = set(itertools.accumulate(shape, operator.mul))
+    product = 1
+    for axis, extent in enumerate(view.shape):
+        groups[-1].append(axis)
+        product *= extent
+        if product in ends and extent > 1:
+            groups.append([])
+    reach = [max((abs(view.strides[axis]) for axis in group), default=0) for group in groups]
+    ranked = sorted(range(len(groups)), key=lambda index: -reach[index])
+    return tuple(axis for index in ranked for axis in groups[index])
 
 
 def _describe(value: ir.Value | None) -> str:

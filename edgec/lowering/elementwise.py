@@ -125,7 +125,6 @@ UNARY: dict[str, Callable[[Expr], Expr]] = {
     "Mish": mish,
     "HardSwish": lambda x: binary("mul", x, hard_sigmoid(x, 1 / 6, 0.5)),
     "Reciprocal": reciprocal,
-    "Identity": lambda x: x,
     "Not": lambda x: unary("not", x),
     "BitwiseNot": lambda x: unary("bitnot", x),
     "IsNaN": lambda x: unary("isnan", x),
