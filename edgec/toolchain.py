@@ -132,9 +132,7 @@ class Toolchain:
         source = scratch / "empty.c"
         source.write_text("", encoding="utf-8")
         for name in ANDROID_LIBRARIES:
-            self._run(
-                [*self._command(), "-shared", str(source), f"-Wl,-soname,{name}", "-o", str(scratch / name)]
-            )
+            self._run([*self._command(), "-shared", str(source), f"-Wl,-soname,{name}", "-o", str(scratch / name)])
         return [f"-L{scratch}", "-Wl,--no-as-needed", *(str(scratch / name) for name in ANDROID_LIBRARIES)]
 
     def _run(self, command: Sequence[str]) -> str:
@@ -162,9 +160,7 @@ def host_triple() -> str:
     """
     machine = platform.machine().lower()
     if machine not in HOST_TRIPLES:
-        raise EdgecError(
-            f"edgec cannot build for a {machine} host; compile with --target rpi4 or another board"
-        )
+        raise EdgecError(f"edgec cannot build for a {machine} host; compile with --target rpi4 or another board")
     return HOST_TRIPLES[machine]
 
 

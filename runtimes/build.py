@@ -35,10 +35,18 @@ class RuntimeFiles:
 
 
 def cache_folder() -> Path:
-    """Where edgec keeps what it can build again: ``EDGEC_CACHE_DIR``, or ``edgec`` in the user's cache."""
-    own = os.environ.get("EDGEC_CACHE_DIR")
-    system = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(own) if own else Path(system) / "edgec"
+    """Where edgec keeps what it can build again: ``EDGEC_CACHE_DIR``, or ``edgec`` in the user's cache.
+
+    Raises:
+        EdgecError: for a user without a home folder.
+    """
+    own, system = os.environ.get("EDGEC_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
+    if own:
+        return Path(own)
+    try:
+        return Path(system or Path.home() / ".cache") / "edgec"
+    except RuntimeError as error:
+        raise EdgecError("this user has no home folder; set EDGEC_CACHE_DIR to a folder for edgec's cache") from error
 
 
 def build_runtime(triple: str, *, cache_dir: Path | None = None) -> RuntimeFiles:

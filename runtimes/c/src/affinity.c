@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "internal.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <time.h>
 
@@ -13,6 +14,30 @@ uint64_t edgert_now_ns(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* The highest speed below `limit`, 0 if there is none. */
+static long next_speed(const long *speeds, int count, long limit) {
+  long best = 0;
+  for (int cpu = 0; cpu < count; cpu++)
+    if (speeds[cpu] < limit && speeds[cpu] > best) best = speeds[cpu];
+  return best;
+}
+
+static uint32_t count_from(const long *speeds, int count, long least) {
+  uint32_t found = 0;
+  for (int cpu = 0; cpu < count; cpu++) found += speeds[cpu] >= least;
+  return found;
+}
+
+long edgert_least_speed(const long *speeds, int count, uint32_t threads) {
+  long least = next_speed(speeds, count, LONG_MAX);
+  while (least > 0 && count_from(speeds, count, least) < threads) {
+    long next = next_speed(speeds, count, least);
+    if (next == 0) break;
+    least = next;
+  }
+  return least;
 }
 
 #if defined(__linux__)
@@ -39,25 +64,16 @@ static long cpu_speed(int cpu) {
   return speed > 0 ? speed : read_number("/sys/devices/system/cpu/cpu%d/cpufreq/cpuinfo_max_freq", cpu);
 }
 
-/* The fastest allowed CPUs slower than `below`: adds all that share the highest speed, which is returned. */
-static long add_fastest(const cpu_set_t *allowed, const long *speeds, long below, cpu_set_t *chosen) {
-  long best = 0;
-  for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
-    if (CPU_ISSET(cpu, allowed) && speeds[cpu] < below && speeds[cpu] > best) best = speeds[cpu];
-  for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
-    if (best > 0 && CPU_ISSET(cpu, allowed) && speeds[cpu] == best) CPU_SET(cpu, chosen);
-  return best;
-}
-
 int edgert_pin_caller(uint32_t threads) {
   cpu_set_t allowed, chosen;
-  long speeds[CPU_SETSIZE], speed = __LONG_MAX__;
+  long speeds[CPU_SETSIZE];
   if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return 0;
-  for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) speeds[cpu] = CPU_ISSET(cpu, &allowed) ? cpu_speed(cpu) : 0;
+  for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) speeds[cpu] = CPU_ISSET((size_t)cpu, &allowed) ? cpu_speed(cpu) : 0;
+  long least = edgert_least_speed(speeds, CPU_SETSIZE, threads);
   CPU_ZERO(&chosen);
-  do speed = add_fastest(&allowed, speeds, speed, &chosen);
-  while (speed > 0 && (uint32_t)CPU_COUNT(&chosen) < threads);
-  return CPU_COUNT(&chosen) > 0 && sched_setaffinity(0, sizeof chosen, &chosen) == 0;
+  for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+    if (least > 0 && speeds[cpu] >= least) CPU_SET((size_t)cpu, &chosen);
+  return least > 0 && sched_setaffinity(0, sizeof chosen, &chosen) == 0;
 }
 
 #else

@@ -41,6 +41,9 @@ void edgert_feature_names(uint32_t features, char *text, size_t bytes);
 
 /* How many CPUs the calling thread may use; 0 if unknown. */
 uint32_t edgert_cpu_count(void);
+/* The speed of the slowest CPU that `threads` threads need when they take the fastest ones; all CPUs of that
+ * speed count. 0 if no CPU's speed is known (all are 0). */
+long edgert_least_speed(const long *speeds, int count, uint32_t threads);
 uint64_t edgert_now_ns(void);
 
 /* check.c */

@@ -24,6 +24,29 @@ static void store_word(uint8_t *bytes, uint32_t word) {
   for (int i = 0; i < 4; i++) bytes[i] = (uint8_t)(word >> (24 - 8 * i));
 }
 
+/* One round. Rounds rename the eight words instead of moving them, so that they stay in registers. */
+static inline void sha_round(uint32_t a, uint32_t b, uint32_t c, uint32_t *d, uint32_t e, uint32_t f, uint32_t g,
+                             uint32_t *h, uint32_t input) {
+  uint32_t big1 = rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25);
+  uint32_t big0 = rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22);
+  uint32_t choice = (e & f) ^ (~e & g);
+  uint32_t majority = (a & b) ^ (a & c) ^ (b & c);
+  *h += big1 + choice + input;
+  *d += *h;
+  *h += big0 + majority;
+}
+
+static inline void eight_rounds(uint32_t s[8], const uint32_t *w, const uint32_t *k) {
+  sha_round(s[0], s[1], s[2], &s[3], s[4], s[5], s[6], &s[7], w[0] + k[0]);
+  sha_round(s[7], s[0], s[1], &s[2], s[3], s[4], s[5], &s[6], w[1] + k[1]);
+  sha_round(s[6], s[7], s[0], &s[1], s[2], s[3], s[4], &s[5], w[2] + k[2]);
+  sha_round(s[5], s[6], s[7], &s[0], s[1], s[2], s[3], &s[4], w[3] + k[3]);
+  sha_round(s[4], s[5], s[6], &s[7], s[0], s[1], s[2], &s[3], w[4] + k[4]);
+  sha_round(s[3], s[4], s[5], &s[6], s[7], s[0], s[1], &s[2], w[5] + k[5]);
+  sha_round(s[2], s[3], s[4], &s[5], s[6], s[7], s[0], &s[1], w[6] + k[6]);
+  sha_round(s[1], s[2], s[3], &s[4], s[5], s[6], s[7], &s[0], w[7] + k[7]);
+}
+
 static void compress(uint32_t state[8], const uint8_t block[64]) {
   uint32_t w[64], s[8];
   for (int t = 0; t < 16; t++) w[t] = load_word(block + 4 * t);
@@ -33,16 +56,7 @@ static void compress(uint32_t state[8], const uint8_t block[64]) {
     w[t] = small1 + w[t - 7] + small0 + w[t - 16];
   }
   memcpy(s, state, sizeof s);
-  for (int t = 0; t < 64; t++) {
-    uint32_t big1 = rotate(s[4], 6) ^ rotate(s[4], 11) ^ rotate(s[4], 25);
-    uint32_t choice = (s[4] & s[5]) ^ (~s[4] & s[6]);
-    uint32_t t1 = s[7] + big1 + choice + constants[t] + w[t];
-    uint32_t big0 = rotate(s[0], 2) ^ rotate(s[0], 13) ^ rotate(s[0], 22);
-    uint32_t majority = (s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]);
-    memmove(s + 1, s, 7 * sizeof s[0]);
-    s[4] += t1;
-    s[0] = t1 + big0 + majority;
-  }
+  for (int t = 0; t < 64; t += 8) eight_rounds(s, w + t, constants + t);
   for (int i = 0; i < 8; i++) state[i] += s[i];
 }
 

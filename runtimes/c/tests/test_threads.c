@@ -13,6 +13,17 @@ static edgert_session *open_toy(uint32_t threads, uint32_t flags) {
   return session;
 }
 
+static void check_least_speed(void) {
+  const long big_little[8] = {400, 400, 400, 400, 1024, 1024, 1024, 1024};
+  const long three_kinds[8] = {446, 446, 446, 446, 871, 871, 871, 1024};
+  const long unknown[4] = {0};
+  CHECK(edgert_least_speed(big_little, 8, 1) == 1024 && edgert_least_speed(big_little, 8, 4) == 1024);
+  CHECK(edgert_least_speed(big_little, 8, 5) == 400 && edgert_least_speed(big_little, 8, 64) == 400);
+  CHECK(edgert_least_speed(three_kinds, 8, 1) == 1024 && edgert_least_speed(three_kinds, 8, 2) == 871);
+  CHECK(edgert_least_speed(three_kinds, 8, 4) == 871 && edgert_least_speed(three_kinds, 8, 5) == 446);
+  CHECK(edgert_least_speed(unknown, 4, 2) == 0);
+}
+
 #if EDGERT_WITH_THREADS
 
 #include <pthread.h>
@@ -125,6 +136,7 @@ static void check_pin_caller(void) {
 }
 
 int main(void) {
+  check_least_speed();
   check_equal_results();
   check_unused();
   check_sessions_at_once();
@@ -140,6 +152,7 @@ int main(void) {
 int main(void) {
   edgert_options options = EDGERT_OPTIONS_DEFAULT;
   edgert_session *session = open_toy(1, 0);
+  check_least_speed();
   toy_run(session, 3);
   edgert_close(session);
   options.threads = 2;

@@ -1,0 +1,233 @@
+"""libedgert: its own tests under sanitizers and under qemu, its size, its installation, its runner."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgec.runtimes.build import SOURCE_FOLDER, RuntimeFiles, build_runtime
+from edgec.toolchain import find_toolchain, host_triple
+from tests import toy
+
+AARCH64 = "aarch64-linux-gnu"
+QEMU = ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "-cpu", "cortex-a72")
+CROSS = (
+    "-DCMAKE_SYSTEM_NAME=Linux",
+    "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+    "-DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc",
+    f"-DCMAKE_CROSSCOMPILING_EMULATOR={';'.join(QEMU)}",
+)
+
+needs_cmake = pytest.mark.skipif(not shutil.which("cmake"), reason="cmake is not installed")
+needs_cross = pytest.mark.skipif(not shutil.which("aarch64-linux-gnu-gcc"), reason="gcc-aarch64-linux-gnu is missing")
+needs_qemu = pytest.mark.skipif(not shutil.which("qemu-aarch64"), reason="qemu-aarch64 is not installed")
+
+
+def run(*command: str | os.PathLike[str], cwd: Path | None = None) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def build(folder: Path, *options: str) -> Path:
+    run("cmake", "-S", SOURCE_FOLDER, "-B", folder, *options)
+    run("cmake", "--build", folder, "-j2")
+    return folder
+
+
+def compiles(tmp_path: Path, flag: str) -> bool:
+    source = tmp_path / "probe.c"
+    source.write_text("int main(void) { return 0; }\n")
+    program = tmp_path / "probe"
+    built = subprocess.run(["cc", flag, source, "-o", program], capture_output=True, check=False)
+    return built.returncode == 0 and subprocess.run([program], check=False).returncode == 0
+
+
+@needs_cmake
+@pytest.mark.parametrize("sanitize", ["address,undefined", "thread"])
+def test_c_tests_under_sanitizers(tmp_path: Path, sanitize: str) -> None:
+    if not compiles(tmp_path, f"-fsanitize={sanitize}"):
+        pytest.skip(f"this C compiler has no -fsanitize={sanitize}")
+    folder = build(tmp_path / "build", "-DEDGERT_TESTS=ON", f"-DEDGERT_SANITIZE={sanitize}")
+    assert "100% tests passed" in run("ctest", "--output-on-failure", cwd=folder)
+
+
+@needs_cmake
+def test_c_tests_without_threads(tmp_path: Path) -> None:
+    folder = build(tmp_path / "build", "-DEDGERT_TESTS=ON", "-DEDGERT_THREADS=OFF")
+    assert "100% tests passed" in run("ctest", "--output-on-failure", cwd=folder)
+    symbols = run("nm", "--dynamic", "--undefined-only", folder / "libedgert.so")
+    assert "pthread" not in symbols and "clock_gettime" in symbols
+
+
+@needs_cmake
+@needs_cross
+@needs_qemu
+def test_c_tests_on_aarch64(tmp_path: Path) -> None:
+    folder = build(tmp_path / "build", "-DEDGERT_TESTS=ON", *CROSS)
+    assert "100% tests passed" in run("ctest", "--output-on-failure", cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("installed")
+    build(folder / "build", "-DCMAKE_INSTALL_LIBDIR=lib")
+    run("cmake", "--install", folder / "build", "--prefix", folder / "prefix")
+    shutil.rmtree(folder / "build")
+    return folder / "prefix"
+
+
+def header_example() -> str:
+    """The complete program in the public header's comment, with a main that calls it."""
+    text = (SOURCE_FOLDER / "include" / "edgert" / "edgert.h").read_text()
+    lines = [line.removeprefix(" *   ") for line in text.splitlines()]
+    start = lines.index("#include <edgert/edgert.h>")
+    end = lines.index("}", start)
+    body = "\n".join(line.rstrip() for line in lines[start : end + 1]).replace("\n *\n", "\n\n")
+    return body + "\n\nint main(void) { return classify(NULL, 0, NULL, 0) == -1 ? 0 : 1; }\n"
+
+
+@needs_cmake
+@pytest.mark.parametrize("library", ["edgert", "edgert_static"])
+def test_find_package_and_the_headers_example(tmp_path: Path, installed: Path, library: str) -> None:
+    (tmp_path / "main.c").write_text(header_example())
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.16)\nproject(user C)\nfind_package(edgert 0.1 REQUIRED)\n"
+        f"add_executable(user main.c)\ntarget_link_libraries(user edgert::{library})\n"
+    )
+    run("cmake", "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={installed}")
+    run("cmake", "--build", tmp_path / "build")
+    done = subprocess.run([tmp_path / "build" / "user"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "'model.so' cannot be read" in done.stderr
+
+
+@needs_cmake
+@pytest.mark.skipif(not shutil.which("pkg-config"), reason="pkg-config is not installed")
+def test_pkg_config(tmp_path: Path, installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PKG_CONFIG_PATH", str(installed / "lib" / "pkgconfig"))
+    flags = run("pkg-config", "--cflags", "--libs", "edgert").split()
+    assert run("pkg-config", "--modversion", "edgert").strip() == "0.1.0"
+    (tmp_path / "main.c").write_text(header_example())
+    run("cc", tmp_path / "main.c", "-o", tmp_path / "user", *flags, f"-Wl,-rpath,{installed / 'lib'}")
+    assert subprocess.run([tmp_path / "user"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed")
+def test_header_is_cpp(tmp_path: Path) -> None:
+    source = tmp_path / "main.cpp"
+    source.write_text("#include <edgert/edgert.h>\nedgert_options options = EDGERT_OPTIONS_DEFAULT;\n")
+    include = f"-I{SOURCE_FOLDER / 'include'}"
+    run("g++", "-std=c++11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", include, source)
+
+
+def test_versions_agree() -> None:
+    header = (SOURCE_FOLDER / "include" / "edgert" / "edgert.h").read_text()
+    project = (SOURCE_FOLDER / "CMakeLists.txt").read_text()
+    stated = re.search(r'EDGERT_VERSION "(.*)"', header), re.search(r"project\(edgert VERSION (\S+)", project)
+    assert all(stated) and len({match[1] for match in stated if match}) == 1
+
+
+def test_aarch64_library_is_small() -> None:
+    find_toolchain(AARCH64)
+    assert build_runtime(AARCH64).shared.stat().st_size <= 64_000
+
+
+@pytest.mark.skipif(not shutil.which("nm"), reason="nm (binutils) is not installed")
+def test_library_exports_its_header_and_nothing_else() -> None:
+    header = (SOURCE_FOLDER / "include" / "edgert" / "edgert.h").read_text()
+    declared = set(re.findall(r"^EDGERT_API .*?(edgert_\w+)\(", header, re.MULTILINE))
+    lines = run("nm", "--dynamic", "--defined-only", build_runtime(host_triple()).shared).splitlines()
+    assert {line.split()[-1].partition("@")[0] for line in lines} == declared
+
+
+def run_toy(runtime: RuntimeFiles, artifact: Path, folder: Path, *prefix: str, count: int = 3) -> dict[str, Any]:
+    """Runs ``count`` samples through edgert-run, checks them, and returns the profile."""
+    samples = [toy.sample(seed) for seed in range(count)]
+    (folder / "in.bin").write_bytes(b"".join(s["x"].tobytes() + s["q"].tobytes() for s in samples))
+    files = ["--inputs", folder / "in.bin", "--outputs", folder / "out.bin", "--profile", folder / "profile.json"]
+    run(*prefix, runtime.runner, artifact, *files, "--warmup", "2", "--repeat", "4", "--threads", "2", "--pin")
+    outputs = np.frombuffer((folder / "out.bin").read_bytes(), np.dtype([("y", "<f4", (7, 17)), ("sum", "<i4", 1)]))
+    assert len(outputs) == count
+    for output, inputs in zip(outputs, samples, strict=True):
+        toy.assert_expected({"y": output["y"], "sum": output["sum"]}, inputs)
+    return dict(json.loads((folder / "profile.json").read_text()))
+
+
+def test_runner(tmp_path: Path) -> None:
+    artifact = toy.link(find_toolchain(host_triple()), tmp_path / "toy.so")
+    profile = run_toy(build_runtime(host_triple()), artifact, tmp_path)
+    assert len(profile["runs_ns"]) == 12 and min(profile["runs_ns"]) > 0
+    assert profile["threads"] == 2 and profile["open_ns"] > 0
+    assert [step["name"] for step in profile["steps"]] == ['Mul "a"', "Concat", "ReduceSum"]
+    assert [step["calls"] for step in profile["steps"]] == [12, 12, 12]
+    assert [step["macs"] for step in profile["steps"]] == [119, 0, 5]
+
+
+@needs_cross
+@needs_qemu
+def test_runner_on_aarch64(tmp_path: Path) -> None:
+    artifact = toy.link(find_toolchain(AARCH64), tmp_path / "toy.so")
+    assert len(run_toy(build_runtime(AARCH64), artifact, tmp_path, *QEMU)["runs_ns"]) == 12
+
+
+@needs_cross
+@needs_qemu
+def test_cpu_features_follow_the_cpu(tmp_path: Path) -> None:
+    """An artifact with dot products runs on a Cortex-A76 and is refused by a Cortex-A72."""
+    artifact = toy.link(find_toolchain(AARCH64), tmp_path / "toy.so", ["-DTOY_FEATURES=EDGERT_ARM_DOTPROD"])
+    run_toy(build_runtime(AARCH64), artifact, tmp_path, *QEMU[:-1], "cortex-a76")
+    files = ["--inputs", tmp_path / "in.bin", "--outputs", tmp_path / "refused.bin"]
+    done = subprocess.run(
+        [*QEMU, build_runtime(AARCH64).runner, artifact, *files], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "needs CPU features that this machine lacks: dotprod;" in done.stderr
+
+
+@needs_cross
+def test_foreign_artifact_is_refused(tmp_path: Path) -> None:
+    if host_triple() == AARCH64:
+        pytest.skip("this machine is an aarch64 machine")
+    artifact = toy.link(find_toolchain(AARCH64), tmp_path / "toy.so")
+    runner = build_runtime(host_triple()).runner
+    files = ["--inputs", "/dev/null", "--outputs", tmp_path / "out.bin"]
+    done = subprocess.run([runner, artifact, *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "was built for aarch64 and this machine is x86_64; compile it again" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "usage: edgert-run MODEL.so"),
+        (["--inputs", "in.bin", "--outputs", "out.bin", "--count", "4"], "a sample of this model has 481"),
+        (["--inputs", "odd.bin", "--outputs", "out.bin"], "'odd.bin' has 100 bytes"),
+        (["--inputs", "missing.bin", "--outputs", "out.bin"], "'missing.bin' cannot be read"),
+        (["--inputs", "in.bin", "--outputs", "no/such/folder.bin"], "'no/such/folder.bin' cannot be written"),
+        (["--inputs", "in.bin", "--outputs", "/dev/full/x"], "cannot be written"),
+        (["--inputs", "in.bin", "--outputs", "out.bin", "--threads", "0"], "--threads must be from 1 to 64"),
+        (["--inputs", "in.bin", "--outputs", "out.bin", "--repeat", "many"], "--repeat needs a whole number"),
+        (["--inputs", "in.bin", "--outputs", "out.bin", "--repeat", "-1"], "--repeat needs a whole number"),
+        (["--inputs", "in.bin", "--outputs", "out.bin", "--frobnicate", "1"], "unknown flag --frobnicate"),
+        (["--inputs"], "--inputs needs a value"),
+        (["--inputs", "in.bin", "--outputs", "out.bin", "second.so"], "'second.so' is one argument too many"),
+    ],
+)
+def test_runner_refuses(tmp_path: Path, arguments: list[str], words: str) -> None:
+    artifact = toy.link(find_toolchain(host_triple()), tmp_path / "toy.so")
+    (tmp_path / "in.bin").write_bytes(bytes(481))
+    (tmp_path / "odd.bin").write_bytes(bytes(100))
+    runner = build_runtime(host_triple()).runner
+    done = subprocess.run([runner, artifact, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert words in done.stderr and done.stderr.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.bin", "odd.bin", "toy.so"]
