@@ -152,6 +152,8 @@ def _substitute(producer: Step, consumer: Step, operand: int) -> bool:
         return False
     if not _worth_repeating(source, consumer, operand):
         return False
+    if _reads(kernel.store, operand):
+        return False
     extents = kernel.extents + (kernel.reduce if isinstance(kernel, Loops) else ())
     replacements: dict[int, Expr] = {}
     for field in ("body", "epilogue"):
@@ -330,7 +332,7 @@ def _place(uses: _Uses, program: Program, copy: Step) -> bool:
         return False
     moves = _moves(nest, source)
     readers = [step for step in uses.readers.get(id(source), []) if step is not copy]
-    if moves is None:
+    if moves is None or (readers and any(map(_updates, uses.writers[id(copy.output)]))):
         return False
     rewritten = [_moved(step, source, moves) for step in [writer, *readers]]
     if any(kernel is None for kernel in rewritten):
@@ -343,6 +345,11 @@ def _place(uses: _Uses, program: Program, copy: Step) -> bool:
     source.elements = root.elements - source.parent_offset
     program.steps.remove(copy)
     return True
+
+
+def _updates(step: Step) -> bool:
+    """Whether ``step`` changes elements that another step has written, as a scatter does."""
+    return isinstance(step.kernel, Loops) and (step.kernel.sequential or step.kernel.combine is not None)
 
 
 def _moves(nest: Loops, source: Buffer) -> tuple[dict[int, int], int] | None:
@@ -379,7 +386,7 @@ def _moved(step: Step, source: Buffer, moves: tuple[dict[int, int], int]) -> Ker
         failed |= offset is None
         return None if offset is None else scalar.load(node.args[0], offset, node.dtype)
 
-    for name in ("body", "epilogue"):
+    for name in ("body", "epilogue", "store"):
         if getattr(kernel, name, None) is not None:
             changes[name] = scalar.rewrite(getattr(kernel, name), move)
     if step.output is source:

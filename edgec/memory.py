@@ -94,7 +94,7 @@ def _read_in_place(step: Step, operand: int) -> bool:
             return False
         reads = scalar.loads(kernel.epilogue)
     elif isinstance(kernel, Loops) and kernel.reducer is None and kernel.combine is None:
-        reads = scalar.loads(kernel.body)
+        reads = [*scalar.loads(kernel.body), *scalar.loads(kernel.store)]
     else:
         return False
     offsets = [node.args[1] for node in reads if node.args[0] == operand]
