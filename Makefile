@@ -3,8 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
+TYPES := build/types
 
-.PHONY: help setup demo test test-heavy check tools clean
+.PHONY: help setup demo test test-heavy lint tools clean
 
 help: ## list what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -23,15 +24,18 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## compile the sample model, run it on real input, show sizes, speed and agreement
 	@$(VENV)/bin/python samples/demo.py
 
-test: tools check ## check style and types, and run all tests but the heavy ones
+test: tools lint ## check style and types, and run all tests but the heavy ones
 	$(VENV)/bin/python -m pytest -m "not heavy"
 
 test-heavy: tools $(STAMP) ## run the tests that take minutes each
 	$(VENV)/bin/python -m pytest -m heavy
 
-check: $(STAMP) ## check style and types
+# mypy finds modules by their folders only, so it is shown the packages where pyproject.toml maps them
+lint: $(STAMP) ## check style and types
 	$(VENV)/bin/python -m ruff check .
-	$(VENV)/bin/python -m mypy
+	@rm -rf $(TYPES) && mkdir -p $(TYPES)/edgec
+	@ln -s $(CURDIR)/edgec/* $(CURDIR)/passes $(CURDIR)/runtimes $(CURDIR)/targets $(TYPES)/edgec/
+	cd $(TYPES) && $(CURDIR)/$(VENV)/bin/python -m mypy --config-file $(CURDIR)/pyproject.toml
 
 tools:
 	@.ci/install-tools
