@@ -160,20 +160,32 @@ def _source(extent: int, before: int, after: int, mode: str) -> np.ndarray:
 def frame(ctx: Lowering, value: ir.Value, x: View, origin: Sequence[int], fill: View) -> None:
     """``value`` = ``fill`` (one element) everywhere, ``x`` from ``origin`` on; what does not fit is cut off."""
     shape = shape_of(value)
+    if fill.buffer.data is None:
+        _framed_by_variable(ctx, value, x, origin, fill)
+        return
     out = ctx.new_for(value, x.order)
     start = [max(0, o) for o in origin]
     skipped = [max(0, -o) for o in origin]
-    extents = [
-        max(0, min(e - skip, size - s)) for e, skip, size, s in zip(x.shape, skipped, shape, start, strict=True)
-    ]
-    inner = x.slice(skipped, extents)
-    if fill.buffer.data is None:
-        ctx.copy(fill.reshape(()).broadcast_to(shape), out)  # type: ignore[union-attr]
-    else:
-        regions = _border(out, start, extents)
-        if regions:
-            ctx.emit(Fill(regions, fill.buffer.data.reshape(-1)[0].item(), out.dtype), [], out.buffer)
-    ctx.copy(inner, out.slice(start, extents))
+    room = zip(x.shape, skipped, shape, start, strict=True)
+    extents = [max(0, min(extent - skip, size - first)) for extent, skip, size, first in room]
+    regions = _border(out, start, extents)
+    if regions:
+        ctx.emit(Fill(regions, fill.buffer.data.reshape(-1)[0].item(), out.dtype), [], out.buffer)
+    ctx.copy(x.slice(skipped, extents), out.slice(start, extents))
+
+
+def _framed_by_variable(ctx: Lowering, value: ir.Value, x: View, origin: Sequence[int], fill: View) -> None:
+    """:func:`frame` where only the run knows the value to fill with."""
+
+    def entry(ops: Operands, *indices: Expr) -> Expr:
+        places = [index - first for index, first in zip(indices, origin, strict=True)]
+        inside = const(True, "bool")
+        for place, extent in zip(places, x.shape, strict=True):
+            inside = binary("and", inside, in_range(place, extent))
+        inner = [clamp_index(place, extent) for place, extent in zip(places, x.shape, strict=True)]
+        return select(inside, ops.load(x, *inner), ops.load(fill, *[0] * len(fill.shape)))
+
+    ctx.compute(ctx.new_for(value, x.order), entry)
 
 
 def _border(
