@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edgec.targets.target import Target
 
 ABI_VERSION = 1
+ELF_MAGIC = b"\x7fELF"
 TRAILER_MAGIC = b"EDGERT-TRAILER-1"
 TRAILER = struct.Struct("<16sQQ32s")
 """Magic, the manifest's offset and size in the file, and the SHA-256 of all bytes before the digest."""
@@ -169,6 +170,15 @@ def _with_trailer(data: bytes, manifest: bytes) -> bytes:
     offset = data.find(manifest)
     head = data + TRAILER.pack(TRAILER_MAGIC, offset, len(manifest), b"")[:-32]
     return head + hashlib.sha256(head).digest()
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether the file at ``path`` looks like an artifact rather than a model; it may still be damaged."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(ELF_MAGIC)) == ELF_MAGIC
+    except OSError:
+        return False
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
