@@ -9,8 +9,10 @@ broadcast. Weights are packed so that they are read straight through: one panel 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -38,6 +40,10 @@ TILE_OVERHEAD = 12
 """Cycles, about, to set up a tile, on top of its stores."""
 RESIDENT_PANEL_BYTES = 20 * 1024
 """A weight panel up to this size stays in the L1 cache while all pixels pass by."""
+CACHE_LINE, L1_SETS, L1_WAYS = 64, 64, 8
+"""The L1 data cache that tiles are chosen for: 32 kB, as on most cores."""
+CONFLICT_CYCLES = 2
+"""Cycles per load that finds its line evicted by the tile's other pixels."""
 
 
 @dataclass(frozen=True)
@@ -112,15 +118,29 @@ def candidates(conv: Conv, lanes: int, registers: int) -> Iterator[ConvPlan]:
 def cost(p: ConvPlan) -> float:
     """Cycles, about, of the whole convolution: multiply-adds, loads or latency, whichever bounds a tile."""
     conv, total = p.conv, 0.0
+    row_step, column_step = (s * step for s, step in zip(conv.stride, conv.input_strides[1:], strict=True))
     for _, rows, row_tiles in tiles(conv.out_height, p.rows):
         for _, columns, column_tiles in tiles(conv.out_width, p.columns):
             for _, channels, blocks in tiles(conv.out_channels, p.block):
                 pixels, vectors = rows * columns, len(p.widths(channels))
                 fmas, loads = pixels * vectors, pixels + vectors
-                step = max(fmas, loads / LOADS_PER_CYCLE, FMA_LATENCY) + 0.5
+                slow = conflicts(rows, row_step, columns, column_step) * CONFLICT_CYCLES
+                step = max(fmas, loads / LOADS_PER_CYCLE + slow, FMA_LATENCY) + 0.5
                 setup = TILE_OVERHEAD + 1.5 * fmas
                 total += row_tiles * column_tiles * blocks * (p.depth * step + setup)
     return total * conv.batch
+
+
+@cache
+def conflicts(rows: int, row_step: int, columns: int, column_step: int) -> int:
+    """How many pixels of a tile share a cache set with more others than it has ways.
+
+    All pixels of a tile are walked in step, so lines a multiple of the sets' span apart (a channel count that
+    is a large power of two) evict each other at every step. Steps are in float32 elements.
+    """
+    lines = {(r * row_step + c * column_step) * 4 // CACHE_LINE for r in range(rows) for c in range(columns)}
+    counts = Counter(line % L1_SETS for line in lines)
+    return sum(count for count in counts.values() if count > L1_WAYS)
 
 
 def pack(p: ConvPlan, weight: np.ndarray) -> np.ndarray:

@@ -200,8 +200,12 @@ class _LoopsWriter:
         return {**axes, self.vector_axis: axes[self.vector_axis] + by}
 
     def _slot(self, index: int, lanes: int) -> Any:
-        first = tirx.const(index * lanes, "int32")
-        return first if lanes == 1 else tirx.Ramp(first, tirx.const(1, "int32"), lanes)
+        return self._lanes_at(index * lanes, lanes)
+
+    def _lanes_at(self, first: int, lanes: int) -> Any:
+        """The index of ``lanes`` neighbours from ``first`` on."""
+        start = tirx.const(first, "int32")
+        return start if lanes == 1 else tirx.Ramp(start, tirx.const(1, "int32"), lanes)
 
     def _start(self, lanes: int, vectors: int) -> Any:
         """Accumulators at the reducer's identity."""
@@ -266,17 +270,17 @@ class _LoopsWriter:
                 self._accumulate(tail, self._slot(0, 1), value)
 
     def _fold_lanes(self, buffer: Any, count: int, tail: Any) -> Any:
-        operator = COMBINE[str(self.nest.reducer)]
-        values = [tirx.BufferLoad(buffer, [tirx.const(i, "int32")]) for i in range(count)]
+        """Combine ``count`` accumulators (a power of two) by halves, as wide as they are, and then the tail."""
+        half = count // 2
+        while half:
+            width = min(self.lanes, half)
+            for first in range(0, half, width):
+                other = tirx.BufferLoad(buffer, [self._lanes_at(half + first, width)])
+                self._accumulate(buffer, self._lanes_at(first, width), other)
+            half //= 2
         if tail is not None:
-            values.append(tirx.BufferLoad(tail, [tirx.const(0, "int32")]))
-        while len(values) > 1:
-            pairs = [
-                self.body.bind("fold", math.apply(operator, values[i : i + 2], ""))
-                for i in range(0, len(values) - 1, 2)
-            ]
-            values = pairs + (values[-1:] if len(values) % 2 else [])
-        return values[0]
+            self._accumulate(buffer, self._lanes_at(0, 1), tirx.BufferLoad(tail, [self._lanes_at(0, 1)]))
+        return tirx.BufferLoad(buffer, [self._lanes_at(0, 1)])
 
     def _store(self, axes: dict[int, Any], lanes: int, accumulated: Any) -> None:
         reduced_bool = accumulated is not None and self.nest.body.dtype == "bool"
