@@ -67,6 +67,8 @@ typedef struct edgert_pool edgert_pool;
 /* Bytes of a pool of `threads`, workers included; it is aligned as malloc's memory is. */
 size_t edgert_pool_bytes(uint32_t threads);
 edgert_status edgert_pool_start(edgert_pool *pool, uint32_t threads, bool pin_big_cores);
+/* Whether the workers are there: a fork does not take them along. */
+edgert_status edgert_pool_check(const edgert_pool *pool);
 /* Calls `job` once per thread, on the caller for thread 0, and returns when all have returned. */
 void edgert_pool_run(edgert_pool *pool, edgert_job_fn job, void *context);
 void edgert_pool_stop(edgert_pool *pool);

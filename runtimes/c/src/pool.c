@@ -10,6 +10,7 @@
 #if EDGERT_WITH_THREADS
 
 #include <pthread.h>
+#include <unistd.h>
 
 #define SPIN_NS 50000u
 
@@ -22,6 +23,7 @@ typedef struct worker {
 struct edgert_pool {
   uint32_t threads;
   uint32_t started; /* workers that run */
+  pid_t process;    /* that they run in */
   bool pin_big_cores;
   uint64_t spin_ns;
   edgert_job_fn job; /* NULL: stop */
@@ -126,6 +128,7 @@ edgert_status edgert_pool_start(edgert_pool *pool, uint32_t threads, bool pin_bi
   uint32_t cpus = edgert_cpu_count();
   pool->threads = threads;
   pool->started = 0;
+  pool->process = getpid();
   pool->pin_big_cores = pin_big_cores;
   /* More threads than CPUs: who spins takes the CPU from whom it waits for. */
   pool->spin_ns = cpus != 0 && threads > cpus ? 0 : SPIN_NS;
@@ -138,6 +141,13 @@ edgert_status edgert_pool_start(edgert_pool *pool, uint32_t threads, bool pin_bi
   pthread_cond_init(&pool->announced, NULL);
   pthread_cond_init(&pool->finished, NULL);
   return start_workers(pool);
+}
+
+edgert_status edgert_pool_check(const edgert_pool *pool) {
+  if (pool->started == 0 || pool->process == getpid()) return EDGERT_OK;
+  return edgert_fail(EDGERT_ERROR_THREADS,
+                     "the session's threads stayed behind in the process that forked this one; open the session "
+                     "after the fork");
 }
 
 void edgert_pool_run(edgert_pool *pool, edgert_job_fn job, void *context) {
@@ -154,6 +164,7 @@ void edgert_pool_run(edgert_pool *pool, edgert_job_fn job, void *context) {
 }
 
 void edgert_pool_stop(edgert_pool *pool) {
+  if (pool->process != getpid()) return;
   pool->job = NULL;
   announce(pool);
   for (uint32_t i = 0; i < pool->started; i++) pthread_join(pool->workers[i].thread, NULL);
@@ -181,6 +192,11 @@ edgert_status edgert_pool_start(edgert_pool *pool, uint32_t threads, bool pin_bi
                      "this libedgert was built without threads and %u were asked for; ask for 1, or build it "
                      "with -DEDGERT_THREADS=ON",
                      threads);
+}
+
+edgert_status edgert_pool_check(const edgert_pool *pool) {
+  (void)pool;
+  return EDGERT_OK;
 }
 
 void edgert_pool_run(edgert_pool *pool, edgert_job_fn job, void *context) {

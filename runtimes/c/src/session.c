@@ -338,7 +338,8 @@ static edgert_status check_bindings(const edgert_session *session) {
 }
 
 static edgert_status run_steps(const edgert_session *session) {
-  edgert_status status = check_bindings(session);
+  edgert_status status = edgert_pool_check(session->pool);
+  if (status == EDGERT_OK) status = check_bindings(session);
   if (status != EDGERT_OK) return status;
   for (uint32_t i = 0; i < session->model->step_count; i++) {
     if (session->profiling)

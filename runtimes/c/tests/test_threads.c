@@ -27,6 +27,7 @@ static void check_least_speed(void) {
 #if EDGERT_WITH_THREADS
 
 #include <pthread.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* Every number of threads gives the same bits, whether the workers still spin or have gone to sleep. */
@@ -123,6 +124,24 @@ static void check_errors_are_per_thread(void) {
   CHECK(strstr(edgert_last_error(), "no such file"));
 }
 
+/* A forked child is told, instead of waiting for workers that it does not have. */
+static void check_fork(void) {
+  edgert_session *several = open_toy(3, 0), *one = open_toy(1, 0);
+  int result;
+  pid_t child = fork();
+  if (child == 0) {
+    CHECK_REFUSED(edgert_run(several), EDGERT_ERROR_THREADS, "after the fork");
+    edgert_close(several);
+    toy_run(one, 3);
+    edgert_close(one);
+    _exit(0);
+  }
+  CHECK(waitpid(child, &result, 0) == child && result == 0);
+  toy_run(several, 3);
+  edgert_close(several);
+  edgert_close(one);
+}
+
 static void *pin(void *unused) {
   edgert_pin_caller(1);
   CHECK(edgert_cpu_count() >= 1);
@@ -143,6 +162,7 @@ int main(void) {
   check_moved();
   check_busy();
   check_errors_are_per_thread();
+  check_fork();
   check_pin_caller();
   return 0;
 }

@@ -45,7 +45,8 @@
  * another run of its session is refused with EDGERT_ERROR_BUSY). Different sessions, also of the same
  * artifact, may be used from different threads without any lock; they share code and weights. A session with
  * `threads` = n starts n - 1 workers at open; the thread that calls `edgert_run` does its share of the work.
- * With `threads` = 1 no thread is started. Workers do not survive a fork: open the session in the child.
+ * With `threads` = 1 no thread is started. A fork does not take workers along: the child's runs are refused
+ * with EDGERT_ERROR_THREADS, so open the session after the fork.
  *
  * Memory
  * ------
