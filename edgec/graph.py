@@ -7,7 +7,7 @@ initialisers as constants (never as inputs), unique names, and a static shape an
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,20 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from google.protobuf.message import DecodeError
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx.shape_inference import InferenceError
+from onnx.version_converter import ConvertError
 
+from edgec.consistency import reject_inconsistent_nodes
 from edgec.errors import EdgecError
-from edgec.shapes import infer_shapes, one_sentence, pin_inputs
+from edgec.shapes import forget_shapes, infer_shapes, one_sentence, pin_inputs
+from edgec.values import constant_of
 
 OLDEST_OPSET = 18
 """Older models are converted up to this opset, so that passes and lowering know one form of each operator."""
+
+_RESIZE_CHANGED = 11
+_HARDMAX_CHANGED = 13
 
 _OLDEST_IR_VERSION = 8
 """The IR version that came with opset 18; before version 4 every initialiser had to be an input too."""
@@ -37,19 +45,19 @@ def load_graph(
     anything that is wrong with the file or the shapes, and :class:`UnsupportedModelError` for nodes whose
     output shape depends on the data.
     """
-    if isinstance(source, (str, os.PathLike)):
-        model = _read(Path(source))
-    else:
-        model = _adopt(source)
+    model = _read(Path(source)) if isinstance(source, (str, os.PathLike)) else _adopt(source)
     _reject_newer_opset(model)
     common_passes.InlinePass()(model)
-    common_passes.RemoveUnusedFunctionsPass()(model)
+    common_passes.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common_passes.RemoveInitializersFromInputsPass()(model)
     pin_inputs(model, shapes or {})
     model = _convert_opset(model)
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common_passes.NameFixPass()(model)
+    forget_shapes(model)
+    _check(common_passes.CheckerPass(full_check=True), model, "The model")
     infer_shapes(model)
+    reject_inconsistent_nodes(model.graph)
     common_passes.RemoveUnusedNodesPass()(model)
     common_passes.RemoveUnusedOpsetsPass()(model)
     return model
@@ -64,14 +72,17 @@ def _read(path: Path) -> ir.Model:
     if path.stat().st_size == 0:
         raise EdgecError(f"'{path}' is empty; export the model again.")
     try:
-        model = ir.load(path)
+        proto = onnx.load(path, load_external_data=False)
     except OSError as error:
         raise EdgecError(f"'{path}' cannot be read: {error.strerror or error}.") from error
-    except (DecodeError, ir.serde.SerdeError, ValueError) as error:
-        raise EdgecError(f"'{path}' is not an ONNX model, or it is damaged; export it again.") from error
-    _check_external_data(path, model)
+    except DecodeError as error:
+        raise EdgecError(f"'{path}' is not an ONNX model, or it is cut off; export it again.") from error
+    _check_external_data(path, proto)
+    _require_output_shapes(proto, f"'{path}'")
     _check(onnx.checker.check_model, os.fspath(path), f"'{path}'")
-    return model
+    model = _deserialise(proto, f"'{path}'")
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    return ir.external_data.load_to_model(model)
 
 
 def _adopt(source: onnx.ModelProto | ir.Model) -> ir.Model:
@@ -79,36 +90,57 @@ def _adopt(source: onnx.ModelProto | ir.Model) -> ir.Model:
     if isinstance(source, ir.Model):
         _check(common_passes.CheckerPass(), source, "The model")
         return source.clone()
+    _require_output_shapes(source, "The model")
     _check(onnx.checker.check_model, source, "The model")
-    return ir.from_proto(source)
+    return _deserialise(source, "The model")
+
+
+def _require_output_shapes(proto: onnx.ModelProto, name: str) -> None:
+    """The checker wants shapes too, but does not say which output lacks one."""
+    for output in proto.graph.output:
+        if output.type.HasField("tensor_type") and not output.type.tensor_type.HasField("shape"):
+            raise EdgecError(
+                f"{name} declares no shape for its output '{output.name}'; "
+                "add it with onnx.shape_inference.infer_shapes and save the model again."
+            )
 
 
 def _check(checker: Callable[[Any], object], model: object, name: str) -> None:
     try:
         checker(model)
-    except (onnx.checker.ValidationError, ir.passes.PassError) as error:
+    except (onnx.checker.ValidationError, InferenceError, ir.passes.PassError) as error:
         raise EdgecError(f"{name} is not a valid ONNX model: {one_sentence(error)}.") from error
+    except UnicodeDecodeError as error:
+        raise _damaged(name) from error
 
 
-def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                yield value.const_value
+def _deserialise(proto: onnx.ModelProto, name: str) -> ir.Model:
+    """The model as onnx_ir has it; protobuf hands out names that are not UTF-8 as bytes, which are refused."""
+    names = [name for node in proto.graph.node for name in (node.name, *node.input, *node.output)]
+    names += [value.name for values in (proto.graph.input, proto.graph.initializer) for value in values]
+    if any(isinstance(name, bytes) for name in names):
+        raise _damaged(name)
+    try:
+        return ir.from_proto(proto)
+    except (ir.serde.SerdeError, TypeError, ValueError) as error:
+        raise _damaged(name) from error
 
 
-def _check_external_data(path: Path, model: ir.Model) -> None:
-    for tensor in _external_tensors(model):
-        data = Path(tensor.path)
+def _damaged(name: str) -> EdgecError:
+    return EdgecError(f"{name} is damaged; export or copy it again.")
+
+
+def _check_external_data(path: Path, proto: onnx.ModelProto) -> None:
+    for tensor in filter(uses_external_data, proto.graph.initializer):
+        stored = ExternalDataInfo(tensor)
+        data = path.parent / stored.location
         if not data.is_file():
             raise EdgecError(
-                f"'{path}' keeps tensor '{tensor.name}' in '{tensor.location}', which is not beside it; "
+                f"'{path}' keeps tensor '{tensor.name}' in '{stored.location}', which is not beside it; "
                 "copy that file there."
             )
-        if data.stat().st_size < (tensor.offset or 0) + (tensor.length or tensor.nbytes):
-            raise EdgecError(
-                f"'{data}' is too short to hold tensor '{tensor.name}' of '{path}'; copy the file again."
-            )
+        if data.stat().st_size < (stored.offset or 0) + (stored.length or 0):
+            raise EdgecError(f"'{data}' is too short to hold tensor '{tensor.name}' of '{path}'; copy the file again.")
 
 
 def _reject_newer_opset(model: ir.Model) -> None:
@@ -122,17 +154,47 @@ def _reject_newer_opset(model: ir.Model) -> None:
 
 
 def _convert_opset(model: ir.Model) -> ir.Model:
-    """The model at opset 18 or newer. Operators that did not change in between need no conversion."""
+    """The model at opset 18 or newer, by ONNX's own converter, whose known mistakes are mended or refused."""
     model.ir_version = max(model.ir_version, _OLDEST_IR_VERSION)
     version = model.opset_imports.get("", OLDEST_OPSET)
     if version >= OLDEST_OPSET:
         return model
-    ir.external_data.load_to_model(model)
+    if version < _HARDMAX_CHANGED and any(node.op_type == "Hardmax" for node in model.graph.all_nodes()):
+        raise _conversion_error(version, "Hardmax changed its meaning in opset 13")
+    proto = ir.to_proto(model)
     try:
-        converted = onnx.version_converter.convert_version(ir.to_proto(model), OLDEST_OPSET)
-    except (RuntimeError, ValueError, onnx.version_converter.ConvertError) as error:
-        raise EdgecError(
-            f"The model cannot be converted from opset {version} to {OLDEST_OPSET}: {one_sentence(error)}; "
-            f"export it with opset {OLDEST_OPSET} or newer."
-        ) from error
-    return ir.from_proto(converted)
+        converted = ir.from_proto(onnx.version_converter.convert_version(proto, OLDEST_OPSET))
+    except (RuntimeError, ValueError, InferenceError, ConvertError) as error:
+        raise _conversion_error(version, one_sentence(error)) from error
+    if version < _RESIZE_CHANGED:
+        _restore_old_resize(converted, version)
+    return converted
+
+
+def _conversion_error(version: int, reason: str) -> EdgecError:
+    return EdgecError(
+        f"The model cannot be converted from opset {version} to {OLDEST_OPSET}: {reason}; "
+        f"export it with opset {OLDEST_OPSET} or newer."
+    )
+
+
+def _restore_old_resize(model: ir.Model, version: int) -> None:
+    """Resize and Upsample before opset 11 mapped coordinates without the half-pixel shift of later defaults.
+
+    In mode nearest, ONNX Runtime rounds down where it enlarges and up where it shrinks.
+    """
+    for node in model.graph.all_nodes():
+        if node.op_type == "Resize":
+            node.attributes["coordinate_transformation_mode"] = ir.AttrString(
+                "coordinate_transformation_mode", "asymmetric"
+            )
+            node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", _old_rounding(node, version))
+
+
+def _old_rounding(node: ir.Node, version: int) -> str:
+    scales = constant_of(node.inputs[2])
+    if scales is None or (scales >= 1).all():
+        return "floor"
+    if (scales <= 1).all():
+        return "ceil"
+    raise _conversion_error(version, f"Resize node '{node.name}' enlarges one axis and shrinks another")

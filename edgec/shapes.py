@@ -15,15 +15,17 @@ from onnx_ir.passes.common import ShapeInferencePass
 from onnxscript.optimizer import fold_constants
 
 from edgec.errors import EdgecError, Refusal, UnsupportedModelError
+from edgec.values import is_static, node_shapes, shape_text
+
+RANDOM_OPERATORS = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
 
 _SHAPE_ELEMENTS = 1024
 """Largest constant that is folded as shape arithmetic; weights are left to the simplify pass."""
 
 _FOLD_ROUNDS = 4
 """A fold can make a shape static that another fold was waiting for; real models need one or two rounds."""
-
-_INVENTED_AXIS = "unk__"
-"""How ONNX's shape inference begins the names of axes that it cannot tell."""
 
 _IMAGE_SIDE = 224
 
@@ -45,24 +47,6 @@ def parse_shape_flags(flags: Sequence[str]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def shape_text(value: ir.Value | None) -> str:
-    """The value's shape for a message: ``[N,3,32,32]``, ``[]`` for a scalar, ``[?]`` where it is unknown."""
-    if value is None or value.shape is None:
-        return "[?]"
-    return "[" + ",".join(_axis_text(axis) for axis in value.shape) + "]"
-
-
-def node_shapes(node: ir.Node) -> str:
-    """Input and output shapes of the node, for a message: ``[1,3,8,8] [4,3,3,3] -> [1,4,6,6]``."""
-    inputs = " ".join(shape_text(value) for value in node.inputs if value is not None)
-    return f"{inputs} -> {' '.join(shape_text(value) for value in node.outputs)}".strip()
-
-
-def is_static(value: ir.Value) -> bool:
-    """Whether the value has a dtype and a shape of integers."""
-    return value.dtype is not None and value.shape is not None and value.shape.is_static()
-
-
 def pin_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> None:
     """Give the graph's inputs the ``shapes``; an axis name that is pinned once is pinned everywhere.
 
@@ -82,15 +66,22 @@ def pin_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> None:
     _reject_dynamic_inputs(model.graph.inputs)
 
 
-def infer_shapes(model: ir.Model) -> None:
-    """Infer every shape and dtype from the inputs, in place, folding shape arithmetic where that is needed.
+def forget_shapes(model: ir.Model) -> None:
+    """Drop the shapes stored for computed values: they may speak of axes that were pinned since.
 
-    Shapes stored in the file are dropped first: they may still speak of axes that were pinned. Raises
-    :class:`UnsupportedModelError` listing each node whose output shape cannot be known before running.
+    The outputs of the graph keep their rank, which a valid model must state.
     """
     for node in model.graph.all_nodes():
         for value in node.outputs:
-            value.shape = None
+            rank = len(value.shape) if value.shape is not None and value.is_graph_output() else None
+            value.shape = None if rank is None else ir.Shape([None] * rank)
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Infer every shape and dtype from the inputs, in place, folding shape arithmetic where that is needed.
+
+    Raises :class:`UnsupportedModelError` listing each node whose output shape cannot be known before running.
+    """
     _infer(model)
     for _ in range(_FOLD_ROUNDS):
         if not any(_dynamic_origins(model.graph)) or not _fold_shape_arithmetic(model):
@@ -111,23 +102,20 @@ def _fold_shape_arithmetic(model: ir.Model) -> bool:
         onnx_shape_inference=True,
         input_size_limit=_SHAPE_ELEMENTS,
         output_size_limit=_SHAPE_ELEMENTS,
-        should_fold=lambda node: node.op_type == "ConstantOfShape" or None,
+        should_fold=_is_shape_arithmetic,
     )
     return result.modified
 
 
-def _axis_text(axis: int | ir.SymbolicDim) -> str:
-    if isinstance(axis, int):
-        return str(axis)
-    return "?" if axis.value is None or axis.value.startswith(_INVENTED_AXIS) else axis.value
+def _is_shape_arithmetic(node: ir.Node) -> bool | None:
+    """ConstantOfShape is folded although onnxscript would not; None leaves the choice to onnxscript."""
+    return False if node.op_type in RANDOM_OPERATORS else node.op_type == "ConstantOfShape" or None
 
 
 def _reject_non_tensors(inputs: Sequence[ir.Value]) -> None:
     for value in inputs:
         if not isinstance(value.type, ir.TensorType):
-            raise EdgecError(
-                f"Input '{value.name}' is not a dense tensor ({value.type}); edgec takes tensors."
-            )
+            raise EdgecError(f"Input '{value.name}' is not a dense tensor ({value.type}); edgec takes tensors.")
 
 
 def _is_dynamic_axis(axis: int | ir.SymbolicDim) -> bool:
@@ -141,7 +129,7 @@ def _pin(value: ir.Value, shape: list[int], symbols: dict[str, int]) -> None:
     if declared is not None and len(declared) != len(shape):
         axes = f"{len(shape)} axes" if len(shape) != 1 else "1 axis"
         raise EdgecError(f"{flag} has {axes}, but the model declares '{value.name}' as {shape_text(value)}.")
-    for axis, extent in zip(declared or (), shape):
+    for axis, extent in zip(shape if declared is None else declared, shape, strict=True):
         name = None if isinstance(axis, int) else axis.value
         if extent < 1 or (not _is_dynamic_axis(axis) and axis != extent):
             raise EdgecError(
@@ -168,7 +156,7 @@ def _reject_dynamic_inputs(inputs: Sequence[ir.Value]) -> None:
     if dynamic:
         found = ", ".join(f"input '{v.name}' has dynamic shape {shape_text(v)}" for v in dynamic)
         flags = " ".join(f"--shape {v.name}={_suggested_shape(v)}" for v in dynamic)
-        raise EdgecError(f"{found}; pin {'it' if len(dynamic) == 1 else 'them'} with {flags}")
+        raise EdgecError(f"{found[0].upper()}{found[1:]}; pin {'it' if len(dynamic) == 1 else 'them'} with {flags}")
 
 
 def _suggested_shape(value: ir.Value) -> str:
@@ -176,8 +164,9 @@ def _suggested_shape(value: ir.Value) -> str:
     if value.shape is None:
         return f"1x3x{_IMAGE_SIDE}x{_IMAGE_SIDE}"
     other = _IMAGE_SIDE if len(value.shape) == 4 else 128
-    guesses = [1] + [other] * len(value.shape)
-    return "x".join(str(g if _is_dynamic_axis(a) else a) for a, g in zip(value.shape, guesses))
+    guesses = [1] + [other] * (len(value.shape) - 1)
+    axes = zip(value.shape, guesses, strict=True)
+    return "x".join(str(guess if _is_dynamic_axis(axis) else axis) for axis, guess in axes)
 
 
 def _dynamic_origins(graph: ir.Graph) -> Iterator[ir.Node]:
@@ -217,12 +206,12 @@ def _inference_failure(model: ir.Model, node: ir.Node) -> str | None:
     }
     try:
         onnx.shape_inference.infer_node_outputs(schema, ir.to_proto(node), inputs, data)
-    except onnx.shape_inference.InferenceError as error:
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         return one_sentence(error)
     return None
 
 
 def one_sentence(error: Exception) -> str:
-    """The first line of a library's message that says something, without its final full stop."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    """A library's message on one line, without the context that ONNX appends and the final full stop."""
+    message = " ".join(str(error).partition("==>")[0].split())
+    return message.rstrip(".") or type(error).__name__

@@ -9,6 +9,8 @@ from math import prod
 
 import onnx_ir as ir
 
+from edgec.values import shape_of
+
 
 @dataclass(frozen=True)
 class GraphSummary:
@@ -47,28 +49,23 @@ def node_macs(node: ir.Node) -> int:
     return count(node) if count else 0
 
 
-def _shape(value: ir.Value | None) -> tuple[int, ...]:
-    assert value is not None and value.shape is not None
-    return value.shape.numpy()
-
-
 def _conv_macs(node: ir.Node, weight: int = 1) -> int:
     """Each output element takes one MAC per weight of its filter: in channels / groups × kernel."""
-    return prod(_shape(node.outputs[0])) * prod(_shape(node.inputs[weight])[1:])
+    return prod(shape_of(node.outputs[0])) * prod(shape_of(node.inputs[weight])[1:])
 
 
 def _conv_transpose_macs(node: ir.Node) -> int:
     """Each input element meets one filter: out channels / groups × kernel."""
-    return prod(_shape(node.inputs[0])) * prod(_shape(node.inputs[1])[1:])
+    return prod(shape_of(node.inputs[0])) * prod(shape_of(node.inputs[1])[1:])
 
 
 def _gemm_macs(node: ir.Node) -> int:
-    depth = _shape(node.inputs[0])[0 if node.attributes.get_int("transA", 0) else 1]
-    return prod(_shape(node.outputs[0])) * depth
+    depth = shape_of(node.inputs[0])[0 if node.attributes.get_int("transA", 0) else 1]
+    return prod(shape_of(node.outputs[0])) * depth
 
 
 def _matmul_macs(node: ir.Node) -> int:
-    return prod(_shape(node.outputs[0])) * _shape(node.inputs[0])[-1]
+    return prod(shape_of(node.outputs[0])) * shape_of(node.inputs[0])[-1]
 
 
 _MACS: Mapping[str, Callable[[ir.Node], int]] = {

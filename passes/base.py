@@ -12,8 +12,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.rewriter import MatchingTracer, MatchResult, MatchStatus, RewriteRule, RewriteRuleSet
 
 from edgec.errors import Refusal
-from edgec.shapes import infer_shapes, node_shapes
+from edgec.shapes import infer_shapes
 from edgec.summary import GraphSummary, summarise
+from edgec.values import node_shapes
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,11 @@ class _RefusalTracer(MatchingTracer):
     ) -> None:
         if status is MatchStatus.CONDITION_FAILED and match_result.reason:
             refusal = Refusal(
-                str(node.name), node.op_type, node_shapes(node), match_result.reason, "it stays a node of its own"
+                str(node.name),
+                node.op_type,
+                node_shapes(node),
+                match_result.reason,
+                "it stays a node of its own",
             )
             self.refusals.setdefault(node, refusal)
 

@@ -30,6 +30,7 @@ import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleClassBase
 
 from edgec.passes.base import RulePass
+from edgec.values import constant_of, input_of, shape_of
 
 
 class FoldAffine(RulePass):
@@ -129,7 +130,7 @@ def _rebuild(op, folded: _Folded) -> ir.Value:
     if folded.bias is not None:
         inputs.append(_initializer(op, node, f"{node.name}_bias", folded.bias))
     if node.op_type != "MatMul":
-        return op.op(node.op_type, *inputs, _name=node.name, **attributes)
+        return getattr(op, node.op_type)(*inputs, _name=node.name, **attributes)
     product = op.MatMul(*inputs[:2], _name=node.name)
     return product if folded.bias is None else op.Add(product, inputs[2], _name=f"{node.name}_bias")
 
@@ -143,10 +144,6 @@ def _initializer(op, node: ir.Node, name: str, array: np.ndarray) -> ir.Value:
 
 def _named(node: ir.Node) -> str:
     return f"{node.op_type} '{node.name}'"
-
-
-def _array(value: ir.Value | None) -> np.ndarray | None:
-    return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
 def _varying_operand(node: ir.Node) -> ir.Value:
@@ -170,13 +167,13 @@ def _read_linear(output: ir.Value) -> _Linear:
 
 
 def _read_product(node: ir.Node) -> _Linear:
-    weight = _array(node.inputs[1])
+    weight = constant_of(node.inputs[1])
     if node.op_type == "MatMul" and (weight is None or weight.ndim < 2):
         raise _Refused
     if weight is None:
         raise _Refused(f"the weight of {_named(node)} is computed at run time")
     _require_single_reader(node)
-    shape = node.outputs[0].shape.numpy()
+    shape = shape_of(node.outputs[0])
     axis = len(shape) - 1 if node.op_type == "MatMul" else 1
     linear = _Linear(node, weight, None, len(shape), axis, shape[axis])
     return linear if node.op_type == "MatMul" else replace(linear, bias=_read_bias(linear))
@@ -184,9 +181,9 @@ def _read_product(node: ir.Node) -> _Linear:
 
 def _read_bias(linear: _Linear) -> np.ndarray | None:
     node = linear.node
-    if len(node.inputs) < 3 or node.inputs[2] is None:
+    if input_of(node, 2) is None:
         return None
-    bias = _array(node.inputs[2])
+    bias = constant_of(node.inputs[2])
     if bias is None:
         raise _Refused(f"the bias of {_named(node)} is computed at run time")
     if node.op_type == "Gemm":
@@ -197,7 +194,7 @@ def _read_bias(linear: _Linear) -> np.ndarray | None:
 def _read_biased_matmul(add: ir.Node) -> _Linear:
     """A MatMul and the Add of its bias, as one linear operator."""
     product = _varying_operand(add).producer()
-    bias = next((array for array in map(_array, add.inputs) if array is not None), None)
+    bias = next((array for array in map(constant_of, add.inputs) if array is not None), None)
     if product is None or product.op_type != "MatMul" or product.domain != "" or bias is None:
         raise _Refused
     linear = _read_product(product)
@@ -215,7 +212,7 @@ def _require_single_reader(node: ir.Node) -> None:
 
 
 def _batch_norm(node: ir.Node, linear: _Linear) -> _Affine:
-    constants = [_array(value) for value in node.inputs[1:5]]
+    constants = [constant_of(value) for value in node.inputs[1:5]]
     if node.attributes.get_int("training_mode", 0):
         raise _Refused("it is in training mode, so its statistics come from the batch")
     if linear.channel_axis != 1:
@@ -229,10 +226,10 @@ def _batch_norm(node: ir.Node, linear: _Linear) -> _Affine:
 
 def _operand(node: ir.Node, linear: _Linear) -> tuple[np.ndarray, bool]:
     """The constant operand per channel, and whether it is the left one."""
-    left = _array(node.inputs[0])
+    left = constant_of(node.inputs[0])
     if left is not None:
         return linear.per_channel(left), True
-    return linear.per_channel(_array(node.inputs[1])), False
+    return linear.per_channel(constant_of(node.inputs[1])), False
 
 
 def _add(node: ir.Node, linear: _Linear) -> _Affine:
