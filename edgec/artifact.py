@@ -160,7 +160,7 @@ def _link(
         shared=True,
         flags=[
             "-std=c11", "-O2", "-fPIC", f"-I{HEADER_FOLDER}", "-s", "-Wl,--gc-sections",
-            f"-Wl,--version-script={folder / 'exports.map'}", "-Wl,-z,noexecstack", "-lm",
+            f"-Wl,--version-script={folder / 'exports.map'}", "-Wl,-z,noexecstack", "-Wl,-z,norelro", "-lm",
         ],
     )  # fmt: skip
     return output
