@@ -63,9 +63,16 @@ class Taps:
 
 
 def _taps(ctx: Lowering, node: ir.Node) -> Taps:
-    x = ctx.input(node, 0)
-    spatial = x.shape[2:]
-    return Taps(spatial, shape_of(node.outputs[0])[2:], window(node, spatial, tuple(attribute(node, "kernel_shape", []))))
+    """The taps of a pooling node."""
+    spatial = ctx.input(node, 0).shape[2:]
+    own = window(node, spatial, tuple(attribute(node, "kernel_shape", [])))
+    taps = Taps(spatial, shape_of(node.outputs[0])[2:], own)
+    if any(int(taps.positions(axis)[-1, 0]) >= extent for axis, extent in enumerate(spatial)):
+        refuse(
+            "with ceil_mode its last window starts in the padding, where ONNX before opset 22 and ONNX Runtime differ",
+            "convert the model to opset 22, or set ceil_mode=0",
+        )
+    return taps
 
 
 @lowers("MaxPool")
