@@ -6,6 +6,7 @@ converted silently: an array of another dtype, with a NaN or of another shape is
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -112,6 +113,23 @@ def read_arrays(path: Path) -> dict[str, Array]:
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, OSError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise EdgecError(f"'{path}' cannot be read: {reason}; write it with numpy.savez(FILE, NAME=array)") from error
+
+
+def save_npz(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write arrays to an ``.npz`` file, whole or not at all.
+
+    Raises:
+        EdgecError: the file cannot be written.
+    """
+    from edgec.artifact import write_atomically
+
+    stream = io.BytesIO()
+    # not numpy.savez, which takes the names as keyword arguments beside its own
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+    write_atomically(path, stream.getvalue())
 
 
 def batch_size(inputs: Sequence[TensorSpec]) -> int:

@@ -44,6 +44,13 @@ class Results:
     outputs: dict[str, Array]
     run_ns: tuple[int, ...]
 
+    def by_sample(self, batch: int) -> dict[str, Array]:
+        """The outputs with samples as first axis, as files of inputs have it.
+
+        An output whose own first axis is not the ``batch`` keeps its runs as first axis, if there are several.
+        """
+        return {name: _by_sample(array, batch) for name, array in self.outputs.items()}
+
 
 class Device(ABC):
     """A machine that runs artifacts. ``is_emulated`` tells that its times are not a device's latency."""
@@ -132,6 +139,12 @@ def open_device(url: str) -> Device:
     if "://" in url:
         raise EdgecError(f"the device '{url}' cannot be used yet; the devices that work are {WORKING}")
     raise EdgecError(f"there is no device '{url}'; the devices that work are {WORKING}")
+
+
+def _by_sample(output: Array, batch: int) -> Array:
+    if output.ndim > 1 and output.shape[1] == batch:
+        return output.reshape(-1, *output.shape[2:])
+    return output[0] if len(output) == 1 else output
 
 
 def specs_of(tensors: Sequence[Any]) -> tuple[TensorSpec, ...]:

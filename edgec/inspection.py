@@ -126,7 +126,7 @@ def _value(value: ir.Value) -> Value:
 
 
 def _layer(node: ir.Node) -> Layer:
-    from edgec.shapes import node_shapes
+    from edgec.values import node_shapes
     from edgec.summary import node_macs
 
     return Layer(str(node.name), node.op_type, node_shapes(node), sum(_parameters(node)), node_macs(node))
