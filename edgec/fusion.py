@@ -155,15 +155,15 @@ def _substitute(producer: Step, consumer: Step, operand: int) -> bool:
     if _reads(kernel.store, operand):
         return False
     extents = kernel.extents + (kernel.reduce if isinstance(kernel, Loops) else ())
-    replacements: dict[int, Expr] = {}
+    numbers, inputs = _merged_operands(consumer.inputs, producer.inputs, operand)
+    body = scalar.rename_operands(source.body, numbers)
+    values: dict[int, Expr] = {}
     for field in ("body", "epilogue"):
         for node in _reads(getattr(kernel, field, None), operand):
             axes = _producer_axes(source, node.args[1], extents)
-            if axes is None:
+            if axes is None or any(_reads(index, operand) for index in axes.values()):
                 return False
-            replacements[id(node)] = scalar.substitute_axes(source.body, axes)
-    numbers, inputs = _merged_operands(consumer.inputs, producer.inputs, operand)
-    values = {key: scalar.rename_operands(value, numbers) for key, value in replacements.items()}
+            values[id(node)] = scalar.substitute_axes(body, axes)
     _replace_loads(consumer, values)
     consumer.inputs, consumer.nodes = inputs, _joined(producer, consumer)
     _drop_unused(consumer)
@@ -418,20 +418,21 @@ def _moved_offset(offset: Expr, table: dict[int, int]) -> Expr | None:
     return total
 
 
-def _moved_strides(kernel: Conv | Depthwise, table: dict[int, int]) -> tuple[int, int, int] | None:
-    """Input strides at the new place; channels must stay contiguous, and unused strides may be anything."""
-    channels = kernel.in_channels if isinstance(kernel, Conv) else kernel.channels
-    if kernel.input_offset or (channels > 1 and table.get(1) != 1):
+def _moved_strides(kernel: Conv | Depthwise, table: dict[int, int]) -> tuple[int, ...] | None:
+    """Input strides at the new place; a stride along which the kernel never moves may be anything."""
+    if kernel.input_offset:
         return None
-    reach = (
+    channels = kernel.in_channels if isinstance(kernel, Conv) else kernel.channels
+    moves = (
         kernel.batch > 1,
         kernel.out_height > 1 or kernel.kernel[0] > 1,
         kernel.out_width > 1 or kernel.kernel[1] > 1,
+        channels > 1,
     )
-    if any(used and stride not in table for used, stride in zip(reach, kernel.input_strides, strict=True)):
+    used = list(zip(moves, kernel.input_strides, strict=True))
+    if any(moving and stride not in table for moving, stride in used):
         return None
-    n, h, w = (table.get(stride, 0) if used else 0 for used, stride in zip(reach, kernel.input_strides, strict=True))
-    return n, h, w
+    return tuple(table[stride] if moving else 0 for moving, stride in used)
 
 
 # ---- flatten ----------------------------------------------------------------------------------------------
@@ -439,7 +440,7 @@ def _moved_strides(kernel: Conv | Depthwise, table: dict[int, int]) -> tuple[int
 
 def flattened(conv: Conv) -> Conv:
     """``conv`` with its rows joined, where it is pointwise and no access sees where a row ends."""
-    n_step, h_step, w_step = conv.input_strides
+    n_step, h_step, w_step, c_step = conv.input_strides
     width = conv.out_width
     if conv.kernel != (1, 1) or conv.stride != (1, 1) or conv.out_height == 1 or width == 1:
         return conv
@@ -449,7 +450,7 @@ def flattened(conv: Conv) -> Conv:
         return conv
     joined = {1: scalar.const(0, scalar.INDEX)}
     return replace(
-        conv, out_height=1, out_width=conv.out_height * width, input_strides=(n_step, 0, w_step),
+        conv, out_height=1, out_width=conv.out_height * width, input_strides=(n_step, 0, w_step, c_step),
         store=scalar.substitute_axes(conv.store, joined), epilogue=scalar.substitute_axes(conv.epilogue, joined),
     )  # fmt: skip
 

@@ -258,7 +258,7 @@ def lower_top_k(ctx: Lowering, node: ir.Node) -> None:
         return cast(binary("or", ahead, binary("and", tied, binary("lt", i[-1], i[axis]))), INDEX)
 
     rank = ctx.compute(ctx.new(x.shape, INDEX, x.order), before, reduce=(extent,), reducer="sum")
-    for value, own in zip(node.outputs, (None, axis)):
+    for value, own in zip(node.outputs, (None, axis), strict=False):
         if value.name:
             _at_ranks(ctx, value, x, rank, axis, count, own)
 
@@ -362,7 +362,5 @@ def _unpooled_shape(node: ir.Node, shape: tuple[int, ...]) -> tuple[int, ...]:
     kernel = attribute(node, "kernel_shape", None)
     rank = len(kernel)
     strides, pads = attribute(node, "strides", [1] * rank), attribute(node, "pads", [0] * (2 * rank))
-    spatial = (
-        (extent - 1) * strides[a] + kernel[a] - pads[a] - pads[a + rank] for a, extent in enumerate(shape[2:])
-    )
+    spatial = ((extent - 1) * strides[a] + kernel[a] - pads[a] - pads[a + rank] for a, extent in enumerate(shape[2:]))
     return (*shape[:2], *spatial)

@@ -113,11 +113,11 @@ def lower_tile(ctx: Lowering, node: ir.Node) -> None:
     out = ctx.new_for(value, x.order)
     repeats = [new // old if old else 1 for old, new in zip(x.shape, shape, strict=True)]
     pairs = list(zip(repeats, x.shape, strict=True))
-    wide = _split_axes(out, pairs)
-    ctx.copy(_split_axes(x, [(1, extent) for extent in x.shape]).broadcast_to(wide.shape), wide)
+    wide = split_axes(out, pairs)
+    ctx.copy(split_axes(x, [(1, extent) for extent in x.shape]).broadcast_to(wide.shape), wide)
 
 
-def _split_axes(view: View, pairs: Sequence[tuple[int, int]]) -> View:
+def split_axes(view: View, pairs: Sequence[tuple[int, int]]) -> View:
     """``view`` with each axis as two, (outer, inner)."""
     strides = [s for stride, (_, inner) in zip(view.strides, pairs, strict=True) for s in (stride * inner, stride)]
     return View(view.buffer, tuple(extent for pair in pairs for extent in pair), tuple(strides), view.offset)
@@ -133,7 +133,8 @@ def lower_pad(ctx: Lowering, node: ir.Node) -> None:
     pads = _pads(ctx, node, len(x.shape))
     mode = str(attribute(node, "mode", "constant"))
     if mode != "constant":
-        mapped_copy(ctx, node.outputs[0], x, [_source(extent, *pad, mode) for extent, pad in zip(x.shape, pads)])
+        sources = [_source(extent, *pad, mode) for extent, pad in zip(x.shape, pads, strict=True)]
+        mapped_copy(ctx, node.outputs[0], x, sources)
         return
     given = ctx.optional(node, 2)
     fill = ctx.constant(np.zeros(1, x.dtype)) if given is None else given
@@ -211,7 +212,7 @@ def _border(
     return tuple(regions)
 
 
-def mapped_copy(ctx: Lowering, value: ir.Value, x: View, sources: Sequence[np.ndarray]) -> None:
+def mapped_copy(ctx: Lowering, value: ir.Value, x: View, sources: Sequence[np.ndarray]) -> View:
     """``value[i, j, …] = x[sources[0][i], sources[1][j], …]``."""
     out = ctx.new_for(value, x.order)
 
@@ -219,7 +220,7 @@ def mapped_copy(ctx: Lowering, value: ir.Value, x: View, sources: Sequence[np.nd
         places = [mapped_index(ctx, ops, s, i, e) for s, i, e in zip(sources, indices, x.shape, strict=True)]
         return ops.load(x, *places)
 
-    ctx.compute(out, moved)
+    return ctx.compute(out, moved)
 
 
 def mapped_index(ctx: Lowering, ops: Operands, source: np.ndarray, index: Expr, extent: int) -> Expr:
