@@ -66,13 +66,15 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[objec
     cells = list(rows)
     if not cells:
         return
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_header=any(header))
     for index, name in enumerate(header):
         numeric = all(row[index] is None or isinstance(row[index], (int, float)) for row in cells)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in cells:
         table.add_row(*(Text(cell_text(cell)) for cell in row))
-    stdout().print(table)
+    console = stdout()
+    console.print(Text(title, "bold"), soft_wrap=True)
+    console.print(table)
 
 
 def cell_text(value: object) -> str:
@@ -85,8 +87,12 @@ def cell_text(value: object) -> str:
 
 
 @contextmanager
-def progress() -> Iterator[Progress | None]:
-    """A progress bar on stderr while the block runs; None where stderr is not a terminal."""
+def progress(*, in_background: bool = True) -> Iterator[Progress | None]:
+    """A progress bar on stderr while the block runs; None where stderr is not a terminal.
+
+    Args:
+        in_background: redraw in a thread of its own, which would disturb a measurement; else when told.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -96,13 +102,13 @@ def progress() -> Iterator[Progress | None]:
         return
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(), console=console, transient=True,
+        TimeElapsedColumn(), console=console, transient=True, auto_refresh=in_background,
     ) as bar:  # fmt: skip
         tasks: dict[str, Any] = {}
 
         def tell(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
+            bar.update(tasks[what], completed=done, total=total, refresh=not in_background)
 
         yield tell

@@ -37,6 +37,18 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class ArraySummary:
+    """An array in one line; ``least``, ``mean`` and ``largest`` are None where it is empty."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    least: float | None
+    mean: float | None
+    largest: float | None
+
+
+@dataclass(frozen=True)
 class Samples:
     """Inputs for a number of runs, read one run at a time.
 
@@ -130,6 +142,16 @@ def save_npz(path: Path, arrays: Mapping[str, Array]) -> None:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
     write_atomically(path, stream.getvalue())
+
+
+def summarise_array(name: str, array: Array) -> ArraySummary:
+    """What there is to say of ``array`` without printing it."""
+    if not array.size:
+        return ArraySummary(name, str(array.dtype), array.shape, None, None, None)
+    values = array.astype(np.float64)
+    return ArraySummary(
+        name, str(array.dtype), array.shape, float(values.min()), float(values.mean()), float(values.max())
+    )
 
 
 def batch_size(inputs: Sequence[TensorSpec]) -> int:

@@ -1,0 +1,189 @@
+"""What each command found, as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgec.console import cell_text, print_table, print_text
+
+if TYPE_CHECKING:
+    from edgec.benchmark import Benchmark
+    from edgec.compiler import Compiled
+    from edgec.data import ArraySummary
+    from edgec.doctor import Check
+    from edgec.evaluation import Evaluation
+    from edgec.inspection import ModelInspection
+    from edgec.targets.target import Target
+
+
+def print_compiled(compiled: Compiled) -> None:
+    """Passes, sizes and times of a compilation."""
+    report, facts = compiled.report, compiled.manifest
+    print_table(
+        "passes",
+        ("pass", "matched", "left alone", "nodes", "parameters", "MACs"),
+        (
+            (
+                done.name, done.matched, len(done.refusals), _change(done.before.nodes, done.after.nodes),
+                _change(done.before.parameters, done.after.parameters), _change(done.before.macs, done.after.macs),
+            )
+            for done in report.passes
+        ),
+    )  # fmt: skip
+    slack = facts["arena_bytes"] / (facts["arena_lower_bound"] or 1)
+    print_table(
+        f"{compiled.path} for {facts['target']} ({facts['triple']}, {facts['cpu']}): "
+        f"{len(facts['steps'])} steps, {sum(step['macs'] for step in facts['steps']):,} MACs",
+        ("", "bytes", ""),
+        [
+            ("artifact", report.artifact_bytes, "the whole file"),
+            ("weights", facts["weights_bytes"], "read-only, shared between processes"),
+            ("arena", facts["arena_bytes"], f"{slack:.2f} × the largest live set of {facts['arena_lower_bound']:,}"),
+        ],
+    )
+    times = [*report.seconds.items(), ("all", sum(report.seconds.values()))]
+    print_table("time", ("stage", "s"), ((stage, round(seconds, 3)) for stage, seconds in times))
+
+
+def _change(before: int, after: int) -> str:
+    return f"{before:,}" if before == after else f"{before:,} → {after:,}"
+
+
+def print_outputs(outputs: Sequence[ArraySummary], saved: Path | None) -> None:
+    """Shapes and ranges of a run's outputs, and where they went."""
+    print_table(
+        "outputs",
+        ("name", "dtype", "shape", "least", "mean", "largest"),
+        ((o.name, o.dtype, list(o.shape), o.least, o.mean, o.largest) for o in outputs),
+    )
+    if saved:
+        print_text(f"saved to {saved}")
+
+
+def print_evaluation(path: Path, found: Evaluation) -> None:
+    """Accuracy, agreement and time."""
+    rows: list[tuple[str, object]] = [("samples", f"{found.samples:,}")]
+    if found.ms_per_sample is not None:
+        rows.append(("ms per sample (median)", cell_text(found.ms_per_sample)))
+    if found.top1 is not None:
+        rows.append(("top-1 accuracy", f"{found.top1:.2%}"))
+    if found.agreement and found.agreement.top1 is not None:
+        rows.append(("same class as the reference", f"{found.agreement.top1:.2%}"))
+    if found.agreement:
+        rows += [(f"error of '{name}' / its range", f"{e:.2e}") for name, e in found.agreement.relative_error.items()]
+    print_table(str(path), ("", ""), rows)
+
+
+def print_benchmark(measured: Benchmark) -> None:
+    """The machine's state, the contenders, and edgec's steps if they were measured."""
+    machine = measured.machine
+    print_text(
+        f"{machine.cpu or 'unknown CPU'}, {machine.cores} cores, governor {machine.governor or 'unknown'}, "
+        f"load {cell_text(machine.load)}"
+    )
+    print_table(
+        f"latency in ms, {measured.threads} thread{'s' * (measured.threads > 1)}, {measured.rounds} rounds",
+        ("runtime", "version", "calls", "min", "median", "p95", "min ÷ edgec's", "edgec's error / range"),
+        (
+            (t.name, t.version, t.calls, t.min_ms, t.median_ms, t.p95_ms, t.ratio, t.relative_error)
+            for t in measured.timings
+        ),
+    )
+    total = sum(step.total_ns for step in measured.steps) or 1
+    print_table(
+        "steps of edgec",
+        ("step", "kernel", "MACs", "min µs", "mean µs", "share %"),
+        (
+            (s.name, s.kernel, s.macs, s.min_ns / 1e3, s.total_ns / max(s.calls, 1) / 1e3, 100 * s.total_ns / total)
+            for s in measured.steps
+        ),
+    )
+
+
+def print_model(path: Path, found: ModelInspection) -> None:
+    """Inputs and outputs, layers, operators, and what cannot be compiled."""
+    values = [*(("input", each) for each in found.inputs), *(("output", each) for each in found.outputs)]
+    print_table(
+        f"{path}, opset {found.opset}",
+        ("", "name", "dtype", "shape"),
+        ((kind, value.name, value.dtype, list(value.shape)) for kind, value in values),
+    )
+    print_table(
+        "layers",
+        ("name", "operator", "shapes", "parameters", "MACs"),
+        ((x.name, x.op, x.shapes, x.parameters, x.macs) for x in found.layers),
+    )
+    print_table("operators", ("operator", "count"), found.summary.operators.items())
+    summary = found.summary
+    print_text(
+        f"{summary.nodes} nodes, {summary.parameters:,} parameters in {summary.bytes:,} bytes, {summary.macs:,} MACs"
+    )
+    print_table(
+        "edgec cannot compile",
+        ("node", "operator", "shapes", "reason", "what helps"),
+        ((r.node, r.op, r.shapes, r.reason, r.fix) for r in found.refusals),
+    )
+
+
+def print_manifest(path: Path, facts: Mapping[str, Any]) -> None:
+    """Target, versions, inputs and outputs, steps, and the memory plan of an artifact."""
+    features = " ".join(facts["features"]) or "none"
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    print_text(
+        f"{path}: {facts['name']} for {facts['target']} ({facts['triple']}, {facts['cpu']}, features {features})\n"
+        f"{facts['artifact_bytes']:,} bytes, of which {facts['weights_bytes']:,} are weights; "
+        f"edgec {facts['edgec']}, ABI {facts['abi']}, {versions}"
+    )
+    print_table(
+        "inputs and outputs",
+        ("", "name", "dtype", "shape"),
+        ((t["kind"], t["name"], t["dtype"], t["shape"]) for t in (*facts["inputs"], *facts["outputs"])),
+    )
+    print_table(
+        "steps",
+        ("step", "name", "kernel", "MACs"),
+        ((str(i), step["name"], step["kernel"], step["macs"]) for i, step in enumerate(facts["steps"])),
+    )
+    _print_memory(facts)
+
+
+def _print_memory(facts: Mapping[str, Any]) -> None:
+    from edgec.inspection import buffer_letter, draw_memory
+
+    print_table(
+        f"memory plan: {facts['arena_bytes']:,} bytes; the largest live set has {facts['arena_lower_bound']:,}",
+        ("", "buffer", "offset", "bytes", "alive in steps"),
+        (
+            (buffer_letter(i), b["buffer"], b["offset"], b["bytes"], f"{b['first']} to {b['last']}")
+            for i, b in enumerate(facts["memory"])
+        ),
+    )
+    drawing = draw_memory(facts)
+    if drawing:
+        print_text("\n".join(["offset, by step:", *drawing]))
+
+
+def print_targets(targets: Sequence[Target]) -> None:
+    """What there is to compile for."""
+    print_table(
+        "targets",
+        ("name", "", "system", "CPU", "features", "vector bits"),
+        ((t.name, t.description, t.triple, t.cpu, " ".join(t.features), 8 * t.vector_bytes) for t in targets),
+    )
+
+
+def print_checks(checks: Sequence[Check]) -> None:
+    """What is there and what is missing."""
+    print_table(
+        "what edgec needs, then what is optional",
+        ("", "what", "found", "what mends it"),
+        ((_verdict(check), check.name, check.found, check.remedy) for check in checks),
+    )
+
+
+def _verdict(check: Check) -> str:
+    if check.ok:
+        return "ok"
+    return "MISSING" if check.needed else "missing"
