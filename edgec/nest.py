@@ -34,8 +34,8 @@ def simplify(nest: Loops) -> Loops:
     """`nest`` without unit axes and with axes merged where every index expression allows it."""
     nest = _drop_unit_axes(nest)
     position = 0
-    while position + 1 < len(nest.extents):
-        if _mergeable(nest, position):
+    while position + 1 < len(nest.extents) + len(nest.reduce):
+        if position + 1 != len(nest.extents) and _mergeable(nest, position):
             nest = _merge(nest, position)
         else:
             position += 1
@@ -69,7 +69,7 @@ def _drop_unit_axes(nest: Loops) -> Loops:
 
 def _mergeable(nest: Loops, first: int) -> bool:
     """Whether axes ``first`` and ``first + 1`` are always walked as one."""
-    inner = nest.extents[first + 1]
+    inner = (nest.extents + nest.reduce)[first + 1]
     for expr in _index_expressions(nest):
         outer_step, inner_step = coefficient(expr, first), coefficient(expr, first + 1)
         if outer_step is None or inner_step is None or outer_step != inner_step * inner:
@@ -91,12 +91,12 @@ def _uses_axes_outside_loads(nest: Loops, axes: set[int]) -> bool:
 
 
 def _merge(nest: Loops, first: int) -> Loops:
-    extents = list(nest.extents)
-    extents[first : first + 2] = [extents[first] * extents[first + 1]]
-    total = len(nest.extents) + len(nest.reduce)
+    extents, outer = list(nest.extents + nest.reduce), len(nest.extents)
     axes = {first: scalar.const(0, scalar.INDEX), first + 1: scalar.axis(first)}
-    axes |= {old: scalar.axis(old - 1) for old in range(first + 2, total)}
-    return _mapped(nest, axes, extents=tuple(extents))
+    axes |= {old: scalar.axis(old - 1) for old in range(first + 2, len(extents))}
+    extents[first : first + 2] = [extents[first] * extents[first + 1]]
+    outer -= first < outer
+    return _mapped(nest, axes, extents=tuple(extents[:outer]), reduce=tuple(extents[outer:]))
 
 
 def terms(offset: Expr) -> tuple[dict[int, Expr], int] | None:

@@ -18,6 +18,7 @@ from edgec import scalar
 from edgec.nest import coefficient, simplify
 from edgec.program import Loops
 from edgec.targets.cpu import math
+from edgec.targets.cpu.tile import pieces
 from edgec.targets.cpu.tir import Emitter, Kernel, lanes_of, storage, vector_store, widen
 from edgec.targets.target import Target
 
@@ -250,27 +251,33 @@ class _LoopsWriter:
         lanes, extent = self.lanes, self.nest.reduce[-1]
         vectors = max(v for v in (1, 2, 4) if v * lanes <= extent)
         buffer = self._start(lanes, vectors)
-        tail = self._start(1, 1) if extent % (lanes * vectors) else None
-        self._reduce_rows(0, axes, buffer, tail, vectors)
-        return self._fold_lanes(buffer, lanes * vectors, tail)
+        short = [width for width in pieces(extent % (lanes * vectors), lanes) if width < lanes]
+        tails = {width: self._start(width, 1) for width in short}
+        self._reduce_rows(0, axes, buffer, tails, vectors)
+        return self._fold_lanes(buffer, lanes * vectors, tails)
 
-    def _reduce_rows(self, depth: int, axes: dict[int, Any], buffer: Any, tail: Any, vectors: int) -> None:
+    def _reduce_rows(
+        self, depth: int, axes: dict[int, Any], buffer: Any, tails: dict[int, Any], vectors: int
+    ) -> None:
         axis = len(self.nest.extents) + depth
         if depth < len(self.nest.reduce) - 1:
             with self.body.loop(self.nest.reduce[depth]) as index:
-                self._reduce_rows(depth + 1, {**axes, axis: index}, buffer, tail, vectors)
+                self._reduce_rows(depth + 1, {**axes, axis: index}, buffer, tails, vectors)
             return
         width, extent = self.lanes * vectors, self.nest.reduce[depth]
         with self.body.loop(extent // width) as block:
             self._take_in(buffer, {**axes, axis: block * width}, self.lanes, vectors)
-        if extent % width:
-            with self.body.loop(extent % width, extent - extent % width) as index:
-                point = {**axes, axis: index}
-                value = self._in_memory(Emitter(self.body, self.operands, point)(self.nest.body))
-                self._accumulate(tail, self._slot(0, 1), value)
+        start = extent - extent % width
+        self._take_in(buffer, {**axes, axis: tirx.const(start, "int32")}, self.lanes, extent % width // self.lanes)
+        start = extent - extent % self.lanes
+        for lanes, tail in tails.items():
+            self._take_in(tail, {**axes, axis: tirx.const(start, "int32")}, lanes, 1)
+            start += lanes
 
-    def _fold_lanes(self, buffer: Any, count: int, tail: Any) -> Any:
-        """Combine ``count`` accumulators (a power of two) by halves, as wide as they are, and then the tail."""
+    def _fold_lanes(self, buffer: Any, count: int, tails: dict[int, Any]) -> Any:
+        """Combine ``count`` accumulators (a power of two) and the tails, then halve them, as wide as they are."""
+        for lanes, tail in tails.items():
+            self._accumulate(buffer, self._lanes_at(0, lanes), tirx.BufferLoad(tail, [self._lanes_at(0, lanes)]))
         half = count // 2
         while half:
             width = min(self.lanes, half)
@@ -278,8 +285,6 @@ class _LoopsWriter:
                 other = tirx.BufferLoad(buffer, [self._lanes_at(half + first, width)])
                 self._accumulate(buffer, self._lanes_at(first, width), other)
             half //= 2
-        if tail is not None:
-            self._accumulate(buffer, self._lanes_at(0, 1), tirx.BufferLoad(tail, [self._lanes_at(0, 1)]))
         return tirx.BufferLoad(buffer, [self._lanes_at(0, 1)])
 
     def _store(self, axes: dict[int, Any], lanes: int, accumulated: Any) -> None:
