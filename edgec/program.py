@@ -201,8 +201,7 @@ class Conv:
 
     out[n,h,w,c] = epilogue(sum over kh,kw,ci of in[n, h·sh + kh·dh, w·sw + kw·dw, ci] · weight[kh,kw,ci,c])
 
-    Operand 0 is the input (offset ``input_offset``; strides of n, h, w; channels contiguous), operand 1 the
-    weight: constant, dense [kh, kw, ci, co], packed by the target. With ``weight_strides`` (batch, k, and
+    Operand 0 is the input (offset ``input_offset``; strides of n, h, w, c), operand 1 the weight: constant, dense [kh, kw, ci, co], packed by the target. With ``weight_strides`` (batch, k, and
     columns contiguous) it is a run-time matrix read in place, and the kernel must be 1×1. Epilogue axes are
     (n, h, w, c) = axes 0..3; its further operands follow. ``store`` is affine in the axes.
     """
@@ -215,7 +214,7 @@ class Conv:
     kernel: tuple[int, int]
     stride: tuple[int, int]
     dilation: tuple[int, int]
-    input_strides: tuple[int, int, int]
+    input_strides: tuple[int, int, int, int]
     input_offset: int
     epilogue: Expr
     store: Expr
@@ -242,7 +241,7 @@ class Depthwise:
 
     out[n,h,w,c] = epilogue(sum over kh,kw of in[n, h·sh + kh·dh, w·sw + kw·dw, c] · weight[kh,kw,c])
 
-    Operands as for :class:`Conv`; the weight is dense [kh, kw, c].
+    Operands as for :class:`Conv`; input channels are contiguous, and the weight is dense [kh, kw, c].
     """
 
     batch: int
@@ -252,7 +251,7 @@ class Depthwise:
     kernel: tuple[int, int]
     stride: tuple[int, int]
     dilation: tuple[int, int]
-    input_strides: tuple[int, int, int]
+    input_strides: tuple[int, int, int, int]
     input_offset: int
     epilogue: Expr
     store: Expr

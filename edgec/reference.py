@@ -113,10 +113,10 @@ def _depthwise(conv: Depthwise, operands: Sequence[Array], output: Array) -> Non
 
 def _taps(conv: Conv | Depthwise, source: Array, channels: int) -> Array:
     """Every input element that every output pixel needs: [n, h, w, kh, kw, c]."""
-    n_step, h_step, w_step = conv.input_strides
+    n_step, h_step, w_step, c_step = conv.input_strides
     (sh, sw), (dh, dw), (kh, kw) = conv.stride, conv.dilation, conv.kernel
     n, h, w, y, x, c = np.ogrid[: conv.batch, : conv.out_height, : conv.out_width, :kh, :kw, :channels]
-    return source[conv.input_offset + n * n_step + (h * sh + y * dh) * h_step + (w * sw + x * dw) * w_step + c]
+    return source[conv.input_offset + n * n_step + (h * sh + y * dh) * h_step + (w * sw + x * dw) * w_step + c * c_step]
 
 
 def _finish(conv: Conv | Depthwise, acc: Array, operands: Sequence[Array], output: Array) -> None:

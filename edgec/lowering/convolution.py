@@ -65,33 +65,38 @@ def window_2d(w: Window) -> Window:
     return Window((1, *w.kernel), (1, *w.strides), (1, *w.dilations), ((0, 0), *w.pads))
 
 
-def padded(ctx: Lowering, x: View, pads: tuple[tuple[int, int], ...], fill: float = 0.0) -> View:
-    """``x`` (N, C, H, W), dense in NHWC order inside its padding; without padding, ``x`` with its channels
-    contiguous."""
+PLANAR_CHANNELS = 4
+"""A dense convolution over up to this many channels reads them where they lie, plane by plane; turning an
+image into NHWC first would cost more than it gains."""
+
+
+def padded(ctx: Lowering, x: View, pads: tuple[tuple[int, int], ...], planar: bool, fill: float = 0.0) -> View:
+    """``x`` (N, C, H, W) inside its padding, in NHWC order, or NCHW where ``planar``; without padding ``x``
+    itself, where its channels are contiguous or may be planes."""
     (top, bottom), (left, right) = pads
     n, c, height, width = x.shape
     if not (top or bottom or left or right):
-        contiguous = c == 1 or x.strides[1] == 1
-        return x if contiguous else ctx.dense(x, NHWC)
+        return x if planar or c == 1 or x.strides[1] == 1 else ctx.dense(x, NHWC)
     shape = (n, c, height + top + bottom, width + left + right)
-    out = ctx.new(shape, x.dtype, NHWC, x.buffer.name + "_padded")
-    ctx.emit(_border(out, pads, fill), [], out.buffer)
+    out = ctx.new(shape, x.dtype, None if planar else NHWC, x.buffer.name + "_padded")
+    ctx.emit(_border(out, pads, planar, fill), [], out.buffer)
     ctx.copy(x, out.slice((0, 0, top, left), x.shape))
     return out
 
 
-def _border(out: View, pads: tuple[tuple[int, int], ...], fill: float) -> Fill:
-    """The padding of ``out`` (N, C, H, W in NHWC order) as runs: what lies before the first inner row, between
-    the inner part of one row and the next, and after the last."""
+def _border(out: View, pads: tuple[tuple[int, int], ...], planar: bool, fill: float) -> Fill:
+    """The padding of ``out`` as runs: what lies before the first inner row, between the inner part of one row
+    and the next, and after the last."""
     (top, bottom), (left, right) = pads
     n, c, height, width = out.shape
-    row, image = width * c, height * width * c
-    head, between, tail = (top * width + left) * c, (left + right) * c, (bottom * width + right) * c
+    images, depth = (n * c, 1) if planar else (n, c)
+    row, image = width * depth, height * width * depth
+    head, between, tail = (top * width + left) * depth, (left + right) * depth, (bottom * width + right) * depth
     gaps = (height - top - bottom - 1, between)
     regions = [
-        (0, (n, head), (image, 1)),
-        ((top + 1) * row - right * c, (n, *gaps), (image, row, 1)),
-        (image - tail, (n, tail), (image, 1)),
+        (0, (images, head), (image, 1)),
+        ((top + 1) * row - right * depth, (images, *gaps), (image, row, 1)),
+        (image - tail, (images, tail), (image, 1)),
     ]
     return Fill(tuple(region for region in regions if 0 not in region[1]), fill, out.dtype)
 
@@ -117,8 +122,9 @@ def _channels_last(rank: int) -> tuple[int, ...]:
 
 def convolve(ctx: Lowering, x: View, kernel: np.ndarray, bias: View | None, w: Window, groups: int, out: View) -> None:
     """Emit out = conv(x, kernel [co, ci/groups, kh, kw]) + bias for float32 views (N, C, H, W)."""
-    source = padded(ctx, x, w.pads)
     channels, per_group = kernel.shape[0], kernel.shape[1]
+    planar = groups == 1 and per_group <= PLANAR_CHANNELS and x.order.index(1) < x.order.index(3)
+    source = padded(ctx, x, w.pads, planar)
     if per_group == 1 and groups == channels == x.shape[1] and groups > 1:
         _depthwise(ctx, source, kernel, bias, w, out)
         return
@@ -145,7 +151,7 @@ def _geometry(source: View, w: Window, out: View) -> dict[str, object]:
         "kernel": w.kernel,
         "stride": w.strides,
         "dilation": w.dilations,
-        "input_strides": (source.strides[0], source.strides[2], source.strides[3]),
+        "input_strides": (source.strides[0], source.strides[2], source.strides[3], source.strides[1]),
         "input_offset": source.offset,
         "store": out.at(n, channel, h, column),
     }

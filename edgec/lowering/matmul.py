@@ -53,53 +53,67 @@ def multiply(ctx: Lowering, value: ir.Value, a: View, b: View, c: View | None, a
 def matrix_product(
     ctx: Lowering, out: View, a: View, b: View, c: View | None = None, alpha: float = 1.0, beta: float = 1.0
 ) -> None:
-    """Emit the float product as a :class:`Conv`; ``out`` is dense in row-major order."""
+    """Emit the float product as a :class:`Conv`; ``out`` is dense in row-major order, ``c`` at most a matrix."""
+    a, batch = _with_joined_rows(a, b, out.shape[:-2])
     rows, depth, columns = a.shape[-2], a.shape[-1], b.shape[-1]
-    batch = out.shape[:-2]
-    if prod(b.shape[:-2]) == 1 and a.reshape((1, prod(a.shape[:-1]), depth)) is not None:
-        # one matrix for all batches: their rows are rows of one product
-        a, rows, batch = a.reshape((1, prod(a.shape[:-1]), depth)), prod(a.shape[:-1]), (1,)  # type: ignore[assignment]
-        if prod(out.shape[:-1]) != rows:
-            rows, batch = out.shape[-2], out.shape[:-2]
     count = prod(batch)
-    a3 = _as_batch(ctx, a, batch, contiguous=True)
-    b3 = _as_batch(ctx, b, batch, contiguous=True) if b.buffer.space != CONSTANT or prod(b.shape[:-2]) > 1 else b
-    flat = View(out.buffer, (count, 1, rows, columns), dense_strides((count, 1, rows, columns)), out.offset)
+    left = _as_batch(ctx, a, batch)
     operands = Operands()
-    operands.buffers = [a3.buffer]
-    constant = b.buffer.space == CONSTANT and prod(b.shape[:-2]) == 1
-    if constant:
-        weight = ctx.constant(array_of(b).reshape(1, 1, depth, columns), b.buffer.name)
-        operands.buffers.append(weight.buffer)
-        strides, offset = None, 0
-    else:
-        operands.buffers.append(b3.buffer)
-        strides, offset = (b3.strides[0], b3.strides[1]), b3.offset
+    operands.index(left.buffer)
+    weight_strides, weight_offset = _right_side(ctx, operands, b, batch)
     n, h, w, channel = (scalar.axis(i) for i in range(4))
-    result = scalar.accumulator("float32")
-    if alpha != 1.0:
-        result = binary("mul", result, const(alpha, "float32"))
-    if c is not None:
-        bias = c.broadcast_to((*c.shape[:0], rows, columns))
-        term = operands.load(bias, w, channel)
-        result = binary("add", result, term if beta == 1.0 else binary("mul", term, const(beta, "float32")))
     kernel = Conv(
         batch=count, out_height=1, out_width=rows, out_channels=columns, in_channels=depth, kernel=(1, 1),
-        stride=(1, 1), dilation=(1, 1), input_strides=(a3.strides[0], 0, a3.strides[1]), input_offset=a3.offset,
-        epilogue=result, store=flat.at(n, h, w, channel), weight_strides=strides, weight_offset=offset,
+        stride=(1, 1), dilation=(1, 1), input_strides=(left.strides[0], 0, *left.strides[1:]),
+        input_offset=left.offset, epilogue=_scaled_sum(operands, c, alpha, beta, (rows, columns)),
+        store=View(out.buffer, (count, 1, rows, columns), dense_strides((count, 1, rows, columns)), out.offset).at(
+            n, h, w, channel
+        ),
+        weight_strides=weight_strides, weight_offset=weight_offset,
     )  # fmt: skip
     ctx.emit(kernel, operands.buffers, out.buffer)
 
 
-def _as_batch(ctx: Lowering, view: View, batch: tuple[int, ...], contiguous: bool) -> View:
-    """``view`` as (batch, rows, columns) with contiguous columns, copied where it is not."""
-    rows, columns = view.shape[-2:]
-    if contiguous and columns > 1 and view.strides[-1] != 1:
-        view = ctx.dense(view)
-    wide = view.broadcast_to((*batch, rows, columns))
-    return wide.reshape((prod(batch), rows, columns)) or _as_batch(
-        ctx, ctx.copy(wide, ctx.new(wide.shape, wide.dtype)), batch, contiguous
-    )
+def _with_joined_rows(a: View, b: View, batch: tuple[int, ...]) -> tuple[View, tuple[int, ...]]:
+    """With one ``b`` for all batches of ``a``, their rows are the rows of one product."""
+    rows = prod(a.shape[:-1])
+    joined = a.reshape((1, rows, a.shape[-1])) if prod(b.shape[:-2]) == 1 and a.shape[:-2] == batch else None
+    return (a, batch) if joined is None else (joined, (1,))
+
+
+def _right_side(
+    ctx: Lowering, operands: Operands, b: View, batch: tuple[int, ...]
+) -> tuple[tuple[int, int] | None, int]:
+    """Add ``b`` as operand 1: a packed constant (no strides), or matrices read in place (strides and offset)."""
+    if b.buffer.space == CONSTANT and prod(b.shape[:-2]) == 1:
+        data = array_of(b).reshape(1, 1, *b.shape[-2:])
+        operands.buffers.append(ctx.constant(data, b.buffer.name).buffer)
+        return None, 0
+    in_place = b if b.shape[-1] == 1 or b.strides[-1] == 1 else ctx.dense(b)
+    right = _as_batch(ctx, in_place, batch)
+    operands.buffers.append(right.buffer)
+    return right.strides[:2], right.offset  # type: ignore[return-value]
+
+
+def _scaled_sum(operands: Operands, c: View | None, alpha: float, beta: float, shape: tuple[int, int]) -> scalar.Expr:
+    """alpha · acc + beta · c."""
+    result = scalar.accumulator("float32")
+    if alpha != 1.0:
+        result = binary("mul", result, const(alpha, "float32"))
+    if c is None:
+        return result
+    term = operands.load(c.broadcast_to(shape), scalar.axis(2), scalar.axis(3))
+    return binary("add", result, term if beta == 1.0 else binary("mul", term, const(beta, "float32")))
+
+
+def _as_batch(ctx: Lowering, view: View, batch: tuple[int, ...]) -> View:
+    """``view`` as (batch, rows, columns), copied where that cannot be a view."""
+    wide = view.broadcast_to((*batch, *view.shape[-2:]))
+    shape = (prod(batch), *view.shape[-2:])
+    as_view = wide.reshape(shape)
+    if as_view is not None:
+        return as_view
+    return View(ctx.copy(wide, ctx.new(wide.shape, wide.dtype)).buffer, shape, dense_strides(shape))
 
 
 def _general_product(ctx: Lowering, out: View, a: View, b: View, c: View | None, alpha: float, beta: float) -> None:

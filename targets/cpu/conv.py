@@ -75,8 +75,8 @@ class ConvPlan:
         """The reduction loops: (extent, input elements per step), merged where the input is contiguous."""
         conv = self.conv
         (kh, kw), (dh, dw) = conv.kernel, conv.dilation
-        _, row, column = conv.input_strides
-        loops = [(kh, dh * row), (kw, dw * column), (conv.in_channels, 1)]
+        _, row, column, channel = conv.input_strides
+        loops = [(kh, dh * row), (kw, dw * column), (conv.in_channels, channel)]
         merged: list[tuple[int, int]] = []
         for extent, step in loops:
             if extent == 1:
@@ -118,7 +118,7 @@ def candidates(conv: Conv, lanes: int, registers: int) -> Iterator[ConvPlan]:
 def cost(p: ConvPlan) -> float:
     """Cycles, about, of the whole convolution: multiply-adds, loads or latency, whichever bounds a tile."""
     conv, total = p.conv, 0.0
-    row_step, column_step = (s * step for s, step in zip(conv.stride, conv.input_strides[1:], strict=True))
+    row_step, column_step = (s * step for s, step in zip(conv.stride, conv.input_strides[1:3], strict=True))
     for _, rows, row_tiles in tiles(conv.out_height, p.rows):
         for _, columns, column_tiles in tiles(conv.out_width, p.columns):
             for _, channels, blocks in tiles(conv.out_channels, p.block):
@@ -246,7 +246,7 @@ class _ConvWriter:
         widths = self.plan.widths(channels)
         points = [Point(r, c) for r in range(rows) for c in range(columns)]
         acc = Accumulators(self.body, self.conv.dtype, points, widths)
-        n_step, h_step, w_step = self.conv.input_strides
+        n_step, h_step, w_step, _ = self.conv.input_strides
         sh, sw = self.conv.stride
         corner = self.conv.input_offset + image * n_step + row * (sh * h_step) + column * (sw * w_step)
         corner = self.body.bind("corner", corner)
@@ -275,7 +275,7 @@ class _ConvWriter:
 
     def _multiply(self, acc: Accumulators, source: Any, weights: Any) -> None:
         """One step of the reduction for the whole tile."""
-        _, h_step, w_step = self.conv.input_strides
+        _, h_step, w_step, _ = self.conv.input_strides
         sh, sw = self.conv.stride
         vectors = [
             self.body.bind("w", load_channels(self.weight, weights + first, width))

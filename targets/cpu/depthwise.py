@@ -83,7 +83,7 @@ class _DepthwiseWriter:
     def _tile(self, image: Any, row: Any, column: Any, columns: int, channel: Any, width: int, weights: Any) -> None:
         points = [Point(0, c) for c in range(columns)]
         acc = Accumulators(self.body, self.conv.dtype, points, [width])
-        n_step, h_step, w_step = self.conv.input_strides
+        n_step, h_step, w_step, _ = self.conv.input_strides
         (sh, sw), (dh, dw) = self.conv.stride, self.conv.dilation
         corner = self.conv.input_offset + image * n_step + row * (sh * h_step) + column * (sw * w_step) + channel
         corner = self.body.bind("corner", corner)
