@@ -9,6 +9,7 @@ DequantizeLinear of a weight in a model that quantises its activations, whose we
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import prod
 
 import numpy as np
 import onnx
@@ -16,8 +17,9 @@ import onnx_ir as ir
 from onnxscript.optimizer import fold_constants as fold_with_onnxscript
 
 from edgec.shapes import RANDOM_OPERATORS
+from edgec.values import is_static, shape_of
 
-_LARGEST_INPUT = 2**31
+_UNLIMITED = 2**62
 _LARGEST_GROWTH = 2**20
 """Elements by which one folded node may enlarge the model: 4 MB of float32. Beyond that (an expanded
 constant, say) computing it at run time costs less than shipping it."""
@@ -29,8 +31,8 @@ def fold_constants(model: ir.Model) -> None:
     fold_with_onnxscript(
         model,
         onnx_shape_inference=True,
-        input_size_limit=_LARGEST_INPUT,
-        output_size_limit=_LARGEST_GROWTH,
+        input_size_limit=_UNLIMITED,
+        output_size_limit=_UNLIMITED,
         should_fold=foldable,
     )
     for node in _constant_nodes(model.graph):
@@ -40,7 +42,14 @@ def fold_constants(model: ir.Model) -> None:
 
 def _folding_rule(model: ir.Model) -> Callable[[ir.Node], bool]:
     kept = RANDOM_OPERATORS | ({"DequantizeLinear"} if _quantises_activations(model.graph) else set())
-    return lambda node: node.op_type not in kept
+    return lambda node: node.op_type not in kept and _growth(node) <= _LARGEST_GROWTH
+
+
+def _growth(node: ir.Node) -> int:
+    """Elements that the node's outputs have more than the constants that only it reads."""
+    own = {value for value in node.inputs if value is not None and len(value.consumers()) == 1}
+    removed = sum(value.const_value.size for value in own if value.const_value is not None)
+    return sum(prod(shape_of(value)) for value in node.outputs if is_static(value)) - removed
 
 
 def _quantises_activations(graph: ir.Graph) -> bool:
@@ -63,11 +72,9 @@ def _constant_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
 
 
 def _fold(node: ir.Node, opset: int) -> None:
-    """Replace the node's outputs by initialisers, unless it cannot be evaluated or would grow too much."""
+    """Replace the node's outputs by initialisers, unless ONNX Runtime cannot compute them."""
     arrays = _evaluate(node, opset)
-    own = [value for value in set(node.inputs) if value is not None and len(value.consumers()) == 1]
-    growth = sum(array.size for array in arrays) - sum(value.const_value.size for value in own)
-    if not arrays or growth > _LARGEST_GROWTH:
+    if not arrays:
         return
     graph = node.graph
     for value, array in zip([value for value in node.outputs if value.name], arrays, strict=True):
@@ -82,9 +89,7 @@ def _evaluate(node: ir.Node, opset: int) -> list[np.ndarray]:
     """The outputs of the node, computed by ONNX Runtime; empty where it has no kernel for them."""
     import onnxruntime
 
-    constants = [ir.to_proto(value.const_value) for value in dict.fromkeys(node.inputs) if value is not None]
-    for constant, value in zip(constants, filter(None, dict.fromkeys(node.inputs)), strict=True):
-        constant.name = value.name
+    constants = [_named_tensor(value) for value in dict.fromkeys(node.inputs) if value is not None]
     outputs = [ir.to_proto(value) for value in node.outputs if value.name]
     graph = onnx.helper.make_graph([ir.to_proto(node)], "constant", [], outputs, constants)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
@@ -95,3 +100,11 @@ def _evaluate(node: ir.Node, opset: int) -> list[np.ndarray]:
         return session.run(None, {})
     except Exception:  # ONNX Runtime's exceptions have no common base class
         return []
+
+
+def _named_tensor(value: ir.Value) -> onnx.TensorProto:
+    """The constant under the value's name, which the tensor itself need not bear."""
+    tensor = onnx.TensorProto()
+    tensor.CopyFrom(ir.to_proto(value.const_value))
+    tensor.name = value.name
+    return tensor

@@ -107,18 +107,23 @@ class _FoldIntoLinear(RewriteRuleClassBase):
 
 def _fold(node: ir.Node) -> _Folded:
     """The constants after folding ``node`` into the operator before it; raises :class:`_Refused`."""
-    linear = _read_linear(_varying_operand(node))
+    linear = _read_linear(node.inputs[0] if node.op_type == "BatchNormalization" else _varying_operand(node))
     affine = _AFFINE_MAPS[node.op_type](node, linear)
     unscaled = bool(np.all(affine.scale == 1))
     if linear.node.op_type == "MatMul" and linear.bias is None and unscaled:
         raise _Refused
     dtype = linear.weight.dtype
-    weight = None if unscaled else _SCALE_FILTERS[linear.node.op_type](linear, affine.scale).astype(dtype)
+    weight = None if unscaled else _rounded(_SCALE_FILTERS[linear.node.op_type](linear, affine.scale), dtype)
     shift = affine.shift if linear.bias is None else affine.scale * linear.bias + affine.shift
-    bias = None if linear.bias is None and not shift.any() else shift.astype(dtype)
+    bias = None if linear.bias is None and not shift.any() else _rounded(shift, dtype)
     if not all(np.isfinite(array.astype(np.float64)).all() for array in (weight, bias) if array is not None):
         raise _Refused(f"the folded constants of {_named(linear.node)} would not be finite in {dtype}")
     return _Folded(linear.node, weight, bias)
+
+
+def _rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return array.astype(dtype)
 
 
 def _rebuild(op, folded: _Folded) -> ir.Value:
@@ -132,6 +137,7 @@ def _rebuild(op, folded: _Folded) -> ir.Value:
     if node.op_type != "MatMul":
         return getattr(op, node.op_type)(*inputs, _name=node.name, **attributes)
     product = op.MatMul(*inputs[:2], _name=node.name)
+    product.shape, product.type = node.outputs[0].shape, node.outputs[0].type
     return product if folded.bias is None else op.Add(product, inputs[2], _name=f"{node.name}_bias")
 
 
