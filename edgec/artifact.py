@@ -21,10 +21,12 @@ import numpy as np
 from edgec.errors import EdgecError
 from edgec.memory import ALIGNMENT
 from edgec.program import ARENA, CONSTANT, INPUT, Buffer, Program, Tensor
+from edgec.runtimes.build import SOURCE_FOLDER
 from edgec.toolchain import Toolchain, find_toolchain
 
 if TYPE_CHECKING:
-    from edgec.targets.cpu.backend import Call, Code
+    from edgec.runtimes.build import SOURCE_FOLDER
+from edgec.targets.cpu.backend import Call, Code
     from edgec.targets.target import Target
 
 ABI_VERSION = 1
@@ -56,8 +58,6 @@ FEATURE_MACROS = {
     "i8mm": "EDGERT_ARM_I8MM",
 }
 """The loader's bit for each target feature."""
-
-HEADER_FOLDER = Path(__file__).resolve().parent.parent / "runtimes" / "c" / "include"
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _link(
         output,
         shared=True,
         flags=[
-            "-std=c11", "-O2", "-fPIC", f"-I{HEADER_FOLDER}", "-s", "-Wl,--gc-sections",
+            "-std=c11", "-O2", "-fPIC", f"-I{SOURCE_FOLDER / 'include'}", "-s", "-Wl,--gc-sections",
             f"-Wl,--version-script={folder / 'exports.map'}", "-Wl,-z,noexecstack", "-Wl,-z,norelro", "-lm",
         ],
     )  # fmt: skip
