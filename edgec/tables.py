@@ -85,12 +85,14 @@ def print_benchmark(measured: Benchmark) -> None:
     )
     print_table(
         f"latency in ms, {measured.threads} thread{'s' * (measured.threads > 1)}, {measured.rounds} rounds",
-        ("runtime", "version", "calls", "min", "median", "p95", "min ÷ edgec's", "edgec's error / range"),
+        ("runtime", "version", "calls", "min", "median", "p95", "ratio", "error"),
         (
             (t.name, t.version, t.calls, t.min_ms, t.median_ms, t.p95_ms, t.ratio, t.relative_error)
             for t in measured.timings
         ),
     )
+    if len(measured.timings) > 1:
+        print_text("ratio: its minimum over edgec's; error: of edgec's outputs against its, over their range")
     total = sum(step.total_ns for step in measured.steps) or 1
     print_table(
         "steps of edgec",
