@@ -25,8 +25,7 @@ from edgec.runtimes.build import SOURCE_FOLDER
 from edgec.toolchain import Toolchain, find_toolchain
 
 if TYPE_CHECKING:
-    from edgec.runtimes.build import SOURCE_FOLDER
-from edgec.targets.cpu.backend import Call, Code
+    from edgec.targets.cpu.backend import Call, Code
     from edgec.targets.target import Target
 
 ABI_VERSION = 1
