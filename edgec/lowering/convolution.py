@@ -1,54 +1,19 @@
-"""Conv and ConvTranspose, NHWC inside, over inputs that hold their padding."""
+"""Conv, NHWC inside, over inputs that hold their padding."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from edgec import scalar
 from edgec.lowering.context import Lowering, Operands, array_of, attribute, lowers
+from edgec.lowering.direct import lower_general_conv
+from edgec.lowering.window import Window, channels_last, window
 from edgec.program import CONSTANT, Conv, Depthwise, Fill, View
-from edgec.scalar import Expr, binary, clamp_index, const, in_range, select
+from edgec.scalar import Expr, binary
 
 NHWC = (0, 2, 3, 1)
 """Memory order of a feature map: channels innermost."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """A sliding window over spatial axes, from a node's attributes; pads are (begin, end) per axis."""
-
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    dilations: tuple[int, ...]
-    pads: tuple[tuple[int, int], ...]
-
-
-def window(node: ir.Node, spatial: tuple[int, ...], kernel: tuple[int, ...]) -> Window:
-    """The window of a convolution or pooling node, ``auto_pad`` resolved (ONNX Conv, ``auto_pad``)."""
-    rank = len(spatial)
-    strides = tuple(attribute(node, "strides", [1] * rank))
-    dilations = tuple(attribute(node, "dilations", [1] * rank))
-    mode = str(attribute(node, "auto_pad", "NOTSET"))
-    if mode in ("SAME_UPPER", "SAME_LOWER"):
-        pads = tuple(
-            _same_pads(size, k, s, d, mode == "SAME_UPPER")
-            for size, k, s, d in zip(spatial, kernel, strides, dilations, strict=True)
-        )
-    elif mode == "VALID":
-        pads = ((0, 0),) * rank
-    else:
-        flat = attribute(node, "pads", [0] * (2 * rank))
-        pads = tuple(zip(flat[:rank], flat[rank:], strict=True))
-    return Window(kernel, strides, dilations, pads)
-
-
-def _same_pads(size: int, kernel: int, stride: int, dilation: int, upper: bool) -> tuple[int, int]:
-    total = max(0, (-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size)
-    small = total // 2
-    return (small, total - small) if upper else (total - small, small)
 
 
 def as_2d(view: View) -> View:
@@ -105,19 +70,15 @@ def _border(out: View, pads: tuple[tuple[int, int], ...], planar: bool, fill: fl
 def lower_conv(ctx: Lowering, node: ir.Node) -> None:
     x, weight = ctx.input(node, 0), ctx.input(node, 1)
     if x.dtype != "float32" or weight.buffer.space != CONSTANT or len(x.shape) > 4:
-        _general_conv(ctx, node)
+        lower_general_conv(ctx, node)
         return
     bias = ctx.optional(node, 2)
     kernel = array_of(weight)
     w = window(node, x.shape[2:], kernel.shape[2:])
-    out = ctx.new_for(node.outputs[0], _channels_last(len(x.shape)))
+    out = ctx.new_for(node.outputs[0], channels_last(len(x.shape)))
     if kernel.ndim == 3:
         kernel = kernel[:, :, None, :]
     convolve(ctx, as_2d(x), kernel, bias, window_2d(w), attribute(node, "group", 1), as_2d(out))
-
-
-def _channels_last(rank: int) -> tuple[int, ...]:
-    return (0, *range(2, rank), 1)
 
 
 def convolve(ctx: Lowering, x: View, kernel: np.ndarray, bias: View | None, w: Window, groups: int, out: View) -> None:
@@ -179,30 +140,3 @@ def _depthwise(ctx: Lowering, source: View, kernel: np.ndarray, bias: View | Non
     epilogue = _epilogue(operands, bias)
     conv = Depthwise(channels=out.shape[1], epilogue=epilogue, **_geometry(source, w, out))  # type: ignore[arg-type]
     ctx.emit(conv, operands.buffers, out.buffer)
-
-
-def _general_conv(ctx: Lowering, node: ir.Node) -> None:
-    """Any rank, dtype and run-time weights, as a loop nest with the padding tested at each tap."""
-    x, weight, bias = ctx.input(node, 0), ctx.input(node, 1), ctx.optional(node, 2)
-    w = window(node, x.shape[2:], weight.shape[2:])
-    groups = attribute(node, "group", 1)
-    out = ctx.new_for(node.outputs[0])
-    per_group, size, rank = weight.shape[1], weight.shape[0] // groups, len(w.kernel)
-
-    def product(ops: Operands, n: Expr, channel: Expr, *rest: Expr) -> Expr:
-        place, ci, taps = rest[:rank], rest[rank], rest[rank + 1 :]
-        source = [
-            p * s + t * d - pad[0] for p, s, t, d, pad in zip(place, w.strides, taps, w.dilations, w.pads, strict=True)
-        ]
-        clamped = [clamp_index(i, e) for i, e in zip(source, x.shape[2:], strict=True)]
-        channel_in = (channel // size) * per_group + ci
-        value = binary("mul", ops.load(x, n, channel_in, *clamped), ops.load(weight, channel, ci, *taps))
-        inside = const(True, "bool")
-        for index, extent in zip(source, x.shape[2:], strict=True):
-            inside = binary("and", inside, in_range(index, extent))
-        return select(inside, value, const(0, x.dtype))
-
-    def finish(ops: Operands, acc: Expr, n: Expr, channel: Expr, *_: Expr) -> Expr:
-        return acc if bias is None else binary("add", acc, ops.load(bias, channel))
-
-    ctx.compute(out, product, reduce=(per_group, *w.kernel), reducer="sum", epilogue=finish)
