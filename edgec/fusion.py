@@ -12,7 +12,7 @@ Four rewrites, repeated until none applies:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 
 from edgec import scalar
@@ -341,7 +341,7 @@ def _place(uses: _Uses, program: Program, copy: Step) -> bool:
         assert kernel is not None
         step.kernel = kernel
     root = copy.output.root
-    source.parent, source.parent_offset = root, copy.output.root_offset + moves[1]
+    source.parent, source.parent_offset = root, copy.output.root_offset + moves.start
     source.elements = root.elements - source.parent_offset
     program.steps.remove(copy)
     return True
@@ -352,29 +352,76 @@ def _updates(step: Step) -> bool:
     return isinstance(step.kernel, Loops) and (step.kernel.sequential or step.kernel.combine is not None)
 
 
-def _moves(nest: Loops, source: Buffer) -> tuple[dict[int, int], int] | None:
-    """Old coefficient → new coefficient for offsets into ``source``, and the constant part.
+@dataclass(frozen=True)
+class _Moves:
+    """Where the elements of a buffer go: digit by digit of their offset.
 
-    The whole of ``source`` must be copied, and neighbours must stay neighbours.
+    Attributes:
+        digits: for each coefficient of an offset into the buffer, its extent and its coefficient at the new place.
+        start: the constant part of the new place.
     """
+
+    digits: dict[int, tuple[int, int]]
+    start: int
+
+    def offset(self, offset: Expr, extents: Sequence[int]) -> Expr | None:
+        """``offset`` at the new place; None where an index runs across digits."""
+        parts = terms(offset)
+        if parts is None or parts[1] < 0 or any(factor not in self.digits for factor in parts[0]):
+            return None
+        rest, total = parts[1], scalar.const(0, scalar.INDEX)
+        for factor in sorted(self.digits, reverse=True):
+            constant, rest = divmod(rest, factor)
+            index = parts[0].get(factor, scalar.const(0, scalar.INDEX)) + constant
+            extent, moved = self.digits[factor]
+            limits = bounds(index, extents)
+            if limits is None or limits[0] < 0 or limits[1] >= extent:
+                return None
+            total = index * moved + total
+        return total if rest == 0 else None
+
+    def strides(self, kernel: Conv | Depthwise) -> tuple[int, ...] | None:
+        """A kernel's input strides at the new place; a stride along which it never moves may be anything."""
+        if kernel.input_offset:
+            return None
+        (sh, sw), (dh, dw), (kh, kw) = kernel.stride, kernel.dilation, kernel.kernel
+        channels = kernel.in_channels if isinstance(kernel, Conv) else kernel.channels
+        reach = (
+            kernel.batch,
+            (kernel.out_height - 1) * sh + (kh - 1) * dh + 1,
+            (kernel.out_width - 1) * sw + (kw - 1) * dw + 1,
+            channels,
+        )
+        moved = []
+        for stride, span in zip(kernel.input_strides, reach, strict=True):
+            extent, new = self.digits.get(stride, (0, 0)) if span > 1 else (1, 0)
+            if span > extent:
+                return None
+            moved.append(new)
+        return tuple(moved)
+
+
+def _moves(nest: Loops, source: Buffer) -> _Moves | None:
+    """How a pure copy moves ``source``; None where it copies a part, or pulls neighbours apart."""
     read, stored = scalar.affine(nest.body.args[1]), scalar.affine(nest.store)
     if read is None or stored is None or read[1] != 0 or prod(nest.extents) != source.elements:
         return None
-    moves = {}
+    digits = {}
     for axis, extent in enumerate(nest.extents):
         if extent > 1:
             old, new = read[0].get(axis, 0), stored[0].get(axis, 0)
-            if old <= 0 or new <= 0 or old in moves:
+            if old <= 0 or new <= 0 or old in digits:
                 return None
-            moves[old] = new
-    return (moves, stored[1]) if moves.get(1, 1) == 1 else None
+            digits[old] = (extent, new)
+    return _Moves(digits, stored[1]) if digits.get(1, (1, 1))[1] == 1 else None
 
 
-def _moved(step: Step, source: Buffer, moves: tuple[dict[int, int], int]) -> Kernel | None:
+def _moved(step: Step, source: Buffer, moves: _Moves) -> Kernel | None:
     """``step``'s kernel with its accesses to ``source`` at their new place; None where that cannot be."""
-    kernel, table = step.kernel, moves[0]
+    kernel = step.kernel
     if isinstance(kernel, Fill):
         return None
+    extents = kernel.extents + (kernel.reduce if isinstance(kernel, Loops) else ())
     changes: dict[str, object] = {}
     failed = False
 
@@ -382,57 +429,23 @@ def _moved(step: Step, source: Buffer, moves: tuple[dict[int, int], int]) -> Ker
         nonlocal failed
         if node.op != "load" or step.inputs[node.args[0]] is not source:
             return None
-        offset = _moved_offset(node.args[1], table)
+        offset = moves.offset(node.args[1], extents)
         failed |= offset is None
         return None if offset is None else scalar.load(node.args[0], offset, node.dtype)
 
-    for name in ("body", "epilogue", "store"):
+    for name in ("body", "epilogue"):
         if getattr(kernel, name, None) is not None:
             changes[name] = scalar.rewrite(getattr(kernel, name), move)
     if step.output is source:
-        changes["store"] = _moved_offset(kernel.store, table)
+        changes["store"] = moves.offset(kernel.store, extents)
         failed |= changes["store"] is None
     if isinstance(kernel, Conv | Depthwise):
-        if len(step.inputs) > 1 and step.inputs[1] is source:
+        if step.inputs[1] is source:
             return None
         if step.inputs[0] is source:
-            strides = _moved_strides(kernel, table)
-            failed |= strides is None
-            changes["input_strides"] = strides
+            changes["input_strides"] = moves.strides(kernel)
+            failed |= changes["input_strides"] is None
     return None if failed else replace(kernel, **changes)  # type: ignore[arg-type]
-
-
-def _moved_offset(offset: Expr, table: dict[int, int]) -> Expr | None:
-    parts = terms(offset)
-    if parts is None or any(factor not in table for factor in parts[0]):
-        return None
-    constant, moved = parts[1], 0
-    for factor in sorted(table, reverse=True):
-        digit, constant = divmod(constant, factor) if constant >= 0 else (0, constant)
-        moved += digit * table[factor]
-    if constant:
-        return None
-    total = scalar.const(moved, scalar.INDEX)
-    for factor, atom in parts[0].items():
-        total = atom * table[factor] + total
-    return total
-
-
-def _moved_strides(kernel: Conv | Depthwise, table: dict[int, int]) -> tuple[int, ...] | None:
-    """Input strides at the new place; a stride along which the kernel never moves may be anything."""
-    if kernel.input_offset:
-        return None
-    channels = kernel.in_channels if isinstance(kernel, Conv) else kernel.channels
-    moves = (
-        kernel.batch > 1,
-        kernel.out_height > 1 or kernel.kernel[0] > 1,
-        kernel.out_width > 1 or kernel.kernel[1] > 1,
-        channels > 1,
-    )
-    used = list(zip(moves, kernel.input_strides, strict=True))
-    if any(moving and stride not in table for moving, stride in used):
-        return None
-    return tuple(table[stride] if moving else 0 for moving, stride in used)
 
 
 # ---- flatten ----------------------------------------------------------------------------------------------

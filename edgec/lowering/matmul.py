@@ -89,6 +89,8 @@ def _right_side(
         data = array_of(b).reshape(1, 1, *b.shape[-2:])
         operands.buffers.append(ctx.constant(data, b.buffer.name).buffer)
         return None, 0
+    if prod(b.shape[:-2]) == 1:
+        b = View(b.buffer, b.shape[-2:], b.strides[-2:], b.offset)
     in_place = b if b.shape[-1] == 1 or b.strides[-1] == 1 else ctx.dense(b)
     right = _as_batch(ctx, in_place, batch)
     operands.buffers.append(right.buffer)
