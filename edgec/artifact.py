@@ -11,7 +11,7 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,27 +82,24 @@ def lay_out(constants: Sequence[Buffer]) -> Image:
     return Image(b"".join(chunks), offsets)
 
 
-def write_artifact(
-    path: Path, program: Program, code: Code, target: Target, manifest: dict[str, Any]
-) -> dict[str, Any]:
-    """Link ``code`` into the artifact at ``path``: written beside it first, then renamed.
+def build_artifact(
+    program: Program, code: Code, target: Target, manifest: dict[str, Any]
+) -> tuple[bytes, dict[str, Any]]:
+    """Link ``code`` into an artifact.
 
     Returns:
-        The manifest as stored.
+        The artifact's bytes, and its manifest as stored.
 
     Raises:
-        EdgecError: no compiler for the target, or ``path`` cannot be written.
+        EdgecError: no compiler for the target, or it fails.
     """
     toolchain = find_toolchain(target.triple)
     image = lay_out(code.constants)
     manifest = {**manifest, "weights_bytes": len(image.data)}
     text = json.dumps(manifest, separators=(",", ":"), sort_keys=True)
-    check_writable(path)
     with tempfile.TemporaryDirectory(prefix="edgec-") as folder:
         linked = _link(Path(folder), toolchain, program, code, target, image, text)
-        data = _with_trailer(linked.read_bytes(), text.encode())
-    write_atomically(path, data)
-    return manifest
+        return _with_trailer(linked.read_bytes(), text.encode()), manifest
 
 
 def check_writable(path: Path) -> None:
@@ -120,25 +117,32 @@ def check_writable(path: Path) -> None:
         raise EdgecError(f"the folder {folder} of output '{path}' is not writable; choose another -o")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` whole or not at all.
+def write_atomically(files: Mapping[Path, bytes]) -> None:
+    """Write files whole or not at all: every one beside its place first, then each renamed, in order.
 
     Raises:
-        EdgecError: when the system refuses (disk full, permission).
+        EdgecError: when the system refuses (disk full, permission); nothing is written then.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    parts = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in files}
     try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        for path, part in parts.items():
+            _write_synced(part, files[path])
+        for path, part in parts.items():
+            part.replace(path)
     except OSError as error:
         raise EdgecError(
-            f"could not write {path} ({len(data)} bytes): {error.strerror}; free space or choose another -o"
+            f"could not write {path} ({len(files[path])} bytes): {error.strerror}; free space or choose another -o"
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _link(

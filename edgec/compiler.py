@@ -61,7 +61,7 @@ def compile(
             written then.
     """
     from edgec import fusion, memory
-    from edgec.artifact import check_writable, write_artifact, write_atomically
+    from edgec.artifact import build_artifact, check_writable, write_atomically
     from edgec.graph import load_graph
     from edgec.lowering import lower
     from edgec.passes.pipeline import run as run_passes
@@ -97,10 +97,10 @@ def compile(
         "sha256": _digest(model), "opset": graph.opset_imports.get("", 0), "nodes": original.nodes,
         "parameters": original.parameters, "macs": original.macs,
     }  # fmt: skip
-    manifest = write_artifact(path, program, code, chosen, facts)
+    data, manifest = build_artifact(program, code, chosen, facts)
     clock.lap("link")
-    report = Report(manifest, tuple(reports), path.stat().st_size, clock.laps)
-    write_atomically(manifest_path(path), json.dumps(report.as_dict(), indent=1).encode())
+    report = Report(manifest, tuple(reports), len(data), clock.laps)
+    write_atomically({manifest_path(path): json.dumps(report.as_dict(), indent=1).encode(), path: data})
     tell("link", 1, 1)
     return Compiled(path, manifest, report)
 

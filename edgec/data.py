@@ -141,7 +141,7 @@ def save_npz(path: Path, arrays: Mapping[str, Array]) -> None:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
-    write_atomically(path, stream.getvalue())
+    write_atomically({path: stream.getvalue()})
 
 
 def summarise_array(name: str, array: Array) -> ArraySummary:

@@ -90,7 +90,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(edgec.EdgecError, match="No space left on device"):
-        write_atomically(tmp_path / "model.so", b"x" * 100)
+        write_atomically({tmp_path / "model.so": b"x" * 100})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -107,7 +107,7 @@ def test_a_damaged_npz_is_refused(tmp_path):
 def test_paths_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(EdgecError, match="there is no file"):
         load_samples(tmp_path / "absent.npz", ONE)
-    with pytest.raises(EdgecError, match="is a folder; .*--preprocess"):
+    with pytest.raises(EdgecError, match=r"is a folder; .*--preprocess"):
         load_samples(tmp_path, ONE)
     with pytest.raises(EdgecError, match="--preprocess is for a folder"):
         load_samples(save(tmp_path, x=values(1, 3, 7, 5)), ONE, tmp_path / "recipe.toml")
