@@ -33,6 +33,8 @@ def reject_inconsistent_nodes(graph: ir.Graph) -> None:
 def _conv(node: ir.Node) -> str | None:
     data, weight = shape_of(node.inputs[0]), shape_of(node.inputs[1])
     groups = node.attributes.get_int("group", 1)
+    if len(weight) != len(data):
+        return f"its input has {len(data)} axes and its weight {len(weight)}"
     if groups < 1 or data[1] != weight[1] * groups or weight[0] % groups:
         return f"{data[1]} input channels do not fit the weight in {groups} groups"
     return _window(node, weight[2:]) or _per_channel(node, (2,), weight[0])
@@ -41,6 +43,8 @@ def _conv(node: ir.Node) -> str | None:
 def _conv_transpose(node: ir.Node) -> str | None:
     data, weight = shape_of(node.inputs[0]), shape_of(node.inputs[1])
     groups = node.attributes.get_int("group", 1)
+    if len(weight) != len(data):
+        return f"its input has {len(data)} axes and its weight {len(weight)}"
     if groups < 1 or data[1] != weight[0] or weight[0] % groups:
         return f"{data[1]} input channels do not fit the weight in {groups} groups"
     return _window(node, weight[2:]) or _per_channel(node, (2,), weight[1] * groups)
@@ -108,9 +112,15 @@ def _gather(node: ir.Node) -> str | None:
     return None if inside else f"an index is outside the {extent} entries"
 
 
+def _cast(node: ir.Node) -> str | None:
+    wanted = node.attributes.get_int("to", 0)
+    return None if wanted and wanted in set(ir.DataType) else f"there is no dtype {wanted}"
+
+
 _CHECKS: Mapping[str, Callable[[ir.Node], str | None]] = {
     "AveragePool": _pool,
     "BatchNormalization": _norm,
+    "Cast": _cast,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Gather": _gather,

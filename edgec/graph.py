@@ -56,11 +56,18 @@ def load_graph(
     common_passes.NameFixPass()(model)
     forget_shapes(model)
     _check(common_passes.CheckerPass(full_check=True), model, "The model")
-    infer_shapes(model)
+    _infer(model)
     reject_inconsistent_nodes(model.graph)
     common_passes.RemoveUnusedNodesPass()(model)
     common_passes.RemoveUnusedOpsetsPass()(model)
     return model
+
+
+def _infer(model: ir.Model) -> None:
+    try:
+        infer_shapes(model)
+    except RuntimeError as error:  # the constant folder's answer to attributes that no operator has
+        raise EdgecError(f"The model is broken: {one_sentence(error)}; export it again.") from error
 
 
 def _read(path: Path) -> ir.Model:

@@ -77,6 +77,7 @@ def _fold(node: ir.Node, opset: int) -> None:
     if not arrays:
         return
     graph = node.graph
+    assert isinstance(graph, ir.Graph)
     for value, array in zip([value for value in node.outputs if value.name], arrays, strict=True):
         name, value.name = value.name, f"{value.name}_computed"
         constant = ir.val(name, const_value=ir.tensor(array, name=name))
@@ -104,6 +105,7 @@ def _evaluate(node: ir.Node, opset: int) -> list[np.ndarray]:
 
 def _named_tensor(value: ir.Value) -> onnx.TensorProto:
     """The constant under the value's name, which the tensor itself need not bear."""
+    assert value.const_value is not None
     tensor = onnx.TensorProto()
     tensor.CopyFrom(ir.to_proto(value.const_value))
     tensor.name = value.name
