@@ -347,7 +347,10 @@ def shape_of(value: ir.Value) -> tuple[int, ...]:
     """The static shape of ``value``."""
     if value.shape is None or not value.shape.is_static():
         refuse(f"the shape of '{value.name}' is not known while compiling", "pin the inputs with --shape")
-    return tuple(int(d) for d in value.shape.numpy())
+    shape = tuple(int(d) for d in value.shape.numpy())
+    if min(shape, default=0) < 0:
+        refuse(f"'{value.name}' would have the shape {list(shape)}", "repair the model and export it again")
+    return shape
 
 
 def dtype_of(value: ir.Value, check: bool = True) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
 from edgec import scalar
 from edgec.lowering.context import Lowering, Operands, array_of, attribute, lowers
-from edgec.lowering.direct import lower_general_conv
+from edgec.lowering.direct import lower_general_conv, padded_input
 from edgec.lowering.window import Window, channels_last, window
 from edgec.program import CONSTANT, Conv, Depthwise, Fill, View
 from edgec.scalar import Expr, binary
@@ -69,12 +71,16 @@ def _border(out: View, pads: tuple[tuple[int, int], ...], planar: bool, fill: fl
 @lowers("Conv")
 def lower_conv(ctx: Lowering, node: ir.Node) -> None:
     x, weight = ctx.input(node, 0), ctx.input(node, 1)
-    if x.dtype != "float32" or weight.buffer.space != CONSTANT or len(x.shape) > 4:
+    w = window(node, x.shape[2:], weight.shape[2:])
+    volumes = len(x.shape) == 5 and w.dilations[0] == 1 and attribute(node, "group", 1) == 1
+    if x.dtype != "float32" or weight.buffer.space != CONSTANT or (len(x.shape) > 4 and not volumes):
         lower_general_conv(ctx, node)
         return
     bias = ctx.optional(node, 2)
     kernel = array_of(weight)
-    w = window(node, x.shape[2:], kernel.shape[2:])
+    if volumes:
+        _convolve_volumes(ctx, x, kernel, bias, w, ctx.new_for(node.outputs[0], DEPTH_BY_CHANNELS))
+        return
     out = ctx.new_for(node.outputs[0], channels_last(len(x.shape)))
     if kernel.ndim == 3:
         kernel = kernel[:, :, None, :]
@@ -95,6 +101,31 @@ def convolve(ctx: Lowering, x: View, kernel: np.ndarray, bias: View | None, w: W
         own_input = _channel_range(source, group * per_group, per_group)
         own_bias = None if bias is None else bias.slice((part.start,), (size,))
         _dense_conv(ctx, own_input, kernel[part], own_bias, w, _channel_range(out, part.start, size))
+
+
+DEPTH_BY_CHANNELS = (0, 3, 4, 2, 1)
+"""Memory order of volumes (N, C, D, H, W): N, H, W, D, C."""
+
+
+def _convolve_volumes(ctx: Lowering, x: View, kernel: np.ndarray, bias: View | None, w: Window, out: View) -> None:
+    """Emit a convolution over volumes as one over images for each volume.
+
+    With depth and channels innermost, the window's depth × channels are contiguous: an output slice is an
+    image whose channels are those, and the slices of a volume are a batch.
+    """
+    source = padded_input(ctx, x, x.dtype, None, w, DEPTH_BY_CHANNELS)
+    taps, channels = kernel.shape[2], kernel.shape[1]
+    flat = kernel.transpose(0, 2, 1, 3, 4).reshape(kernel.shape[0], taps * channels, *kernel.shape[3:])
+    plane = Window(w.kernel[1:], w.strides[1:], w.dilations[1:], ((0, 0), (0, 0)))
+    for n in range(out.shape[0]):
+        volume, target = (
+            view.slice((n, 0, 0, 0, 0), (1, *view.shape[1:])).permute((2, 1, 3, 4, 0)) for view in (source, out)
+        )
+        batch, step = target.shape[0], volume.strides[0] * w.strides[0]
+        images = View(
+            volume.buffer, (batch, taps * channels, *volume.shape[2:4]), (step, 1, *volume.strides[2:4]), volume.offset
+        )
+        convolve(ctx, images, flat, bias, plane, 1, replace(target, shape=target.shape[:4], strides=target.strides[:4]))
 
 
 def _channel_range(view: View, start: int, count: int) -> View:

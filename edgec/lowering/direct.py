@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
@@ -43,9 +43,11 @@ def weights(ctx: Lowering, view: View, dtype: str, zero: View | None = None) -> 
     return ctx.compute(ctx.new(view.shape, dtype, order), centred(view, dtype, zero))
 
 
-def padded_input(ctx: Lowering, x: View, dtype: str, zero: View | None, w: Window) -> View:
+def padded_input(
+    ctx: Lowering, x: View, dtype: str, zero: View | None, w: Window, order: Sequence[int] | None = None
+) -> View:
     """``x`` (N, C, …) as ``dtype``, less its zero point, inside a padding of zeros, channels innermost."""
-    order, begins = channels_last(len(x.shape)), [begin for begin, _ in w.pads]
+    order, begins = order or channels_last(len(x.shape)), [begin for begin, _ in w.pads]
     padding = [(0, 0), (0, 0), *w.pads]
     if not any(map(any, padding)) and zero is None and x.dtype == dtype:
         return ctx.dense(x, order)

@@ -15,7 +15,7 @@ from math import gcd
 
 import onnx_ir as ir
 
-from edgec.lowering.context import Lowering, array_of, attribute, lowers, shape_of
+from edgec.lowering.context import Lowering, array_of, attribute, lowers, refuse, shape_of
 from edgec.lowering.convolution import as_2d, convolve, window_2d
 from edgec.lowering.direct import convolve_directly, padded_input, weights, with_bias
 from edgec.lowering.reduction import working_dtype
@@ -66,6 +66,8 @@ def _begins(node: ir.Node, spatial: Sequence[int], out: Sequence[int], kernel: S
         return list(attribute(node, "pads", [0] * (2 * rank))[:rank])
     strides, dilations = steps(node, rank)
     more = attribute(node, "output_padding", [0] * rank)
+    if any(more) and given is None:
+        refuse("auto_pad and output_padding together have no one meaning", "give explicit pads instead of auto_pad")
     found = []
     for axis, (stride, dilation) in enumerate(zip(strides, dilations, strict=True)):
         full = stride * (spatial[axis] - 1) + more[axis] + (kernel[axis] - 1) * dilation + 1
