@@ -31,7 +31,9 @@ class _Commands(TyperGroup):
         except BrokenPipeError:
             raise
         except OSError as error:
-            console.print_error(f"the system refused: {error}; free space or mend the permissions, and try again")
+            where = f" for '{error.filename}'" if error.filename else ""
+            reason = error.strerror or str(error)
+            console.print_error(f"the system says '{reason}'{where}; free space or mend the permissions, and try again")
             raise typer.Exit(USER_ERROR) from None
 
 

@@ -381,7 +381,7 @@ def test_whatever_the_system_refuses_is_one_sentence(tiny_board_artifact, data, 
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "inputs.bin")
 
     monkeypatch.setattr("edgec.devices.LocalDevice.run", refuse)
-    assert "No space left on device: 'inputs.bin'" in sentence_of("run", tiny_board_artifact, "--input", data)
+    assert "'No space left on device' for 'inputs.bin'" in sentence_of("run", tiny_board_artifact, "--input", data)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
