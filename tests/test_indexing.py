@@ -11,7 +11,6 @@ from edgec.errors import UnsupportedModelError
 from tests import graphs
 from tests.operators import assert_agrees, compiled_outputs, node, normal
 
-INT = np.int64
 INPUT = normal(2, 6, 5, 7)
 
 

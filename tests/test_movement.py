@@ -13,7 +13,12 @@ from edgec.lowering import lower
 from tests import graphs
 from tests.operators import assert_agrees, compiled_outputs, node, normal
 
-INT = np.int64
+
+def ints(*values: int) -> np.ndarray:
+    """Axes, shapes, pads."""
+    return np.array(values, np.int64)
+
+
 INPUT = normal(2, 6, 5, 7)
 SHUFFLE = [
     node("Reshape", "x s5", "a"),
@@ -22,39 +27,39 @@ SHUFFLE = [
 ]
 
 CASES = {
-    "reshape": (node("Reshape", "x s"), {"s": np.array([0, -1, 35], INT)}),
-    "reshape mixing channels and rows": (node("Reshape", "x s"), {"s": np.array([2, 10, 3, 7], INT)}),
-    "channel shuffle": (SHUFFLE, {"s5": np.array([2, 2, 3, 5, 7], INT), "s4": np.array([2, 6, 5, 7], INT)}),
+    "reshape": (node("Reshape", "x s"), {"s": ints(0, -1, 35)}),
+    "reshape mixing channels and rows": (node("Reshape", "x s"), {"s": ints(2, 10, 3, 7)}),
+    "channel shuffle": (SHUFFLE, {"s5": ints(2, 2, 3, 5, 7), "s4": ints(2, 6, 5, 7)}),
     "flatten": (node("Flatten", "x", axis=2), {}),
     "flatten from the end": (node("Flatten", "x", axis=-1), {}),
     "squeeze and unsqueeze": (
         [node("Unsqueeze", "x a", "u"), node("Squeeze", "u b")],
-        {"a": np.array([0, -1], INT), "b": np.array([0], INT)},
+        {"a": ints(0, -1), "b": ints(0)},
     ),
     "transpose": (node("Transpose", "x", perm=[3, 0, 2, 1]), {}),
     "transpose reversed": (node("Transpose", "x"), {}),
     "slice": (
         node("Slice", "x b e a t"),
-        {"b": np.array([1, -9], INT), "e": np.array([99, 4], INT), "a": np.array([3, 1], INT), "t": np.array([2, 3], INT)},
+        {"b": ints(1, -9), "e": ints(99, 4), "a": ints(3, 1), "t": ints(2, 3)},
     ),
     "slice backwards": (
         node("Slice", "x b e a t"),
-        {"b": np.array([-1, 99], INT), "e": np.array([-99, 0], INT), "a": np.array([2, 3], INT), "t": np.array([-1, -3], INT)},
+        {"b": ints(-1, 99), "e": ints(-99, 0), "a": ints(2, 3), "t": ints(-1, -3)},
     ),
     "split": (
         [node("Split", "x n", "p q r", axis=1), node("Concat", "r p q", axis=1)],
-        {"n": np.array([1, 3, 2], INT)},
+        {"n": ints(1, 3, 2)},
     ),
     "uneven split": ([node("Split", "x", "p q r", axis=3, num_outputs=3), node("Concat", "q r p", axis=3)], {}),
     "concat of channels": ([node("Relu", "x", "r"), node("Concat", "x c r", axis=1)], {"c": normal(2, 1, 5, 7)}),
     "concat of one twice": (node("Concat", "x x", axis=-2), {}),
-    "pad": (node("Pad", "x p v"), {"p": np.array([0, 1, 2, 0, 1, 0, 3, 4], INT), "v": np.float32(1.5)}),
-    "pad and crop": (node("Pad", "x p"), {"p": np.array([0, -2, 1, -1, 0, 3, -2, 0], INT)}),
-    "pad some axes": (node("Pad", "x p - a"), {"p": np.array([1, 2, 3, 0], INT), "a": np.array([-1, 1], INT)}),
-    "pad by reflection": (node("Pad", "x p", mode="reflect"), {"p": np.array([0, 2, 3, 0, 1, 5, 4, 2], INT)}),
-    "pad with edges": (node("Pad", "x p", mode="edge"), {"p": np.array([0, 0, 3, 1, 2, 0, 4, 2], INT)}),
-    "expand": ([node("ReduceMax", "x a", "m"), node("Expand", "m s")], {"a": np.array([1, 3], INT), "s": np.array([3, 1, 4, 1, 2], INT)}),
-    "tile": (node("Tile", "x r"), {"r": np.array([1, 2, 3, 1], INT)}),
+    "pad": (node("Pad", "x p v"), {"p": ints(0, 1, 2, 0, 1, 0, 3, 4), "v": np.float32(1.5)}),
+    "pad and crop": (node("Pad", "x p"), {"p": ints(0, -2, 1, -1, 0, 3, -2, 0)}),
+    "pad some axes": (node("Pad", "x p - a"), {"p": ints(1, 2, 3, 0), "a": ints(-1, 1)}),
+    "pad by reflection": (node("Pad", "x p", mode="reflect"), {"p": ints(0, 2, 3, 0, 1, 5, 4, 2)}),
+    "pad with edges": (node("Pad", "x p", mode="edge"), {"p": ints(0, 0, 3, 1, 2, 0, 4, 2)}),
+    "expand": ([node("ReduceMax", "x a", "m"), node("Expand", "m s")], {"a": ints(1, 3), "s": ints(3, 1, 4, 1, 2)}),
+    "tile": (node("Tile", "x r"), {"r": ints(1, 2, 3, 1)}),
     "depth to space": (
         [node("Concat", "x x", "c", axis=1), node("DepthToSpace", "c", blocksize=2)],
         {},
@@ -65,11 +70,11 @@ CASES = {
     ),
     "space to depth": (
         [node("Pad", "x p", "c"), node("SpaceToDepth", "c", blocksize=2)],
-        {"p": np.array([0, 0, 0, 0, 0, 0, 1, 1], INT)},
+        {"p": ints(0, 0, 0, 0, 0, 0, 1, 1)},
     ),
-    "upper triangle": (node("Trilu", "x k"), {"k": np.array(1, INT)}),
-    "lower triangle": (node("Trilu", "x k", upper=0), {"k": np.array(-2, INT)}),
-    "reverse sequence": (node("ReverseSequence", "x n", batch_axis=1, time_axis=0), {"n": np.array([1, 2, 2, 1, 2, 1], INT)}),
+    "upper triangle": (node("Trilu", "x k"), {"k": np.array(1)}),
+    "lower triangle": (node("Trilu", "x k", upper=0), {"k": np.array(-2)}),
+    "reverse sequence": (node("ReverseSequence", "x n", batch_axis=1, time_axis=0), {"n": ints(1, 2, 2, 1, 2, 1)}),
 }  # fmt: skip
 
 
@@ -83,13 +88,13 @@ def test_moves_as_onnxruntime_does(case: str, channels_last: bool, tmp_path: Pat
 @pytest.mark.parametrize("dtype", ["float64", "float16", "int64", "int8", "uint32", "bool"])
 def test_moves_every_dtype(dtype: str, tmp_path: Path) -> None:
     x = normal(3, 5, 7) > 0 if dtype == "bool" else normal(3, 5, 7, dtype=dtype)
-    pads = {"p": np.array([0, 1, 2, 1, 0, 3], INT)}
+    pads = {"p": ints(0, 1, 2, 1, 0, 3)}
     assert_agrees([node("Pad", "x p", "a"), node("Transpose", "a")], {"x": x}, tmp_path, pads)
 
 
 def test_pads_with_a_value_computed_at_run_time(tmp_path: Path) -> None:
     inputs = {"x": INPUT, "v": np.array(3.25, np.float32)}
-    pads = {"p": np.array([0, 1, 0, -2, 0, 0, 4, 1], INT)}
+    pads = {"p": ints(0, 1, 0, -2, 0, 0, 4, 1)}
     nodes = [node("Neg", "v", "w"), node("Pad", "x p w")]
     assert_agrees(nodes, inputs, tmp_path, pads, channels_last=True)
 
@@ -106,10 +111,10 @@ def test_views_cost_no_step(op: str) -> None:
     """Only the convolution, its input's and the output's layout remain."""
     made = {
         "Transpose": (node("Transpose", "c", perm=[0, 2, 3, 1]), {}),
-        "Slice": (node("Slice", "c b e"), {"b": np.array([0, 1], INT), "e": np.array([1, 5], INT)}),
+        "Slice": (node("Slice", "c b e"), {"b": ints(0, 1), "e": ints(1, 5)}),
         "Split": (node("Split", "c", "y z", axis=1, num_outputs=2), {}),
-        "Squeeze": (node("Squeeze", "c a"), {"a": np.array([0], INT)}),
-        "Gather": (node("Gather", "c i", axis=1), {"i": np.array([5, 3, 1], INT)}),
+        "Squeeze": (node("Squeeze", "c a"), {"a": ints(0)}),
+        "Gather": (node("Gather", "c i", axis=1), {"i": ints(5, 3, 1)}),
     }
     view, constants = made[op]
     nodes = [node("Conv", "x w", "c"), view]
@@ -121,7 +126,7 @@ def test_views_cost_no_step(op: str) -> None:
 def test_channel_shuffle_stays_in_feature_map_order() -> None:
     nodes = [node("Conv", "x w", "a1"), node("Reshape", "a1 s5", "a"), SHUFFLE[1], node("Reshape", "b s4", "d"),
              node("Conv", "d w")]  # fmt: skip
-    shapes = {"s5": np.array([1, 2, 3, 5, 7], INT), "s4": np.array([1, 6, 5, 7], INT)}
+    shapes = {"s5": ints(1, 2, 3, 5, 7), "s4": ints(1, 6, 5, 7)}
     model = graphs.build(nodes, {"x": (1, 6, 5, 7)}, ["y"], {"w": normal(6, 6, 1, 1), **shapes})
     copies = [step for step in lower(load_graph(model)).steps if step.nodes != ("node_Conv_0",)]
     assert sum(step.kernel.macs == 0 for step in copies) <= 3  # the shuffle, and the layouts of input and output
