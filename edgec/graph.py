@@ -16,6 +16,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx.inliner import inline_selected_functions
 from onnx.shape_inference import InferenceError
 from onnx.version_converter import ConvertError
 
@@ -26,6 +27,11 @@ from edgec.values import constant_of
 
 OLDEST_OPSET = 18
 """Older models are converted up to this opset, so that passes and lowering know one form of each operator."""
+
+_EXPANDED = frozenset(
+    {"Attention", "CausalConvWithState", "DynamicQuantizeLinear", "LinearAttention", "RotaryEmbedding", "SwiGLU"}
+)
+"""Operators that are compiled as the function of simpler operators by which ONNX defines them."""
 
 _RESIZE_CHANGED = 11
 _HARDMAX_CHANGED = 13
@@ -51,7 +57,7 @@ def load_graph(
     common_passes.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common_passes.RemoveInitializersFromInputsPass()(model)
     pin_inputs(model, shapes or {})
-    model = _convert_opset(model)
+    model = _expand_functions(_convert_opset(model))
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common_passes.NameFixPass()(model)
     forget_shapes(model)
@@ -117,7 +123,7 @@ def _check(checker: Callable[[Any], object], model: object, name: str) -> None:
         checker(model)
     except (onnx.checker.ValidationError, InferenceError, ir.passes.PassError) as error:
         raise EdgecError(f"{name} is not a valid ONNX model: {one_sentence(error)}.") from error
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, ir.serde.SerdeError) as error:
         raise _damaged(name) from error
 
 
@@ -176,6 +182,19 @@ def _convert_opset(model: ir.Model) -> ir.Model:
     if version < _RESIZE_CHANGED:
         _restore_old_resize(converted, version)
     return converted
+
+
+def _expand_functions(model: ir.Model) -> ir.Model:
+    """The model with the nodes of ``_EXPANDED`` replaced by their bodies."""
+    found = {node.op_type for node in model.graph.all_nodes() if node.domain == ""} & _EXPANDED
+    if not found:
+        return model
+    common_passes.AddInitializersToInputsPass()(model)  # the inliner looks for the types of constants there
+    proto = onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True)
+    wanted = [("", name) for name in sorted(found)]
+    expanded = ir.from_proto(inline_selected_functions(proto, wanted, inline_schema_functions=True))
+    common_passes.RemoveInitializersFromInputsPass()(expanded)
+    return expanded
 
 
 def _conversion_error(version: int, reason: str) -> EdgecError:

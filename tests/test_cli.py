@@ -252,7 +252,10 @@ def _read_all(terminal: int) -> bytes:
 
 def damaged_models(good: bytes) -> dict[str, bytes]:
     """Files that are no model."""
-    return {"empty": b"", "text": b"hello", "cut": good[: len(good) // 2], "zeros": bytes(1000), "short": good[:7]}
+    return {
+        "empty": b"", "text": b"hello", "cut": good[: len(good) // 2], "zeros": bytes(1000), "short": good[:7],
+        "a name that is not UTF-8": good.replace(b"test", b"t\xffst"),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", damaged_models(b"12").keys())
