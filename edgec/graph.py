@@ -192,7 +192,11 @@ def _expand_functions(model: ir.Model) -> ir.Model:
     common_passes.AddInitializersToInputsPass()(model)  # the inliner looks for the types of constants there
     proto = onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True)
     wanted = [("", name) for name in sorted(found)]
-    expanded = ir.from_proto(inline_selected_functions(proto, wanted, inline_schema_functions=True))
+    try:
+        expanded = ir.from_proto(inline_selected_functions(proto, wanted, inline_schema_functions=True))
+    except RuntimeError as error:
+        names = ", ".join(sorted(found))
+        raise EdgecError(f"{names} cannot be spelled out in simpler operators: {one_sentence(error)}.") from error
     common_passes.RemoveInitializersFromInputsPass()(expanded)
     return expanded
 
