@@ -93,7 +93,8 @@ def compile_model(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.")],
     target: Annotated[str, typer.Option(help="What to build for: see edgec targets; host is this machine.")] = "host",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="OUT", help="The artifact.  [default: MODEL's name + .so]")
+        Path | None,
+        typer.Option("--output", "-o", metavar="OUT", help="The artifact; by default MODEL's name with .so."),
     ] = None,
     shape: Shapes = None,
     json: Json = False,
@@ -147,7 +148,10 @@ def evaluate_model(
     path: ModelOrArtifact,
     data: Annotated[
         Path,
-        typer.Option(metavar="PATH", help="An .npz named as for run, with labels; or a folder of images."),
+        typer.Option(
+            metavar="PATH",
+            help="An .npz with arrays named as the inputs, and labels; or a folder of images and labels.csv.",
+        ),
     ],
     preprocess: Annotated[
         Path | None,
