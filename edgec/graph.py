@@ -1,7 +1,8 @@
 """Import: from an ONNX file to an ``onnx_ir.Model`` that the passes and the lowering can rely on.
 
-After :func:`load_graph` the model is checked, at opset 18 or newer, free of model-local functions, has its
-initialisers as constants (never as inputs), unique names, and a static shape and a dtype for every value.
+After :func:`load_graph` the model is checked, at opset 18 or newer, free of model-local functions but those of
+:mod:`edgec.passes.functions`, has its initialisers as constants (never as inputs), unique names, and a static
+shape and a dtype for every value.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from onnx.version_converter import ConvertError
 
 from edgec.consistency import reject_inconsistent_nodes
 from edgec.errors import EdgecError
+from edgec.passes.functions import is_own
 from edgec.shapes import forget_shapes, infer_shapes, one_sentence, pin_inputs
 from edgec.values import constant_of
 
@@ -53,7 +55,7 @@ def load_graph(
     """
     model = _read(Path(source)) if isinstance(source, (str, os.PathLike)) else _adopt(source)
     _reject_newer_opset(model)
-    common_passes.InlinePass()(model)
+    _inline(model)
     common_passes.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common_passes.RemoveInitializersFromInputsPass()(model)
     pin_inputs(model, shapes or {})
@@ -74,6 +76,13 @@ def _infer(model: ir.Model) -> None:
         infer_shapes(model)
     except RuntimeError as error:  # the constant folder's answer to attributes that no operator has
         raise EdgecError(f"The model is broken: {one_sentence(error)}; export it again.") from error
+
+
+def _inline(model: ir.Model) -> None:
+    """Inline the model's functions, except the fused operators of this compiler, which are lowered as a whole."""
+    version = model.opset_imports.get("", OLDEST_OPSET)
+    converted = version < OLDEST_OPSET
+    common_passes.InlinePass(lambda function: converted or not is_own(function, version))(model)
 
 
 def _read(path: Path) -> ir.Model:

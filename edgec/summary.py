@@ -44,8 +44,8 @@ def summarise(model: ir.Model) -> GraphSummary:
 
 
 def node_macs(node: ir.Node) -> int:
-    """Multiply-accumulates of a convolution or matrix product (float or integer); 0 for other operators."""
-    count = _MACS.get(node.op_type) if node.domain == "" else None
+    """Multiply-accumulates of a convolution, matrix product (float or integer) or attention; 0 for the others."""
+    count = _MACS.get(node.op_type) if node.domain in ("", "edgec") else None
     return count(node) if count else 0
 
 
@@ -68,6 +68,14 @@ def _matmul_macs(node: ir.Node) -> int:
     return prod(shape_of(node.outputs[0])) * shape_of(node.inputs[0])[-1]
 
 
+def _attention_macs(node: ir.Node) -> int:
+    """Two products: scores from queries and keys, the result from scores and values."""
+    rows, depth = shape_of(node.inputs[0])[-2:]
+    positions, columns = shape_of(node.inputs[2])[-2:]
+    batch = prod(shape_of(node.outputs[0])[:-2])
+    return batch * rows * positions * (depth + columns)
+
+
 _MACS: Mapping[str, Callable[[ir.Node], int]] = {
     "Conv": _conv_macs,
     "ConvInteger": _conv_macs,
@@ -75,6 +83,8 @@ _MACS: Mapping[str, Callable[[ir.Node], int]] = {
     "ConvTranspose": _conv_transpose_macs,
     "Gemm": _gemm_macs,
     "MatMul": _matmul_macs,
+    "Attention": _attention_macs,
+    "MaskedAttention": _attention_macs,
     "MatMulInteger": _matmul_macs,
     "QLinearMatMul": _matmul_macs,
 }

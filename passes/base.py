@@ -67,13 +67,23 @@ class RulePass(Pass):
     def transform(self, model: ir.Model) -> tuple[int, Sequence[Refusal]]:
         rules = RewriteRuleSet(self.rules())
         matched = 0
-        while count := rules.apply_to_model(model):
+        while count := _apply(rules, model):
             matched += count
             RemoveUnusedNodesPass()(model)
             infer_shapes(model)
         tracer = _RefusalTracer()
-        rules.apply_to_model(model, tracer=tracer)
+        _apply(rules, model, tracer)
         return matched, list(tracer.refusals.values())
+
+
+def _apply(rules: RewriteRuleSet, model: ir.Model, tracer: MatchingTracer | None = None) -> int:
+    """Apply the rules to the graph and not to the bodies of fused operators, which the lowering knows by heart."""
+    functions = dict(model.functions)
+    model.functions.clear()
+    try:
+        return rules.apply_to_model(model, tracer=tracer)
+    finally:
+        model.functions.update(functions)
 
 
 class _RefusalTracer(MatchingTracer):
