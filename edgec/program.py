@@ -101,6 +101,11 @@ class View:
     def permute(self, axes: Sequence[int]) -> View:
         return replace(self, shape=tuple(self.shape[a] for a in axes), strides=tuple(self.strides[a] for a in axes))
 
+    def drop(self, *axes: int) -> View:
+        """The view without ``axes``, whose extents are 1."""
+        kept = [i for i in range(len(self.shape)) if i not in axes]
+        return replace(self, shape=tuple(self.shape[i] for i in kept), strides=tuple(self.strides[i] for i in kept))
+
     def broadcast_to(self, shape: Sequence[int]) -> View:
         """The view with leading axes added and unit axes repeated, without a copy."""
         missing = len(shape) - len(self.shape)
@@ -201,9 +206,10 @@ class Conv:
 
     out[n,h,w,c] = epilogue(sum over kh,kw,ci of in[n, h·sh + kh·dh, w·sw + kw·dw, ci] · weight[kh,kw,ci,c])
 
-    Operand 0 is the input (offset ``input_offset``; strides of n, h, w, c), operand 1 the weight: constant, dense [kh, kw, ci, co], packed by the target. With ``weight_strides`` (batch, k, and
-    columns contiguous) it is a run-time matrix read in place, and the kernel must be 1×1. Epilogue axes are
-    (n, h, w, c) = axes 0..3; its further operands follow. ``store`` is affine in the axes.
+    Operand 0 is the input (offset ``input_offset``; strides of n, h, w, c), operand 1 the weight: constant,
+    dense [kh, kw, ci, co], packed by the target. With ``weight_strides`` (batch, k, and columns contiguous) it
+    is a run-time matrix read in place, and the kernel must be 1×1. Epilogue axes are (n, h, w, c) = axes 0..3;
+    its further operands follow. ``store`` is affine in the axes.
     """
 
     batch: int
@@ -300,6 +306,29 @@ class Fill:
         return 0
 
 
+def border(
+    view: View, start: Sequence[int], extents: Sequence[int]
+) -> tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...]:
+    """A dense ``view`` around its inner part, which begins at ``start``, as regions of :class:`Fill`.
+
+    Axis by axis in memory order: what lies before and after the inner part along the axis, inside the inner
+    part along the axes further out, and whole along the axes further in, which makes it one run of memory.
+    """
+    regions = []
+    outer: list[int] = []
+    for position, axis in enumerate(view.order):
+        run = prod(view.shape[a] for a in view.order[position + 1 :])
+        corner = sum(start[a] * view.strides[a] for a in outer)
+        strides = (*(view.strides[a] for a in outer), 1)
+        end = start[axis] + extents[axis]
+        for first, count in ((0, start[axis]), (end, view.shape[axis] - end)):
+            shape = (*(extents[a] for a in outer), count * run)
+            if 0 not in shape:
+                regions.append((corner + first * run, shape, strides))
+        outer.append(axis)
+    return tuple(regions)
+
+
 Kernel = Loops | Conv | Depthwise | Fill
 
 
@@ -314,7 +343,9 @@ class Step:
 
     @property
     def name(self) -> str:
-        return "+".join(self.nodes)
+        """The first node, and how many more it computes."""
+        more = len(self.nodes) - 1
+        return f"{self.nodes[0]} +{more}" if more else self.nodes[0]
 
     @property
     def buffers(self) -> Iterator[Buffer]:

@@ -78,6 +78,11 @@ def elu(x: Expr, alpha: float, gamma: float = 1.0) -> Expr:
     return both if gamma == 1.0 else binary("mul", both, _float(gamma, x))
 
 
+def thresholded_relu(x: Expr, alpha: float) -> Expr:
+    """x above alpha, else 0."""
+    return select(binary("gt", x, _float(alpha, x)), x, _float(0, x))
+
+
 def hard_sigmoid(x: Expr, alpha: float, beta: float) -> Expr:
     line = binary("add", binary("mul", x, _float(alpha, x)), _float(beta, x))
     return clip(line, _float(0, x), _float(1, x))
@@ -220,7 +225,7 @@ def _parametric(node: ir.Node) -> Callable[[Expr], Expr]:
         case "Celu":
             return lambda x: _celu(x, given("alpha", 1.0))
         case "ThresholdedRelu":
-            return lambda x: select(binary("gt", x, const(given("alpha", 1.0), x.dtype)), x, const(0, x.dtype))
+            return lambda x: thresholded_relu(x, given("alpha", 1.0))
         case "HardSigmoid":
             return lambda x: hard_sigmoid(x, given("alpha", 0.2), given("beta", 0.5))
         case "Shrink":

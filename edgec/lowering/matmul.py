@@ -9,8 +9,9 @@ import onnx_ir as ir
 
 from edgec import scalar
 from edgec.lowering.context import Lowering, Operands, array_of, attribute, dtype_of, lowers, shape_of
+from edgec.lowering.reduction import working_dtype
 from edgec.program import CONSTANT, Conv, View, dense_strides
-from edgec.scalar import binary, const
+from edgec.scalar import binary, cast, const
 
 
 @lowers("Gemm")
@@ -43,11 +44,18 @@ def multiply(ctx: Lowering, value: ir.Value, a: View, b: View, c: View | None, a
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     shape = (*batch, a.shape[-2], b.shape[-1])
     out = ctx.new(shape, dtype_of(value), name=str(value.name))
-    if dtype_of(value) == "float32" and a.shape[-1] > 0:
+    product(ctx, out, a, b, c, alpha, beta)
+    ctx.set(value, ctx.reshape(out, shape_of(value)))
+
+
+def product(
+    ctx: Lowering, out: View, a: View, b: View, c: View | None = None, alpha: float = 1.0, beta: float = 1.0
+) -> None:
+    """Emit out = alpha · a · b + beta · c for any dtype; ``out`` is dense in row-major order."""
+    if out.dtype == "float32" and a.shape[-1] > 0:
         matrix_product(ctx, out, a, b, c, alpha, beta)
     else:
         _general_product(ctx, out, a, b, c, alpha, beta)
-    ctx.set(value, ctx.reshape(out, shape_of(value)))
 
 
 def matrix_product(
@@ -119,20 +127,21 @@ def _as_batch(ctx: Lowering, view: View, batch: tuple[int, ...]) -> View:
 
 
 def _general_product(ctx: Lowering, out: View, a: View, b: View, c: View | None, alpha: float, beta: float) -> None:
-    """Any dtype, as a loop nest; integers accumulate in their own dtype."""
-    batch = out.shape[:-2]
+    """Any dtype, as a loop nest; integers accumulate in their own dtype, half floats in float32."""
+    batch, dtype = out.shape[:-2], working_dtype(out.dtype)
     a = a.broadcast_to((*batch, *a.shape[-2:]))
     b = b.broadcast_to((*batch, *b.shape[-2:]))
 
-    def product(ops: Operands, *i: scalar.Expr) -> scalar.Expr:
+    def term(ops: Operands, *i: scalar.Expr) -> scalar.Expr:
         *outer, row, column, k = i
-        return binary("mul", ops.load(a, *outer, row, k), ops.load(b, *outer, k, column))
+        return binary("mul", cast(ops.load(a, *outer, row, k), dtype), cast(ops.load(b, *outer, k, column), dtype))
 
     def finish(ops: Operands, acc: scalar.Expr, *i: scalar.Expr) -> scalar.Expr:
         result = acc if alpha == 1.0 else binary("mul", acc, const(alpha, acc.dtype))
         if c is None:
-            return result
-        term = ops.load(c.broadcast_to(out.shape), *i)
-        return binary("add", result, term if beta == 1.0 else binary("mul", term, const(beta, acc.dtype)))
+            return cast(result, out.dtype)
+        added = cast(ops.load(c.broadcast_to(out.shape), *i), dtype)
+        added = added if beta == 1.0 else binary("mul", added, const(beta, dtype))
+        return cast(binary("add", result, added), out.dtype)
 
-    ctx.compute(out, product, reduce=(a.shape[-1],), reducer="sum", epilogue=finish)
+    ctx.compute(out, term, reduce=(a.shape[-1],), reducer="sum", epilogue=finish)

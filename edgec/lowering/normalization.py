@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from edgec.lowering.context import Lowering, Operands, array_of, attribute, dtype_of, lowers, refuse
+from edgec.lowering.context import Lowering, Operands, array_of, attribute, dtype_of, is_used, lowers, refuse
 from edgec.lowering.reduction import lp_norm, reduce_view, working_dtype
 from edgec.program import CONSTANT, View
 from edgec.scalar import Expr, binary, cast, const, select, unary
@@ -151,7 +151,7 @@ def lower_layer_normalization(ctx: Lowering, node: ir.Node) -> None:
     inverse = mean_square(ctx, source, axes, "rsqrt", attribute(node, "epsilon", 1e-5), mean)
     normalised(ctx, ctx.new_for(node.outputs[0], x.order), source, mean, inverse, scale, bias)
     for value, view in zip(node.outputs[1:], (mean, inverse), strict=False):
-        if value.name:
+        if is_used(value):
             _set_as(ctx, value, view)
 
 

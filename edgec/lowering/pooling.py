@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec import scalar
-from edgec.lowering.context import Lowering, Operands, attribute, lowers, refuse, shape_of
+from edgec.lowering.context import Lowering, Operands, attribute, is_used, lowers, refuse, shape_of
 from edgec.lowering.reduction import Reduction, lp_norm, working_dtype
 from edgec.lowering.window import Window, window
 from edgec.program import View
@@ -87,7 +87,7 @@ def lower_max_pool(ctx: Lowering, node: ir.Node) -> None:
 
     out = ctx.new_for(node.outputs[0], x.order)
     ctx.compute(out, body, reduce=taps.window.kernel, reducer="max")
-    if len(node.outputs) > 1:
+    if len(node.outputs) > 1 and is_used(node.outputs[1]):
         _max_pool_indices(ctx, node, x, out, taps)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -97,12 +97,6 @@ def reduce_view(
     return ctx.compute(out, body, reduce=[x.shape[a] for a in inner], reducer=reducer, epilogue=epilogue)
 
 
-def drop_axes(view: View, axes: Sequence[int]) -> View:
-    """``view`` without some of its unit axes."""
-    kept = [i for i in range(len(view.shape)) if i not in axes]
-    return replace(view, shape=tuple(view.shape[i] for i in kept), strides=tuple(view.strides[i] for i in kept))
-
-
 def working_dtype(dtype: str, wide: bool = False) -> str:
     """The dtype that sums are kept in: half floats as float32, and integers as float64 where ``wide``."""
     if dtype == "float16":
@@ -131,7 +125,7 @@ def lower_reduce(ctx: Lowering, node: ir.Node) -> None:
 
 def _set_reduced(ctx: Lowering, node: ir.Node, reduced: View, axes: Sequence[int]) -> None:
     keep = attribute(node, "keepdims", 1)
-    ctx.set(node.outputs[0], reduced if keep else drop_axes(reduced, axes))
+    ctx.set(node.outputs[0], reduced if keep else reduced.drop(*axes))
 
 
 def _over_nothing(identity: float, shape: tuple[int, ...], dtype: str) -> np.ndarray:
