@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 ABI_VERSION = 1
 ELF_MAGIC = b"\x7fELF"
+TABLES = ("steps", "memory")
+"""The manifest's lists of rows, which the artifact stores as tables."""
 TRAILER_MAGIC = b"EDGERT-TRAILER-1"
 TRAILER = struct.Struct("<16sQQ32s")
 """Magic, the manifest's offset and size in the file, and the SHA-256 of all bytes before the digest."""
@@ -96,7 +98,8 @@ def build_artifact(
     toolchain = find_toolchain(target.triple)
     image = lay_out(code.constants)
     manifest = {**manifest, "weights_bytes": len(image.data)}
-    text = json.dumps(manifest, separators=(",", ":"), sort_keys=True)
+    compact = {key: _as_table(value) if key in TABLES else value for key, value in manifest.items()}
+    text = json.dumps(compact, separators=(",", ":"), sort_keys=True)
     with tempfile.TemporaryDirectory(prefix="edgec-") as folder:
         linked = _link(Path(folder), toolchain, program, code, target, image, text)
         return _with_trailer(linked.read_bytes(), text.encode()), manifest
@@ -162,7 +165,8 @@ def _link(
         output,
         shared=True,
         flags=[
-            "-std=c11", "-O2", "-fPIC", f"-I{SOURCE_FOLDER / 'include'}", "-s", "-Wl,--gc-sections",
+            "-std=c11", "-Os", "-fPIC", "-fno-asynchronous-unwind-tables", f"-I{SOURCE_FOLDER / 'include'}", "-s",
+            "-Wl,--gc-sections",
             f"-Wl,--version-script={folder / 'exports.map'}", "-Wl,-z,noexecstack", "-Wl,-z,norelro", "-lm",
         ],
     )  # fmt: skip
@@ -199,7 +203,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
     _, offset, size, digest = TRAILER.unpack(data[-TRAILER.size :])
     if hashlib.sha256(data[:-32]).digest() != digest:
         raise EdgecError(f"{path} was changed after it was compiled: its digest does not match; compile it again")
-    return dict(json.loads(data[offset : offset + size]))
+    manifest = json.loads(data[offset : offset + size])
+    return {key: _as_rows(value) if key in TABLES else value for key, value in manifest.items()}
+
+
+def _as_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows of equal keys as the artifact stores them: the keys once."""
+    columns = list(rows[0]) if rows else []
+    return {"columns": columns, "rows": [[row[column] for column in columns] for row in rows]}
+
+
+def _as_rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
 
 
 class _DescriptorWriter:

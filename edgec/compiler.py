@@ -99,7 +99,8 @@ def compile(
     }  # fmt: skip
     data, manifest = build_artifact(program, code, chosen, facts)
     clock.lap("link")
-    report = Report(manifest, tuple(reports), len(data), clock.laps)
+    nodes = tuple(call.step.nodes for call in code.calls)
+    report = Report(manifest, tuple(reports), nodes, len(data), clock.laps)
     write_atomically({manifest_path(path): json.dumps(report.as_dict(), indent=1).encode(), path: data})
     tell("link", 1, 1)
     return Compiled(path, manifest, report)
@@ -155,15 +156,7 @@ def _manifest(program: Program, code: Code, target: Target, lifetimes: Sequence[
         "outputs": [tensor_entry(tensor) for tensor in program.outputs],
         "arena_bytes": program.arena_bytes,
         "arena_lower_bound": program.arena_lower_bound,
-        "steps": [
-            {
-                "name": c.step.name,
-                "kernel": c.contract,
-                "macs": c.step.kernel.macs,
-                "nodes": list(c.step.nodes),
-            }
-            for c in code.calls
-        ],
+        "steps": [{"name": c.step.name, "kernel": c.contract, "macs": c.step.kernel.macs} for c in code.calls],
         "memory": [
             {
                 "buffer": x.buffer.name,

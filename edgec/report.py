@@ -16,12 +16,14 @@ class Report:
     Attributes:
         manifest: what the artifact says of itself.
         passes: what each pass did, in order.
+        nodes: the ONNX nodes that each step computes.
         artifact_bytes: the artifact file's size.
         seconds: time per stage.
     """
 
     manifest: dict[str, Any]
     passes: tuple[PassReport, ...]
+    nodes: tuple[tuple[str, ...], ...]
     artifact_bytes: int
     seconds: dict[str, float]
 
@@ -32,6 +34,7 @@ class Report:
             "artifact_bytes": self.artifact_bytes,
             "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
             "passes": [asdict(report) for report in self.passes],
+            "nodes": [list(nodes) for nodes in self.nodes],
         }
 
     def __str__(self) -> str:

@@ -11,7 +11,7 @@ from edgec import scalar
 from edgec.lowering.context import Lowering, Operands, array_of, attribute, lowers
 from edgec.lowering.direct import lower_general_conv, padded_input
 from edgec.lowering.window import Window, channels_last, window
-from edgec.program import CONSTANT, Conv, Depthwise, Fill, View
+from edgec.program import CONSTANT, Conv, Depthwise, Fill, View, border
 from edgec.scalar import Expr, binary
 
 NHWC = (0, 2, 3, 1)
@@ -37,7 +37,7 @@ PLANAR_CHANNELS = 4
 image into NHWC first would cost more than it gains."""
 
 
-def padded(ctx: Lowering, x: View, pads: tuple[tuple[int, int], ...], planar: bool, fill: float = 0.0) -> View:
+def padded(ctx: Lowering, x: View, pads: tuple[tuple[int, int], ...], planar: bool) -> View:
     """``x`` (N, C, H, W) inside its padding, in NHWC order, or NCHW where ``planar``; without padding ``x``
     itself, where its channels are contiguous or may be planes."""
     (top, bottom), (left, right) = pads
@@ -46,26 +46,10 @@ def padded(ctx: Lowering, x: View, pads: tuple[tuple[int, int], ...], planar: bo
         return x if planar or c == 1 or x.strides[1] == 1 else ctx.dense(x, NHWC)
     shape = (n, c, height + top + bottom, width + left + right)
     out = ctx.new(shape, x.dtype, None if planar else NHWC, x.buffer.name + "_padded")
-    ctx.emit(_border(out, pads, planar, fill), [], out.buffer)
-    ctx.copy(x, out.slice((0, 0, top, left), x.shape))
+    start = (0, 0, top, left)
+    ctx.emit(Fill(border(out, start, x.shape), 0.0, out.dtype), [], out.buffer)
+    ctx.copy(x, out.slice(start, x.shape))
     return out
-
-
-def _border(out: View, pads: tuple[tuple[int, int], ...], planar: bool, fill: float) -> Fill:
-    """The padding of ``out`` as runs: what lies before the first inner row, between the inner part of one row
-    and the next, and after the last."""
-    (top, bottom), (left, right) = pads
-    n, c, height, width = out.shape
-    images, depth = (n * c, 1) if planar else (n, c)
-    row, image = width * depth, height * width * depth
-    head, between, tail = (top * width + left) * depth, (left + right) * depth, (bottom * width + right) * depth
-    gaps = (height - top - bottom - 1, between)
-    regions = [
-        (0, (images, head), (image, 1)),
-        ((top + 1) * row - right * depth, (images, *gaps), (image, row, 1)),
-        (image - tail, (images, tail), (image, 1)),
-    ]
-    return Fill(tuple(region for region in regions if 0 not in region[1]), fill, out.dtype)
 
 
 @lowers("Conv")

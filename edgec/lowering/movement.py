@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
 from edgec.lowering.context import Lowering, Operands, attribute, dtype_of, lowers, refuse, shape_of
 from edgec.lowering.elementwise import as_index
-from edgec.program import CONSTANT, Fill, View
+from edgec.program import CONSTANT, Fill, View, border
 from edgec.scalar import Expr, binary, cast, clamp_index, const, in_range, select
 
 
@@ -169,7 +168,7 @@ def frame(ctx: Lowering, value: ir.Value, x: View, origin: Sequence[int], fill: 
     skipped = [max(0, -o) for o in origin]
     room = zip(x.shape, skipped, shape, start, strict=True)
     extents = [max(0, min(extent - skip, size - first)) for extent, skip, size, first in room]
-    regions = _border(out, start, extents)
+    regions = border(out, start, extents)
     if regions:
         ctx.emit(Fill(regions, fill.buffer.data.reshape(-1)[0].item(), out.dtype), [], out.buffer)
     ctx.copy(x.slice(skipped, extents), out.slice(start, extents))
@@ -187,29 +186,6 @@ def _framed_by_variable(ctx: Lowering, value: ir.Value, x: View, origin: Sequenc
         return select(inside, ops.load(x, *inner), ops.load(fill, *[0] * len(fill.shape)))
 
     ctx.compute(ctx.new_for(value, x.order), entry)
-
-
-def _border(
-    out: View, start: Sequence[int], extents: Sequence[int]
-) -> tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...]:
-    """``out`` around its inner part, as regions of :class:`edgec.program.Fill`.
-
-    Axis by axis in memory order: what lies before and after the inner part along the axis, inside the inner
-    part along the axes further out, and whole along the axes further in, which makes it one run of memory.
-    """
-    regions = []
-    outer: list[int] = []
-    for position, axis in enumerate(out.order):
-        run = prod(out.shape[a] for a in out.order[position + 1 :])
-        corner = sum(start[a] * out.strides[a] for a in outer)
-        strides = (*(out.strides[a] for a in outer), 1)
-        end = start[axis] + extents[axis]
-        for first, count in ((0, start[axis]), (end, out.shape[axis] - end)):
-            shape = (*(extents[a] for a in outer), count * run)
-            if 0 not in shape:
-                regions.append((corner + first * run, shape, strides))
-        outer.append(axis)
-    return tuple(regions)
 
 
 def mapped_copy(ctx: Lowering, value: ir.Value, x: View, sources: Sequence[np.ndarray]) -> View:

@@ -16,6 +16,9 @@ from edgec.scalar import INDEX, Expr, binary, cast, clamp_index, const, in_range
 CUBIC_A = -0.75
 """The cubic kernel's parameter that ONNX GridSample-20 prescribes."""
 
+OUTSIDE = 3
+"""Places beyond either end from which no tap of a cubic kernel reaches inside."""
+
 
 def _plus(a: Expr, b: Expr | float) -> Expr:
     return binary("add", a, b if isinstance(b, Expr) else const(b, a.dtype))
@@ -31,6 +34,12 @@ def _times(a: Expr, b: Expr | float) -> Expr:
 
 def _limited(x: Expr, low: float, high: float) -> Expr:
     return binary("min", binary("max", x, const(low, x.dtype)), const(high, x.dtype))
+
+
+def _index(x: Expr, low: int, high: int) -> Expr:
+    """``x``, which is whole or NaN, as an index in [low, high]: converting anything else would be undefined."""
+    above = binary("ge", x, const(low, x.dtype))
+    return as_index(select(above, binary("min", x, const(high, x.dtype)), const(low, x.dtype)))
 
 
 def _sum(terms: Sequence[Expr]) -> Expr:
@@ -53,7 +62,7 @@ class Grid:
 
     def coordinate(self, normalised: Expr, extent: int) -> Expr:
         """A grid value in [−1, 1] as a coordinate on an axis of ``extent`` elements, brought inside by the padding
-        mode; without one it stays within the reach of the taps, so that it fits an index."""
+        mode where there is one."""
         x = _plus(normalised, 1.0)
         if self.align_corners:
             x, low, high = _times(_times(x, 0.5), extent - 1.0), 0.0, extent - 1.0
@@ -62,7 +71,7 @@ class Grid:
         if self.mode == "nearest":
             x = unary("round", x)
         if self.padding == "zeros":
-            return _limited(x, -3.0, extent + 2.0)
+            return x
         inside = binary("and", binary("ge", x, const(low, x.dtype)), binary("le", x, const(high, x.dtype)))
         moved = _limited(x, 0.0, extent - 1.0) if self.padding == "border" else _reflected(x, low, high)
         return select(inside, x, moved)
@@ -141,11 +150,12 @@ def _interpolated(ops: Operands, x: View, rule: Grid, outer: Sequence[Expr], whe
     if axis == len(x.shape):
         return cast(ops.load(x, *outer), _precise(x.dtype))
     extent, terms = x.shape[axis], []
+    reach = (-OUTSIDE, extent - 1 + OUTSIDE)
     if rule.mode == "nearest":
-        taps = [(as_index(where[0]), None)]
+        taps = [(_index(where[0], *reach), None)]
     else:
         base = unary("floor", where[0])
-        taps = [(as_index(base) + tap, weight) for tap, weight in rule.weights(_minus(where[0], base))]
+        taps = [(_index(base, *reach) + tap, weight) for tap, weight in rule.weights(_minus(where[0], base))]
     for index, weight in taps:
         value = _interpolated(ops, x, rule, (*outer, rule.place(index, extent)), where[1:])
         value = value if weight is None else _times(weight, value)
@@ -224,7 +234,7 @@ def _roi_sample(ops: Operands, x: View, outer: Sequence[Expr], points: Sequence[
         inside = binary("and", inside, binary("and", *within))
         limited = _limited(point, 0.0, extent - 1.0)
         base = unary("floor", limited)
-        part, low = _minus(limited, base), clamp_index(as_index(base), extent)
+        part, low = _minus(limited, base), _index(base, 0, extent - 1)
         axes.append(((low, _minus(const(1.0, part.dtype), part)), (clamp_index(low + 1, extent), part)))
     corners = [
         _times(_times(row_weight, column_weight), cast(ops.load(x, *outer, row, column), row_weight.dtype))

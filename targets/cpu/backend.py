@@ -43,13 +43,15 @@ class _Template:
     generate: Callable[[Any, list[str]], Any]
     contract: Callable[[Any], str]
     pack: Callable[[Any, np.ndarray], np.ndarray] | None = None
+    table: Callable[[Any, Any], np.ndarray] | None = None
+    """A constant that the kernel reads before its other operands, made from the contract."""
 
 
 _TEMPLATES: dict[type, _Template] = {
     Loops: _Template(loops.plan, loops.generate, loops.contract),
     Conv: _Template(conv.plan, conv.generate, conv.contract, conv.pack),
     Depthwise: _Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack),
-    Fill: _Template(fill.plan, fill.generate, fill.contract),
+    Fill: _Template(fill.plan, fill.generate, fill.contract, table=fill.table),
 }
 
 
@@ -88,6 +90,8 @@ class _Binder:
         kernel, inputs, output = rebased(step)
         planned = template.plan(kernel, self.target)
         operands = [self._operand(index, buffer, template, planned) for index, buffer in enumerate(inputs)]
+        if template.table:
+            operands.insert(0, self._store(_constant("table", template.table(planned, kernel))))
         operands.append(output)
         dtypes = [buffer.dtype for buffer in operands]
         key = (planned, tuple(dtypes))
@@ -103,8 +107,7 @@ class _Binder:
         if index == 1 and template.pack:
             key = (id(buffer), planned)
             if key not in self._packed:
-                data = template.pack(planned, np.asarray(buffer.data))
-                self._packed[key] = Buffer(buffer.name, buffer.dtype, data.size, CONSTANT, data)
+                self._packed[key] = _constant(buffer.name, template.pack(planned, np.asarray(buffer.data)))
             buffer = self._packed[key]
         return self._store(buffer)
 
@@ -116,6 +119,10 @@ class _Binder:
             self._stored[key] = buffer
             self.constants.append(buffer)
         return self._stored[key]
+
+
+def _constant(name: str, data: np.ndarray) -> Buffer:
+    return Buffer(name, str(data.dtype), data.size, CONSTANT, data)
 
 
 def _parallel(kernel: Kernel) -> bool:

@@ -38,6 +38,9 @@ FMA_LATENCY = 4
 LOADS_PER_CYCLE = 2
 TILE_OVERHEAD = 12
 """Cycles, about, to set up a tile, on top of its stores."""
+CODE_CYCLES = 12
+"""Cycles, about, to fetch the code of one multiply-add and its share of loads and stores: a network's kernels
+do not stay in the instruction cache from one inference to the next, so every further size of tile costs."""
 RESIDENT_PANEL_BYTES = 20 * 1024
 """A weight panel up to this size stays in the L1 cache while all pixels pass by."""
 CACHE_LINE, L1_SETS, L1_WAYS = 64, 64, 8
@@ -127,8 +130,9 @@ def cost(p: ConvPlan) -> float:
                 slow = conflicts(rows, row_step, columns, column_step) * CONFLICT_CYCLES
                 step = max(fmas, loads / LOADS_PER_CYCLE + slow, FMA_LATENCY) + 0.5
                 setup = TILE_OVERHEAD + 1.5 * fmas
-                total += row_tiles * column_tiles * blocks * (p.depth * step + setup)
-    return total * conv.batch
+                total += conv.batch * row_tiles * column_tiles * blocks * (p.depth * step + setup)
+                total += fmas * CODE_CYCLES
+    return total
 
 
 @cache

@@ -1,4 +1,8 @@
-"""Code for :class:`edgec.program.Fill`: constant regions, stored a vector at a time."""
+"""Code for :class:`edgec.program.Fill`: one kernel for all fills of a kind, which reads its regions from a table.
+
+A model has many borders, each with many short runs; loops over their extents, which the compiler would unroll,
+would take more code than the convolutions inside them. Zeros are stored by the C library's memset.
+"""
 
 from __future__ import annotations
 
@@ -7,52 +11,73 @@ from typing import Any
 
 import numpy as np
 from tvm import tirx
+from tvm.tirx import stmt
 
 from edgec.program import Fill
-from edgec.targets.cpu.tile import pieces
-from edgec.targets.cpu.tir import Kernel, storage, vector_store, widen
+from edgec.targets.cpu.tir import Kernel, storage, vector_store
 from edgec.targets.target import Target
+
+LOOPS = 4
+"""Loops around a run; regions with fewer have loops of one iteration."""
 
 
 @dataclass(frozen=True)
 class FillPlan:
-    """A fill and its vector width."""
+    """What the kernel depends on: how many regions of how many loops, the value, its dtype."""
 
-    fill: Fill
-    lanes: int
+    regions: int
+    loops: int
+    value: float
+    dtype: str
 
 
 def plan(fill: Fill, target: Target) -> FillPlan:
-    """Vectors as wide as the machine's."""
-    return FillPlan(fill, target.lanes(np.dtype(fill.dtype).itemsize))
+    """The same on every CPU."""
+    loops = max(LOOPS, *(len(extents) - 1 for _, extents, _ in fill.regions))
+    return FillPlan(len(fill.regions), loops, fill.value, fill.dtype)
+
+
+def table(p: FillPlan, fill: Fill) -> np.ndarray:
+    """One row per region: offset, length of a run, then extent and stride of each loop (int32)."""
+    rows = []
+    for offset, extents, strides in fill.regions:
+        missing = p.loops - (len(extents) - 1)
+        loops = [(1, 0)] * missing + list(zip(extents[:-1], strides[:-1], strict=True))
+        rows.append([offset, extents[-1], *(value for loop in loops for value in loop)])
+    return np.asarray(rows, np.int32)
 
 
 def generate(p: FillPlan, dtypes: list[str]) -> Any:
-    """The kernel, as ``tirx.PrimFunc``; one thread runs it."""
+    """The kernel, as ``tirx.PrimFunc``: operand 0 is the table; one thread runs it."""
     kernel = Kernel(dtypes)
-    value = tirx.const(p.fill.value, storage(p.fill.dtype))
-    for offset, extents, strides in p.fill.regions:
-        _region(kernel, value, p.lanes, tirx.const(offset, "int32"), extents, strides)
+    columns = 2 + 2 * p.loops
+    with kernel.body.loop(p.regions) as region:
+
+        def cell(column: int) -> Any:
+            return tirx.BufferLoad(kernel.buffers[0], [region * columns + column])
+
+        _loops(kernel, p, cell, 0, cell(0))
     return kernel.function()
 
 
-def _region(
-    kernel: Kernel, value: Any, lanes: int, offset: Any, extents: tuple[int, ...], strides: tuple[int, ...]
-) -> None:
-    if len(extents) > 1:
-        with kernel.body.loop(extents[0]) as index:
-            _region(kernel, value, lanes, offset + index * strides[0], extents[1:], strides[1:])
-        return
-    whole = extents[0] // lanes
-    if whole:
-        with kernel.body.loop(whole) as index:
-            kernel.body.emit(vector_store(kernel.buffers[0], widen(value, lanes), offset + index * lanes))
-    done = whole * lanes
-    for width in pieces(extents[0] - done, lanes):
-        kernel.body.emit(vector_store(kernel.buffers[0], widen(value, width), offset + done))
-        done += width
+def _loops(kernel: Kernel, p: FillPlan, cell: Any, depth: int, offset: Any) -> None:
+    if depth < p.loops:
+        with kernel.body.loop(cell(2 + 2 * depth)) as index:
+            _loops(kernel, p, cell, depth + 1, offset + index * cell(3 + 2 * depth))
+    elif p.value == 0:
+        _clear(kernel, storage(p.dtype), offset, cell(1))
+    else:
+        with kernel.body.loop(cell(1)) as index:
+            value = tirx.const(p.value, storage(p.dtype))
+            kernel.body.emit(vector_store(kernel.buffers[-1], value, offset + index))
+
+
+def _clear(kernel: Kernel, dtype: str, offset: Any, elements: Any) -> None:
+    first = tirx.address_of(tirx.BufferLoad(kernel.buffers[-1], [offset]))
+    count = tirx.Cast("int64", elements * np.dtype(dtype).itemsize)
+    kernel.body.emit(stmt.Evaluate(tirx.call_extern("handle", "memset", first, tirx.const(0, "int32"), count)))
 
 
 def contract(p: FillPlan) -> str:
     """The kernel's name."""
-    return f"{p.fill.dtype}_fill_{p.fill.extents[0]}__v{p.lanes}"
+    return f"{p.dtype}_fill_r{p.regions}__{p.value:g}"

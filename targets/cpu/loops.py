@@ -256,9 +256,7 @@ class _LoopsWriter:
         self._reduce_rows(0, axes, buffer, tails, vectors)
         return self._fold_lanes(buffer, lanes * vectors, tails)
 
-    def _reduce_rows(
-        self, depth: int, axes: dict[int, Any], buffer: Any, tails: dict[int, Any], vectors: int
-    ) -> None:
+    def _reduce_rows(self, depth: int, axes: dict[int, Any], buffer: Any, tails: dict[int, Any], vectors: int) -> None:
         axis = len(self.nest.extents) + depth
         if depth < len(self.nest.reduce) - 1:
             with self.body.loop(self.nest.reduce[depth]) as index:

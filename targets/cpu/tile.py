@@ -25,9 +25,9 @@ def pieces(extent: int, lanes: int) -> list[int]:
 
 
 def padded_pieces(extent: int, lanes: int) -> list[int]:
-    """As :func:`pieces`, the rest in one vector wide enough for it: 27 → 16, 16; 19 → 16, 4."""
+    """As :func:`pieces`, the rest in one vector wide enough for it, of at least 4: 27 → 16, 16; 17 → 16, 4."""
     rest = extent % lanes
-    return [lanes] * (extent // lanes) + ([1 << (rest - 1).bit_length()] if rest else [])
+    return [lanes] * (extent // lanes) + ([max(4, 1 << (rest - 1).bit_length())] if rest else [])
 
 
 def starts(widths: Sequence[int]) -> list[int]:
