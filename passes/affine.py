@@ -51,9 +51,8 @@ class Affine:
 
 def varying_operand(node: ir.Node) -> ir.Value:
     """What the map is applied to: the operand that is not constant, if exactly one of the first two is not."""
-    if node.op_type in ("BatchNormalization", "Neg"):
-        return node.inputs[0]
-    varying = [value for value in node.inputs[:2] if value is not None and value.const_value is None]
+    operands = node.inputs[: 1 if node.op_type == "BatchNormalization" else 2]
+    varying = [value for value in operands if value is not None and value.const_value is None]
     if len(varying) != 1:
         raise Refused
     return varying[0]
@@ -65,12 +64,12 @@ def read_affine(node: ir.Node, channels: Channels) -> Affine:
 
 
 def _batch_norm(node: ir.Node, channels: Channels) -> Affine:
-    constants = [constant_of(value) for value in node.inputs[1:5]]
+    constants = [array for array in map(constant_of, node.inputs[1:5]) if array is not None]
     if node.attributes.get_int("training_mode", 0):
         raise Refused("it is in training mode, so its statistics come from the batch")
     if channels.axis != 1:
         raise Refused(f"its channels are axis 1, those of {channels.owner} are axis {channels.axis}")
-    if any(constant is None for constant in constants):
+    if len(constants) < 4:
         raise Refused("its parameters are computed at run time")
     scale, bias, mean, variance = (constant.astype(np.float64) for constant in constants)
     scale = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
@@ -79,10 +78,10 @@ def _batch_norm(node: ir.Node, channels: Channels) -> Affine:
 
 def _operand(node: ir.Node, channels: Channels) -> tuple[np.ndarray, bool]:
     """The constant operand per channel, and whether it is the left one."""
-    left = constant_of(node.inputs[0])
-    if left is not None:
-        return channels.per_channel(left), True
-    return channels.per_channel(constant_of(node.inputs[1])), False
+    left, right = map(constant_of, node.inputs)
+    constant = right if left is None else left
+    assert constant is not None
+    return channels.per_channel(constant), left is not None
 
 
 def _add(node: ir.Node, channels: Channels) -> Affine:

@@ -25,6 +25,14 @@ def require_single_reader(node: ir.Node) -> None:
         raise Refused(f"the result of {named(node)} has several readers ({', '.join(readers)})")
 
 
+def replace_node(old: ir.Node, new: ir.Node) -> None:
+    """Let the readers of ``old`` read ``new``, which takes over the name of its only output."""
+    before, after = old.outputs[0], new.outputs[0]
+    before.replace_all_uses_with(after, replace_graph_outputs=True)
+    name, before.name = before.name, None
+    after.name = name
+
+
 def free_name(graph: ir.Graph, name: str) -> str:
     """``name``, lengthened until no initialiser of the graph has it."""
     while name in graph.initializers:
