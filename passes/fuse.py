@@ -18,12 +18,9 @@ import onnx_ir.passes.common as common_passes
 
 from edgec.errors import Refusal
 from edgec.passes.base import Pass
+from edgec.passes.rewriting import Refused
 from edgec.shapes import infer_shapes
 from edgec.values import constant_of, node_shapes
-
-
-class Refused(Exception):
-    """Why a place that looked right is left alone."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from edgec.passes.functions import call
-from edgec.passes.fuse import FusePass, Match, Refused, operands, producer, scalar_of
+from edgec.passes.fuse import FusePass, Match, operands, producer, scalar_of
+from edgec.passes.rewriting import Refused
 from edgec.values import is_static, shape_of
 
 

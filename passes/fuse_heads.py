@@ -18,7 +18,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from edgec.passes.fuse import FusePass, Match, Refused, initializer, producer
+from edgec.passes.fuse import FusePass, Match, initializer, producer
+from edgec.passes.rewriting import Refused
 from edgec.values import constant_of, input_of, is_static, shape_of
 
 

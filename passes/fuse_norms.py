@@ -28,7 +28,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.functions import call
-from edgec.passes.fuse import FusePass, Match, Refused, initializer, operands, producer, scalar_of
+from edgec.passes.fuse import FusePass, Match, initializer, operands, producer, scalar_of
+from edgec.passes.rewriting import Refused
 from edgec.values import constant_of, input_of, is_static, shape_of
 
 
