@@ -79,6 +79,12 @@ class Family(ABC):
             raise Refused
         return data
 
+    def geometry_of(self, node: ir.Node) -> Geometry:
+        """The geometry of the linear operator ``node``, without its weight; raises :class:`Refused`."""
+        if node.op_type in AFFINE_OPERATORS:
+            return self.identity(node.outputs[0]).geometry
+        return self.geometry(node)
+
     def filter_of(self, node: ir.Node) -> Filter:
         """The linear operator ``node`` as a filter; raises :class:`Refused`."""
         if node.op_type in AFFINE_OPERATORS:
@@ -160,8 +166,8 @@ def compose_chain(nodes: Sequence[ir.Node], family: Family, behind: Filter | Non
 
 
 _CONFLICTS = {
-    "bias": "{second} pads the result of {first} with zeros, which the folded filter would take for its bias",
-    "values": "{second} pads the result of {first} with zeros where the folded filter would compute values",
+    "bias": "{second} pads the result of {first} with zeros, where a folded filter would see the shift of {first}",
+    "values": "{second} pads the result of {first} with zeros, where a folded filter would compute values",
 }
 
 
@@ -181,6 +187,14 @@ def build(
         before = nodes[-1].outputs[0] if nodes else source
         nodes.append(binary("Add", before, filter_.bias.reshape(shape), like, f"{name}_shift", graph))
     return nodes
+
+
+def size_of(filter_: Filter, source: ir.Value, family: Family) -> int:
+    """How many nodes :func:`build` makes of the filter on ``source``."""
+    has_bias = bool(filter_.bias.any())
+    if filter_.geometry.is_diagonal:
+        return int((filter_.weight != 1).any()) + has_bias
+    return family.nodes_for(filter_.geometry, source, has_bias)
 
 
 def channel_shape(family: Family, like: ir.Value) -> tuple[int, ...]:

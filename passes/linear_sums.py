@@ -35,10 +35,11 @@ from edgec.passes.linear import (
     compose_chain,
     filter_cost,
     node_cost,
+    size_of,
     trace,
     yielding,
 )
-from edgec.passes.rewriting import Refused, named, replace_node, require_single_reader
+from edgec.passes.rewriting import Refused, is_private, named, replace_node
 from edgec.values import constant_of, node_shapes, shape_of
 
 _SUMS = ("Add", "Sub", "Sum")
@@ -104,7 +105,7 @@ def _expand(root: ir.Node, family: Family) -> _Expression | None:
     while pending:
         term = pending.pop()
         node = term.value.producer()
-        if node is None or not (node is root or _is_private(node)) or not _leads_to_sum(node, family):
+        if node is None or not (node is root or is_private(node)) or not _leads_to_sum(node, family):
             terms.append(term)
             continue
         parts, constant = _split(node, family)
@@ -124,17 +125,9 @@ def _leads_to_sum(node: ir.Node | None, family: Family) -> bool:
         if len(parts) > 1:
             return True
         node = parts[0].value.producer()
-        if node is not None and not _is_private(node):
+        if node is not None and not is_private(node):
             return False
     return False
-
-
-def _is_private(node: ir.Node) -> bool:
-    try:
-        require_single_reader(node)
-    except Refused:
-        return False
-    return True
 
 
 def _split(node: ir.Node, family: Family) -> tuple[list[_Term], np.ndarray]:
@@ -271,7 +264,8 @@ class _Plan:
         """Put the new sum in the place of the old one, if it has fewer nodes."""
         root = self._expression.root
         removed = [*self._expression.nodes, *(node for part in self._parts for node in part.nodes)]
-        if sum(map(self._size, self._parts)) + len(self._parts) - 1 >= len(removed):
+        kept = sum(size_of(part.filter, part.source, self._family) for part in self._parts)
+        if kept + len(self._parts) - 1 >= len(removed):
             return False
         try:
             nodes = self._build(graph)
@@ -283,13 +277,6 @@ class _Plan:
         for node in removed:
             graph.remove(node, safe=True)
         return True
-
-    def _size(self, part: _Part) -> int:
-        """How many nodes the part takes."""
-        geometry, has_bias = part.filter.geometry, bool(part.filter.bias.any())
-        if geometry.is_diagonal:
-            return int((part.filter.weight != 1).any()) + has_bias
-        return self._family.nodes_for(geometry, part.source, has_bias)
 
     def _build(self, graph: ir.Graph) -> list[ir.Node]:
         nodes: list[ir.Node] = []

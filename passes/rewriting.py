@@ -25,6 +25,12 @@ def require_single_reader(node: ir.Node) -> None:
         raise Refused(f"the result of {named(node)} has several readers ({', '.join(readers)})")
 
 
+def is_private(node: ir.Node) -> bool:
+    """Whether one node, and no output of the model, reads the first output of ``node``."""
+    output = node.outputs[0]
+    return not output.is_graph_output() and len(output.uses()) == 1
+
+
 def replace_node(old: ir.Node, new: ir.Node) -> None:
     """Let the readers of ``old`` read ``new``, which takes over the name of its only output."""
     before, after = old.outputs[0], new.outputs[0]
