@@ -282,12 +282,19 @@ class _DescriptorWriter:
         return "\n".join([f"static const edgert_tensor {name}[] = {{", *rows, "};"])
 
     def _steps(self) -> str:
+        names = list(dict.fromkeys(name for call in self.code.calls for name in (call.step.name, call.contract)))
+        offsets, size = {}, 0
+        for name in names:
+            offsets[name] = size
+            size += len(name.encode()) + 1
         rows = [
-            f"  {{{_quote(call.step.name)}, {_quote(call.contract)}, step{index}, {call.step.kernel.macs}u, "
+            f"  {{step{index}, {call.step.kernel.macs}u, {offsets[call.step.name]}u, {offsets[call.contract]}u, "
             f"{int(call.parallel)}u, 0u}},"
             for index, call in enumerate(self.code.calls)
         ]
-        return "\n".join(["static const edgert_step steps[] = {", *rows, "};"])
+        strings = [f'  {_quote(name)} "\\0"' for name in names] or ['  ""']
+        parts = ["static const char strings[] =", *strings, ";", "static const edgert_step steps[] = {", *rows, "};"]
+        return "\n".join(parts)
 
     def _model(self) -> str:
         target, program = self.target, self.program
@@ -297,7 +304,8 @@ class _DescriptorWriter:
             f"{ABI_VERSION}u", "(uint32_t)sizeof(edgert_model)", _quote(program.name), _quote(target.name),
             _quote(target.triple), ARCH_CODES[target.arch], features, f"{len(program.inputs)}u",
             f"{len(program.outputs)}u", "inputs", "outputs", f"{program.arena_bytes}u", f"{ALIGNMENT}u",
-            f"{len(self.code.calls)}u", "steps", "edgec_weights", f"{len(self.image.data)}u",
+            f"{len(self.code.calls)}u", "steps", "strings", "(uint64_t)sizeof strings", "edgec_weights",
+            f"{len(self.image.data)}u",
             "(const char *)edgec_manifest", f"{self.manifest_bytes}u", f"{{{digest}}}",
         ]  # fmt: skip
         body = ",\n  ".join(fields)

@@ -52,9 +52,12 @@ static edgert_status check_tensors(const edgert_model *model, const edgert_tenso
 static edgert_status check_steps(const edgert_model *model) {
   if (model->step_count > MAX_COUNT || (model->step_count > 0 && !model->steps))
     return broken(model, "its steps are missing");
+  if (model->strings_bytes > 0 && (!model->strings || model->strings[model->strings_bytes - 1] != 0))
+    return broken(model, "the names of its steps are missing");
   for (uint32_t i = 0; i < model->step_count; i++) {
     const edgert_step *step = &model->steps[i];
-    if (!step->run || !step->name || !step->kernel) return broken(model, "a step has no function or no name");
+    if (!step->run || step->name >= model->strings_bytes || step->kernel >= model->strings_bytes)
+      return broken(model, "a step has no function or no name");
   }
   return EDGERT_OK;
 }

@@ -374,8 +374,8 @@ edgert_status edgert_step_stats_get(const edgert_session *session, uint32_t inde
     return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_step_stats_get: no step %u, or an argument is NULL", index);
   const edgert_step *step = &session->model->steps[index];
   *stats = session->stats[index];
-  stats->name = step->name;
-  stats->kernel = step->kernel;
+  stats->name = session->model->strings + step->name;
+  stats->kernel = session->model->strings + step->kernel;
   stats->macs = step->macs;
   return EDGERT_OK;
 }

@@ -165,7 +165,10 @@ static void check_broken_steps(void) {
   steps[2].run = NULL;
   CHECK_STATUS(try_model(&model), EDGERT_ERROR_MODEL);
   steps[2] = toy->steps[2];
-  steps[1].name = NULL;
+  steps[1].name = (uint32_t)toy->strings_bytes;
+  CHECK_STATUS(try_model(&model), EDGERT_ERROR_MODEL);
+  steps[1] = toy->steps[1];
+  model.strings_bytes -= 1; /* its last name does not end */
   CHECK_STATUS(try_model(&model), EDGERT_ERROR_MODEL);
 }
 

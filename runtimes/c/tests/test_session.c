@@ -140,7 +140,7 @@ static void see_arena(uint8_t *arena, const uint8_t *weights, void *const *io, i
 }
 
 static void check_arena_alignment(void) {
-  const edgert_step step = {"see", "see", see_arena, 0, 0, 0};
+  const edgert_step step = {see_arena, 0, 0, 0, 0, 0};
   edgert_model model = edgert_model_v1;
   edgert_session *session;
   model.steps = &step;

@@ -95,7 +95,7 @@ static void *run_waiting(void *session) {
 
 static void check_busy(void) {
   edgert_model model = edgert_model_v1;
-  edgert_step step = {"wait", "wait", wait_in_step, 0, 0, 0};
+  edgert_step step = {wait_in_step, 0, 0, 0, 0, 0};
   edgert_session *session;
   pthread_t user;
   model.steps = &step;

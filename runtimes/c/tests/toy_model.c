@@ -87,10 +87,11 @@ static const edgert_tensor outputs[] = {
     {"y", TOY_Y_BYTES, {ROWS, COLUMNS}, 2, EDGERT_FLOAT32, 0.0f, 0},
     {"sum", 4, {1}, 1, EDGERT_INT32, 0.0f, 0},
 };
+static const char strings[] = "Mul \"a\"\0toy_multiply\0Concat\0toy_rotate\0ReduceSum\0toy_sum";
 static const edgert_step steps[] = {
-    {"Mul \"a\"", "toy_multiply", multiply, ELEMENTS, 1, 0},
-    {"Concat", "toy_rotate", rotate, 0, 1, 0},
-    {"ReduceSum", "toy_sum", sum, 5, 0, 0},
+    {multiply, ELEMENTS, 0, 8, 1, 0},
+    {rotate, 0, 21, 28, 1, 0},
+    {sum, 5, 39, 49, 0, 0},
 };
 
 extern const edgert_model TOY_SYMBOL;
@@ -110,6 +111,8 @@ const edgert_model TOY_SYMBOL __attribute__((visibility("default"))) = {
     .arena_alignment = 128,
     .step_count = 3,
     .steps = steps,
+    .strings = strings,
+    .strings_bytes = sizeof strings,
     .weights = weights.bytes,
     .weights_bytes = sizeof weights.bytes,
     .manifest = manifest,

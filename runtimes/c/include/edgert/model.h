@@ -73,12 +73,13 @@ typedef struct edgert_tensor {
 typedef void (*edgert_step_fn)(uint8_t *arena, const uint8_t *weights, void *const *io, int32_t thread,
                                int32_t threads);
 
+/* Names are offsets into the model's `strings`: a pointer each would cost a relocation at every load. */
 typedef struct edgert_step {
-  const char *name;   /* the ONNX nodes it computes */
-  const char *kernel; /* the kernel's contract, e.g. "f32_gemm_m49n96k576__t14x32" */
   edgert_step_fn run;
-  uint64_t macs;      /* multiply-accumulates of one call */
-  uint32_t parallel;  /* 0: call once with threads = 1 */
+  uint64_t macs;     /* multiply-accumulates of one call */
+  uint32_t name;     /* the ONNX nodes it computes */
+  uint32_t kernel;   /* the kernel's contract, e.g. "f32_conv_n1h7w7c64_k3x3s1x1d1x1i64__t2x7v2" */
+  uint32_t parallel; /* 0: call once with threads = 1 */
   uint32_t reserved;
 } edgert_step;
 
@@ -98,6 +99,8 @@ typedef struct edgert_model {
   uint32_t arena_alignment; /* bytes, a power of two */
   uint32_t step_count;
   const edgert_step *steps;
+  const char *strings; /* terminated names, one after the other */
+  uint64_t strings_bytes;
   const uint8_t *weights;
   uint64_t weights_bytes;
   const char *manifest; /* JSON, `manifest_bytes` long without its terminator */
