@@ -97,15 +97,34 @@ def compile_model(
         typer.Option("--output", "-o", metavar="OUT", help="The artifact; by default MODEL's name with .so."),
     ] = None,
     shape: Shapes = None,
+    passes: Annotated[
+        str | None, typer.Option(metavar="NAME,…", help="The passes to run, in this order; all by default.")
+    ] = None,
+    stop_after: Annotated[
+        str | None, typer.Option(metavar="PASS", help="Stop after this pass, and write the ONNX model as OUT.")
+    ] = None,
+    check: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="An .npz named as for run: compare its outputs after each pass.")
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what the passes left alone, and why.")] = False,
     json: Json = False,
 ) -> None:
     """Compile a model into one shared object, and write the manifest and report beside it as OUT.json."""
     from edgec.compiler import compile
     from edgec.shapes import parse_shape_flags
+    from edgec.transformation import transform
 
+    names = None if passes is None else [name.strip() for name in passes.split(",") if name.strip()]
+    shapes = parse_shape_flags(shape or ())
+    if stop_after is not None:
+        path = output or Path(f"{model.stem}.{stop_after}.onnx")
+        done = transform(model, path, passes=names, stop_after=stop_after, shapes=shapes, check=check)
+        _show(done.as_dict(), json, lambda: tables.print_transformed(done, explain))
+        return
     with console.progress() as progress:
-        compiled = compile(model, target, output, shapes=parse_shape_flags(shape or ()), progress=progress)
-    _show({"artifact": compiled.path, **compiled.report.as_dict()}, json, lambda: tables.print_compiled(compiled))
+        compiled = compile(model, target, output, shapes=shapes, passes=names, check=check, progress=progress)
+    results = {"artifact": compiled.path, **compiled.report.as_dict()}
+    _show(results, json, lambda: tables.print_compiled(compiled, explain))
 
 
 @app.command()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgec.program import Program
     from edgec.targets.cpu.backend import Code
     from edgec.targets.target import Target
+    from edgec.transformation import Check
 
 Source = "str | os.PathLike[str] | onnx.ModelProto | ir.Model"
 Progress = Callable[[str, int, int], None]
@@ -44,6 +45,8 @@ def compile(
     output: str | os.PathLike[str] | None = None,
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    passes: Sequence[str] | None = None,
+    check: Check | None = None,
     progress: Progress | None = None,
 ) -> Compiled:
     """Compile ``model`` for ``target`` into one shared object.
@@ -54,6 +57,9 @@ def compile(
         output: the artifact; ``<model>.so`` in the working folder by default. The manifest and the report are
             written beside it, as ``<output>.json``.
         shapes: pins dynamic inputs, e.g. ``{"input": (1, 3, 224, 224)}``.
+        passes: names of passes, in the order in which they run; all of them by default.
+        check: samples on which ONNX Runtime compares the model after each pass with the original: an ``.npz``
+            with arrays named as the inputs, or an iterable of arrays by input name.
         progress: told (what, done, total) as the work goes on.
 
     Raises:
@@ -64,15 +70,16 @@ def compile(
     from edgec.artifact import build_artifact, check_writable, write_atomically
     from edgec.graph import load_graph
     from edgec.lowering import lower
-    from edgec.passes.pipeline import run as run_passes
+    from edgec.passes.pipeline import select
     from edgec.summary import summarise
     from edgec.targets.cpu.backend import compile_program
     from edgec.targets.target import load_target
     from edgec.toolchain import find_toolchain
+    from edgec.transformation import apply_passes
 
     tell = progress or (lambda what, done, total: None)
     clock = _Clock()
-    chosen = load_target(target)
+    chosen, selected = load_target(target), select(passes)
     find_toolchain(chosen.triple)
     path = Path(output) if output is not None else Path(f"{_name(model)}.so")
     check_writable(path)
@@ -82,7 +89,7 @@ def compile(
     graph = load_graph(model, shapes=shapes)
     original = summarise(graph)
     clock.lap("import")
-    reports = run_passes(graph)
+    reports = apply_passes(graph, selected, check)
     clock.lap("passes")
     program = lower(graph)
     program.name = _name(model)
@@ -100,7 +107,7 @@ def compile(
     data, manifest = build_artifact(program, code, chosen, facts)
     clock.lap("link")
     nodes = tuple(call.step.nodes for call in code.calls)
-    report = Report(manifest, tuple(reports), nodes, len(data), clock.laps)
+    report = Report(manifest, reports, nodes, len(data), clock.laps)
     write_atomically({manifest_path(path): json.dumps(report.as_dict(), indent=1).encode(), path: data})
     tell("link", 1, 1)
     return Compiled(path, manifest, report)

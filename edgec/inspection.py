@@ -45,12 +45,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class ModelInspection:
-    """A model as it was imported; ``refusals`` are the nodes that edgec cannot compile."""
+    """A model as it was imported; ``after`` the passes, and ``refusals``: the nodes that edgec cannot compile."""
 
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     opset: int
     summary: GraphSummary
+    after: GraphSummary
     layers: tuple[Layer, ...]
     refusals: tuple[Refusal, ...]
 
@@ -62,18 +63,21 @@ def inspect_model(path: Path, shapes: Mapping[str, Sequence[int]] | None = None)
         EdgecError: the file is no valid model, or a shape in it cannot be known.
     """
     from edgec.graph import load_graph
+    from edgec.passes.pipeline import run as run_passes
     from edgec.summary import summarise
 
     model = load_graph(path, shapes=shapes)
-    found = ModelInspection(
+    transformed = model.clone()
+    run_passes(transformed)
+    return ModelInspection(
         inputs=tuple(map(_value, model.graph.inputs)),
         outputs=tuple(map(_value, model.graph.outputs)),
         opset=model.opset_imports.get("", 0),
         summary=summarise(model),
+        after=summarise(transformed),
         layers=tuple(map(_layer, model.graph)),
-        refusals=(),
+        refusals=_refusals(transformed),
     )
-    return ModelInspection(**{**vars(found), "refusals": _refusals(model)})
 
 
 def inspect_artifact(path: Path) -> dict[str, Any]:
@@ -126,8 +130,8 @@ def _value(value: ir.Value) -> Value:
 
 
 def _layer(node: ir.Node) -> Layer:
-    from edgec.values import node_shapes
     from edgec.summary import node_macs
+    from edgec.values import node_shapes
 
     return Layer(str(node.name), node.op_type, node_shapes(node), sum(_parameters(node)), node_macs(node))
 
@@ -140,11 +144,9 @@ def _parameters(node: ir.Node) -> Iterator[int]:
 
 
 def _refusals(model: ir.Model) -> tuple[Refusal, ...]:
-    """What the lowering refuses after the passes, which change ``model``."""
+    """What the lowering refuses of a model that the passes have changed."""
     from edgec.lowering import lower
-    from edgec.passes.pipeline import run as run_passes
 
-    run_passes(model)
     try:
         lower(model)
     except UnsupportedModelError as error:

@@ -32,7 +32,7 @@ class GraphSummary:
 
 def summarise(model: ir.Model) -> GraphSummary:
     """Counts over the main graph; its shapes must be static. The most frequent operator comes first."""
-    operators = Counter(node.op_type for node in model.graph)
+    operators = Counter(operator_name(node) for node in model.graph)
     tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
     return GraphSummary(
         nodes=len(model.graph),
@@ -41,6 +41,11 @@ def summarise(model: ir.Model) -> GraphSummary:
         bytes=sum(tensor.nbytes for tensor in tensors),
         macs=sum(map(node_macs, model.graph)),
     )
+
+
+def operator_name(node: ir.Node) -> str:
+    """``Conv`` for a standard operator, ``domain.Operator`` for any other."""
+    return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
 
 
 def node_macs(node: ir.Node) -> int:

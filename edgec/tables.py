@@ -15,23 +15,41 @@ if TYPE_CHECKING:
     from edgec.doctor import Check
     from edgec.evaluation import Evaluation
     from edgec.inspection import ModelInspection
+    from edgec.passes.base import PassReport
     from edgec.targets.target import Target
+    from edgec.transformation import Transformed
 
 
-def print_compiled(compiled: Compiled) -> None:
-    """Passes, sizes and times of a compilation."""
-    report, facts = compiled.report, compiled.manifest
+def print_transformed(done: Transformed, explain: bool) -> None:
+    """What the passes did to a model that was written as ONNX."""
+    _print_passes(done.passes, explain)
+    print_text(f"saved to {done.path}")
+
+
+def _print_passes(reports: Sequence[PassReport], explain: bool) -> None:
+    """One row a pass; with ``explain`` also every place that was left alone, and why."""
     print_table(
         "passes",
-        ("pass", "matched", "left alone", "nodes", "parameters", "MACs"),
+        ("pass", "matched", "left alone", "nodes", "parameters", "bytes", "MACs", "difference"),
         (
             (
                 done.name, done.matched, len(done.refusals), _change(done.before.nodes, done.after.nodes),
-                _change(done.before.parameters, done.after.parameters), _change(done.before.macs, done.after.macs),
+                _change(done.before.parameters, done.after.parameters), _change(done.before.bytes, done.after.bytes),
+                _change(done.before.macs, done.after.macs),
+                "" if done.difference is None else f"{done.difference:.1e}",
             )
-            for done in report.passes
+            for done in reports
         ),
     )  # fmt: skip
+    if explain:
+        sentences = [f"{done.name}: {refusal}" for done in reports for refusal in done.refusals]
+        print_text("\n".join(sentences or ["the passes left nothing alone that looked right for them"]))
+
+
+def print_compiled(compiled: Compiled, explain: bool) -> None:
+    """Passes, sizes and times of a compilation."""
+    report, facts = compiled.report, compiled.manifest
+    _print_passes(report.passes, explain)
     slack = facts["arena_bytes"] / (facts["arena_lower_bound"] or 1)
     print_table(
         f"{compiled.path} for {facts['target']} ({facts['triple']}, {facts['cpu']}): "
@@ -117,10 +135,18 @@ def print_model(path: Path, found: ModelInspection) -> None:
         ("name", "operator", "shapes", "parameters", "MACs"),
         ((x.name, x.op, x.shapes, x.parameters, x.macs) for x in found.layers),
     )
-    print_table("operators", ("operator", "count"), found.summary.operators.items())
-    summary = found.summary
+    before, after = found.summary, found.after
+    print_table(
+        "operators before and after the passes",
+        ("operator", "before", "after"),
+        (
+            (name, before.operators.get(name, 0), after.operators.get(name, 0))
+            for name in dict.fromkeys((*before.operators, *after.operators))
+        ),
+    )
     print_text(
-        f"{summary.nodes} nodes, {summary.parameters:,} parameters in {summary.bytes:,} bytes, {summary.macs:,} MACs"
+        f"{_change(before.nodes, after.nodes)} nodes, {_change(before.parameters, after.parameters)} parameters in "
+        f"{_change(before.bytes, after.bytes)} bytes, {_change(before.macs, after.macs)} MACs"
     )
     print_table(
         "edgec cannot compile",

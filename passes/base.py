@@ -19,13 +19,24 @@ from edgec.values import node_shapes
 
 @dataclass(frozen=True)
 class PassReport:
-    """What one pass did. ``refusals`` are the places that looked right but were left alone, and why."""
+    """What one pass did.
+
+    Attributes:
+        name: the pass's.
+        matched: how many places it changed.
+        before: counts of the graph it was given.
+        after: counts of the graph it left.
+        refusals: the places that looked right but were left alone, and why.
+        difference: the largest difference of the outputs from the original model's, over their range on
+            samples; None where there were none.
+    """
 
     name: str
     matched: int
     before: GraphSummary
     after: GraphSummary
     refusals: tuple[Refusal, ...] = ()
+    difference: float | None = None
 
     def __str__(self) -> str:
         head = (
@@ -33,6 +44,8 @@ class PassReport:
             f"{_change('parameters', self.before.parameters, self.after.parameters)}, "
             f"{_change('MACs', self.before.macs, self.after.macs)}"
         )
+        if self.difference is not None:
+            head += f", outputs within {self.difference:.1e} of the original's"
         return "\n".join([head, *(f"  left: {refusal}" for refusal in self.refusals)])
 
 

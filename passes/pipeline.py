@@ -1,28 +1,81 @@
-"""The passes that every compilation runs, and their order."""
+"""The passes that every compilation runs, and their order: the one place that names them all."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
+import numpy as np
 import onnx_ir as ir
 
+from edgec.errors import EdgecError
 from edgec.passes.base import Pass, PassReport
+from edgec.passes.difference import Comparison
 from edgec.passes.fold_adapters import FoldAdapters
 from edgec.passes.fold_affine import FoldAffine
 from edgec.passes.fold_branches import FoldBranches
 from edgec.passes.fold_padding import FoldPadding
+from edgec.passes.fold_sequences import FoldSequences
+from edgec.passes.fuse_activations import FuseActivations
+from edgec.passes.fuse_attention import FuseAttention
+from edgec.passes.fuse_heads import FuseHeads
+from edgec.passes.fuse_norms import FuseNorms
 from edgec.passes.simplify import Simplify
 
 DEFAULT: tuple[Pass, ...] = (
-    Simplify(),  # first: the folds need constants where a model computes its weights, and no Identity between
+    Simplify(),  # first: the others need constants where a model computes its weights, and no Identity between
+    FuseActivations(),  # before the folds, which would take the + 3 of a hard swish into the bias before it
+    FuseNorms(),  # likewise
     FoldPadding(),  # before the maps, while Pad and Conv are still neighbours
     FoldAffine(),  # before the sums, so that a branch is one node where it can be
     FoldBranches(),
     FoldAdapters(),
-    Simplify(),  # last: merges constants that became equal and removes what the folds left unread
+    FoldSequences(),  # after the sums: alone, a low-rank pair is cheaper as it is
+    FuseAttention(),  # after the folds, which may take a scale into the weights of the queries
+    FuseHeads(),
+    Simplify(),  # last: merges constants that became equal and removes what the others left unread
 )
 
 
-def run(model: ir.Model, passes: Sequence[Pass] = DEFAULT) -> list[PassReport]:
-    """Apply ``passes`` in order to ``model``, in place; one report a pass."""
-    return [each.apply(model) for each in passes]
+def pass_names() -> list[str]:
+    """What ``--passes`` can name, in the order of the pipeline."""
+    return list(dict.fromkeys(each.name for each in DEFAULT))
+
+
+def select(names: Iterable[str] | None = None, stop_after: str | None = None) -> tuple[Pass, ...]:
+    """The passes with these names in this order (all by default), up to the last one named ``stop_after``.
+
+    Raises:
+        EdgecError: there is no pass of a name, or it is not among those chosen.
+    """
+    known = {each.name: each for each in DEFAULT}
+    chosen = DEFAULT if names is None else tuple(known[_checked(name)] for name in names)
+    if stop_after is None:
+        return chosen
+    places = [index for index, each in enumerate(chosen) if each.name == _checked(stop_after)]
+    if not places:
+        raise EdgecError(f"--stop-after {stop_after} names a pass that --passes leaves out; add it there.")
+    return chosen[: places[-1] + 1]
+
+
+def _checked(name: str) -> str:
+    if name not in pass_names():
+        raise EdgecError(f"there is no pass '{name}'; the passes are {', '.join(pass_names())}")
+    return name
+
+
+def run(
+    model: ir.Model,
+    passes: Sequence[Pass] = DEFAULT,
+    samples: Iterable[Mapping[str, np.ndarray]] | None = None,
+) -> list[PassReport]:
+    """Apply ``passes`` in order to ``model``, in place; one report a pass.
+
+    With ``samples`` (arrays by input name) each report says how far the outputs then are from the original's.
+    """
+    comparison = None if samples is None else Comparison(model, samples)
+    reports = []
+    for each in passes:
+        report = each.apply(model)
+        reports.append(report if comparison is None else replace(report, difference=comparison.worst(model)))
+    return reports

@@ -485,4 +485,4 @@ def test_standard_operators_where_the_opset_has_them(opset: int, domains: list[s
 
 def test_summary_knows_fused_operators() -> None:
     _, model, _ = fused(FuseActivations(), ACTIVATIONS["silu"])
-    assert summarise(model).operators == {"Swish": 1}
+    assert summarise(model).operators == {"edgec.Swish": 1}
