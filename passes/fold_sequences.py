@@ -67,7 +67,7 @@ def _sweep(graph: ir.Graph, refusals: dict[str, Refusal]) -> int:
             if node.graph is not graph:
                 break
             try:
-                matched += _fold_chain(node, family, graph) or _fold_shared(node, family, graph)
+                matched += _fold_shared(node, family, graph) or _fold_chain(node, family, graph)
             except Refused as refused:
                 if str(refused):
                     refusal = Refusal(str(node.name), node.op_type, node_shapes(node), str(refused), _FIX)
@@ -91,10 +91,21 @@ def _fold_chain(root: ir.Node, family: Family, graph: ir.Graph) -> bool:
             reason = reason or refused
     if reason is not None:
         raise reason
-    first = before.source.producer()
-    if before.blocked and first is not None and not is_private(first) and _pays((*nodes, first), family):
+    if before.blocked and _would_pay(nodes, before.source, family):
         raise Refused(before.blocked)
     return False
+
+
+def _would_pay(nodes: Sequence[ir.Node], source: ir.Value, family: Family) -> bool:
+    """Whether only its other readers keep the operator that yields ``source`` from joining ``nodes``."""
+    node = source.producer()
+    if node is None or is_private(node) or not _pays((*nodes, node), family):
+        return False
+    try:
+        family.filter_of(node)
+    except Refused:
+        return False
+    return True
 
 
 def _pays(nodes: Sequence[ir.Node], family: Family) -> bool:

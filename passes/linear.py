@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from edgec.passes.affine import AFFINE_OPERATORS, Channels, read_affine, varying_operand
 from edgec.passes.filters import Filter, Geometry, border_conflict, compose, diagonal
-from edgec.passes.rewriting import Refused, free_name, named, require_single_reader, rounded
+from edgec.passes.rewriting import Refused, named, new_constant, require_single_reader, rounded
 from edgec.summary import node_macs
 from edgec.values import constant_of, input_of, shape_of
 
@@ -220,11 +220,7 @@ def yielding(
 def constant_like(array: np.ndarray, like: ir.Value, name: str, graph: ir.Graph) -> ir.Value:
     """A new initialiser in the dtype of ``like``; raises :class:`Refused` where it would overflow."""
     assert like.dtype is not None
-    name = free_name(graph, name)
-    tensor = ir.tensor(rounded(array, like.dtype.numpy(), f"'{name}'"), name=name)
-    value = ir.val(name, const_value=tensor)
-    graph.register_initializer(value)
-    return value
+    return new_constant(rounded(array, like.dtype.numpy(), f"'{name}'"), name, graph)
 
 
 def node_cost(node: ir.Node) -> int:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from edgec.errors import EdgecError
 from edgec.passes.base import Pass, PassReport
+from edgec.passes.cancel_transposes import CancelTransposes
 from edgec.passes.difference import Comparison
 from edgec.passes.fold_adapters import FoldAdapters
 from edgec.passes.fold_affine import FoldAffine
@@ -26,6 +27,7 @@ DEFAULT: tuple[Pass, ...] = (
     Simplify(),  # first: the others need constants where a model computes its weights, and no Identity between
     FuseActivations(),  # before the folds, which would take the + 3 of a hard swish into the bias before it
     FuseNorms(),  # likewise
+    CancelTransposes(),  # before the maps: a norm between two of them meets the product behind
     FoldPadding(),  # before the maps, while Pad and Conv are still neighbours
     FoldAffine(),  # before the sums, so that a branch is one node where it can be
     FoldBranches(),

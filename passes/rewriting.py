@@ -46,6 +46,14 @@ def free_name(graph: ir.Graph, name: str) -> str:
     return name
 
 
+def new_constant(array: np.ndarray, name: str, graph: ir.Graph) -> ir.Value:
+    """A new initialiser of the graph, called ``name`` if that is free."""
+    name = free_name(graph, name)
+    value = ir.val(name, const_value=ir.tensor(array, name=name))
+    graph.register_initializer(value)
+    return value
+
+
 def rounded(array: np.ndarray, dtype: np.dtype, owner: str) -> np.ndarray:
     """``array`` in ``dtype``; raises :class:`Refused` where it leaves the range of the dtype."""
     with np.errstate(over="ignore"):
