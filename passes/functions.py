@@ -152,7 +152,7 @@ def is_own(function: ir.Function, opset: int) -> bool:
 
 def _steps(function: ir.Function) -> list[object]:
     """What the body does, without the names that passes may give its values."""
-    numbers = {value: index for index, value in enumerate(function.inputs)}
+    numbers: dict[ir.Value | None, int] = {value: index for index, value in enumerate(function.inputs)}
     steps: list[object] = []
     for node in function:
         attributes = sorted(str(ir.to_proto(attribute)) for attribute in node.attributes.values())

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from edgec.passes.functions import call
 from edgec.passes.fuse import FusePass, Match, operands, producer, scalar_of
 from edgec.passes.rewriting import Refused
-from edgec.values import is_static, shape_of
+from edgec.values import shape_of
 
 
 class FuseAttention(FusePass):
@@ -27,7 +27,8 @@ class FuseAttention(FusePass):
     name: ClassVar[str] = "fuse-attention"
 
     def match(self, model: ir.Model, node: ir.Node) -> Match | None:
-        if node.op_type != "MatMul" or not is_static(node.outputs[0]):
+        weighted = node.inputs[1] if node.op_type == "MatMul" else None
+        if weighted is None:
             return None
         softmax, rows = _softmax_before(node.inputs[0])
         if softmax is None:
@@ -39,7 +40,7 @@ class FuseAttention(FusePass):
         _require_last_axis(softmax, found)
         if rows and shape_of(node.inputs[0]) != shape_of(found.product.outputs[0]):
             return None
-        values = [found.query, found.key, node.inputs[1], *([] if found.mask is None else [found.mask])]
+        values = [found.query, found.key, weighted, *([] if found.mask is None else [found.mask])]
         name = "Attention" if found.mask is None else "MaskedAttention"
         absorbed = (*rows, softmax, *split, *found.nodes)
         return Match("Attention", absorbed, lambda: [call(model, name, values, {"scale": found.scale}, node.name)])
@@ -107,7 +108,7 @@ def _read_scaled(value: ir.Value | None) -> _Scores | None:
 def _unscaled(value: ir.Value | None) -> tuple[ir.Value | None, float, tuple[ir.Node, ...]]:
     """``value`` = result · factor: the result, the factor and the node that multiplies, if one does."""
     node = producer(value, "Mul", "Div")
-    if node is None or not is_static(node.outputs[0]):
+    if node is None:
         return value, 1.0, ()
     pairs = operands(node) if node.op_type == "Mul" else operands(node)[:1]
     for inner, constant in pairs:

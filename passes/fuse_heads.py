@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from edgec.passes.fuse import FusePass, Match, initializer, producer
 from edgec.passes.rewriting import Refused
-from edgec.values import constant_of, input_of, is_static, shape_of
+from edgec.values import constant_of, input_of, shape_of
 
 
 class FuseHeads(FusePass):
@@ -30,7 +30,7 @@ class FuseHeads(FusePass):
 
     def match(self, model: ir.Model, node: ir.Node) -> Match | None:
         resize = producer(node.inputs[0], "Resize") if node.op_type in ("ArgMax", "ArgMin") else None
-        if resize is None or not (is_static(resize.inputs[0]) and is_static(resize.outputs[0])):
+        if resize is None:
             return None
         before, after = shape_of(resize.inputs[0]), shape_of(resize.outputs[0])
         axis = node.attributes.get_int("axis", 0) % len(after)
