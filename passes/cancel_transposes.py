@@ -169,13 +169,12 @@ def _turn(region: _Region, graph: ir.Graph) -> None:
 def _turned_input(value: ir.Value, perm: tuple[int, ...], graph: ir.Graph) -> ir.Value:
     """``value`` in the order of axes before ``perm``, by the transpose that stands there already, if one does."""
     node, own = value.producer(), _perm_of(value.producer())
+    source = value if node is None or own is None else node.inputs[0]
+    assert source is not None
+    if own == perm:
+        return source
     wanted = _inverse(perm)
-    if node is None or own is None:
-        turn = _transpose(value, wanted)
-    elif own == perm:
-        return node.inputs[0]
-    else:
-        turn = _transpose(node.inputs[0], tuple(own[axis] for axis in wanted))
+    turn = _transpose(source, wanted if own is None else [own[axis] for axis in wanted])
     if node is None:
         graph.insert_before(graph[0], turn)
     else:

@@ -21,6 +21,7 @@ from edgec.passes.fuse_activations import FuseActivations
 from edgec.passes.fuse_attention import FuseAttention
 from edgec.passes.fuse_heads import FuseHeads
 from edgec.passes.fuse_norms import FuseNorms
+from edgec.passes.move_affine import MoveAffine
 from edgec.passes.simplify import Simplify
 
 DEFAULT: tuple[Pass, ...] = (
@@ -29,6 +30,7 @@ DEFAULT: tuple[Pass, ...] = (
     FuseNorms(),  # likewise
     CancelTransposes(),  # before the maps: a norm between two of them meets the product behind
     FoldPadding(),  # before the maps, while Pad and Conv are still neighbours
+    MoveAffine(),  # to where the next folds it
     FoldAffine(),  # before the sums, so that a branch is one node where it can be
     FoldBranches(),
     FoldAdapters(),
