@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import edgec
 from edgec.runtimes.build import SOURCE_FOLDER, RuntimeFiles, build_runtime
 from edgec.toolchain import find_toolchain, host_triple
 from tests import toy
@@ -53,11 +54,22 @@ def compiles(tmp_path: Path, flag: str) -> bool:
 
 @needs_cmake
 @pytest.mark.parametrize("sanitize", ["address,undefined", "thread"])
-def test_c_tests_under_sanitizers(tmp_path: Path, sanitize: str) -> None:
+def test_c_tests_and_the_sample_model_under_sanitizers(
+    tmp_path: Path, sanitize: str, sample_model: Path, sample_data: dict[str, np.ndarray]
+) -> None:
     if not compiles(tmp_path, f"-fsanitize={sanitize}"):
         pytest.skip(f"this C compiler has no -fsanitize={sanitize}")
     folder = build(tmp_path / "build", "-DEDGERT_TESTS=ON", f"-DEDGERT_SANITIZE={sanitize}")
     assert "100% tests passed" in run("ctest", "--output-on-failure", cwd=folder)
+    artifact = edgec.compile(sample_model, "host", tmp_path / "model.so").path
+    images = sample_data["image"][:20]
+    (tmp_path / "in.bin").write_bytes(images.tobytes())
+    files = ("--inputs", tmp_path / "in.bin", "--outputs", tmp_path / "out.bin")
+    run(folder / "edgert-run", artifact, "--threads", "2", "--count", "20", *files)
+    found = np.fromfile(tmp_path / "out.bin", np.float32).reshape(20, 10)
+    with edgec.load(artifact) as session:
+        wanted = [session.run({"image": image[None]})["logits"][0] for image in images]
+    np.testing.assert_array_equal(found, wanted)
 
 
 @needs_cmake
