@@ -66,7 +66,9 @@ class FusePass(Pass):
             try:
                 found = self.match(model, node)
                 if found is not None:
-                    _require_private(found, node)
+                    reason = outside_use(found, node)
+                    if reason is not None:
+                        raise Refused(reason)
                     _replace(model, node, found)
                     count += 1
             except Refused as refused:
@@ -76,16 +78,16 @@ class FusePass(Pass):
         return count, refusals
 
 
-def _require_private(found: Match, last: ir.Node) -> None:
+def outside_use(found: Match, last: ir.Node) -> str | None:
+    """Who needs a value inside the subgraph, as a sentence; None where nobody does."""
     inside = {*found.absorbed, last}
     for value in (output for node in found.absorbed for output in node.outputs):
         reader = next((reader for reader in value.consumers() if reader not in inside), None)
         if reader is not None:
-            raise Refused(
-                f"it would be {found.name}, but {reader.op_type} '{reader.name}' also reads '{value.name}' inside it"
-            )
+            return f"it would be {found.name}, but {reader.op_type} '{reader.name}' also reads '{value.name}' inside it"
         if value.is_graph_output():
-            raise Refused(f"it would be {found.name}, but '{value.name}' inside it is an output of the model")
+            return f"it would be {found.name}, but '{value.name}' inside it is an output of the model"
+    return None
 
 
 def _replace(model: ir.Model, last: ir.Node, found: Match) -> None:

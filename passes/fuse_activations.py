@@ -18,7 +18,7 @@ parameters follow from a few values of f:
 
 f and g are equal if they differ by at most 10⁻⁶ · max(1, |x|) at every point of a grid that is dense where
 activations bend and reaches to ±10³⁰ (constants are rounded to float32, which moves f by up to 10⁻⁷). The
-longest chain that is an activation is taken.
+longest chain that is an activation, and whose inside nobody else reads, is taken.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.functions import call
-from edgec.passes.fuse import FusePass, Match, initializer
+from edgec.passes.fuse import FusePass, Match, initializer, outside_use
 from edgec.values import constant_of, is_static, shape_of
 
 Function = Callable[..., np.ndarray]
@@ -44,12 +44,13 @@ class FuseActivations(FusePass):
     name: ClassVar[str] = "fuse-activations"
 
     def match(self, model: ir.Model, node: ir.Node) -> Match | None:
-        longest = None
+        best = None
         for source, chain in _chains(node):
             activation = _recognise(source, chain, node)
             if activation is not None:
-                longest = _as_match(model, node, source, chain, activation)
-        return longest
+                longer = _as_match(model, node, source, chain, activation)
+                best = longer if best is None or outside_use(longer, node) is None else best
+        return best
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ What y is follows from the axes and from where scale and bias vary:
     the first or the third between two transposes, where the only axis is that of the channels
     GroupNormalization      Reshape to [N, groups, …], one of the first two, Reshape back, scale and bias per
                             channel
+
+Doubles stay as they are: ONNX Runtime has not all of these operators for them.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import onnx_ir as ir
 from edgec.passes.functions import call
 from edgec.passes.fuse import FusePass, Match, initializer, operands, producer, scalar_of
 from edgec.passes.rewriting import Refused
-from edgec.values import constant_of, input_of, is_static, shape_of
+from edgec.values import constant_of, input_of, shape_of
 
 
 class FuseNorms(FusePass):
@@ -39,7 +41,7 @@ class FuseNorms(FusePass):
     name: ClassVar[str] = "fuse-norms"
 
     def match(self, model: ir.Model, node: ir.Node) -> Match | None:
-        if node.op_type not in ("Add", "Sub", "Mul", "Div", "Reshape") or not is_static(node.outputs[0]):
+        if node.op_type not in ("Add", "Mul", "Div", "Reshape") or node.outputs[0].dtype is ir.DataType.DOUBLE:
             return None
         norm = _read_affine(node.outputs[0])
         if norm is None:
@@ -142,7 +144,7 @@ class _Root:
 def _read_normal(output: ir.Value) -> _Norm | None:
     """d / root or d · (1 / root), the latter perhaps already with the scale in it."""
     node = producer(output, "Div", "Mul")
-    if node is None or not is_static(output):
+    if node is None:
         return None
     if node.op_type == "Div":
         pairs = [(node.inputs[0], _read_root(node.inputs[1]))]

@@ -223,6 +223,24 @@ def test_activation_whose_inside_is_an_output() -> None:
     assert_same(original, model)
 
 
+def test_the_longest_chain_that_is_read_nowhere_else_is_taken() -> None:
+    """Clip(0, 6) of x holds Max, whose result is an output; Clip(1, 6) of that does not."""
+    original = build(spelled("m = Max x zero; a = Max m one; y = Min a six"), IMAGE, ["y", "m"], {**HARD, **HALVES})
+    model = load(original)
+    assert FuseActivations().apply(model).matched == 2
+    assert operators(model) == ["Clip", "Relu"]
+    assert_same(original, model)
+
+
+def test_norms_of_doubles_stay() -> None:
+    text = f"{CENTRE}{POWER} s = Sqrt e; y = Div d s"
+    constants = {"eps": np.array(1e-5), "two": np.array(2.0), "axes": whole(2)}
+    original = build(spelled(text), SEQUENCE, ["y"], constants, types={"x": onnx.TensorProto.DOUBLE})
+    model = load(original)
+    assert FuseNorms().apply(model).matched == 0
+    assert_same(original, model)
+
+
 def test_longest_chain_wins() -> None:
     """A Conv's ReLU6 inside a hard swish is not taken for an activation of its own."""
     case = Case("h = Conv x w; a = Add h three; b = Max a zero; c = Min b six; d = Mul h c; y = Div d six",
