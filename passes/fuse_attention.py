@@ -3,9 +3,12 @@
     softmax(s · q·k + mask)·v      with q […, S, D], k […, D, T] (transposed) and v […, T, E]
 
 is two products with a softmax along T between them. The factor s may stand before or behind the first product,
-on q, on k or on both (then it is their product), as a multiplication or a division: s·(q·k) = (s·q)·k. The
-mask is added. Between the products the scores may be reshaped to rows and back, as old exports of Softmax do.
-How q, k and v come to be transposed does not matter: that stays outside, and costs nothing when lowered.
+on q, on k or on both (then it is their product), as a multiplication or a division: s·(q·k) = (s·q)·k. Between
+the products the scores may be reshaped to rows and back, as old exports of Softmax do. How q, k and v come to be
+transposed does not matter: that stays outside, and costs nothing when lowered.
+
+The mask is added, or chosen by Where(allowed, score, m) with a constant m of at most −10⁹. That is the same as
+adding 0 or m, as long as every row allows something: the others' powers are 0 either way.
 """
 
 from __future__ import annotations
@@ -13,12 +16,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.functions import call
-from edgec.passes.fuse import FusePass, Match, operands, producer, scalar_of
+from edgec.passes.fuse import FusePass, Match, initializer, operands, producer, scalar_of
 from edgec.passes.rewriting import Refused
-from edgec.values import shape_of
+from edgec.values import constant_of, shape_of
 
 
 class FuseAttention(FusePass):
@@ -40,22 +44,29 @@ class FuseAttention(FusePass):
         _require_last_axis(softmax, found)
         if rows and shape_of(node.inputs[0]) != shape_of(found.product.outputs[0]):
             return None
-        values = [found.query, found.key, weighted, *([] if found.mask is None else [found.mask])]
-        name = "Attention" if found.mask is None else "MaskedAttention"
         absorbed = (*rows, softmax, *split, *found.nodes)
-        return Match("Attention", absorbed, lambda: [call(model, name, values, {"scale": found.scale}, node.name)])
+        return Match("Attention", absorbed, lambda: [_attention(model, node, found, weighted)])
+
+
+def _attention(model: ir.Model, node: ir.Node, scores: _Scores, weighted: ir.Value) -> ir.Node:
+    mask, inputs = scores.mask, [scores.query, scores.key, weighted]
+    if mask is None:
+        return call(model, "Attention", inputs, {"scale": scores.scale}, node.name)
+    if isinstance(mask, np.ndarray):
+        mask = initializer(model, f"{node.name}_mask", mask)
+    return call(model, "MaskedAttention", [*inputs, mask], {"scale": scores.scale}, node.name)
 
 
 @dataclass(frozen=True)
 class _Scores:
-    """scale · query·key + mask, and the nodes that compute it."""
+    """scale · query·key + mask, and the nodes that compute it; the mask is a value or a new constant."""
 
     product: ir.Node
     query: ir.Value
     key: ir.Value
     scale: float
     nodes: tuple[ir.Node, ...]
-    mask: ir.Value | None = None
+    mask: ir.Value | np.ndarray | None = None
 
 
 def _unreshaped(value: ir.Value | None) -> tuple[ir.Value | None, tuple[ir.Node, ...]]:
@@ -89,9 +100,40 @@ def _read_scores(value: ir.Value | None) -> _Scores | None:
         if scaled is not None and masked is not None and shape_of(inner) == shape_of(masked.outputs[0]):
             return replace(scaled, mask=mask, nodes=(masked, *scaled.nodes))
     chosen = producer(value, "Where")
-    if chosen is not None and any(_read_scaled(branch) for branch in chosen.inputs[1:]):
-        raise Refused(f"it would be Attention, but Where '{chosen.name}' applies the mask; only added masks are fused")
+    return None if chosen is None else _read_chosen(chosen)
+
+
+def _read_chosen(chosen: ir.Node) -> _Scores | None:
+    """Where(allowed, scores, fill) or Where(forbidden, fill, scores), as a sum."""
+    condition, yes, no = chosen.inputs
+    for scores, fill, negated in ((yes, no, False), (no, yes, True)):
+        scaled = _read_scaled(scores)
+        if scaled is not None and shape_of(scores) == shape_of(chosen.outputs[0]):
+            allowed = constant_of(condition)
+            mask = _as_sum(chosen, allowed if allowed is None else allowed != negated, scalar_of(fill))
+            return replace(scaled, mask=mask.astype(_numpy_dtype(scaled.query)), nodes=(chosen, *scaled.nodes))
     return None
+
+
+def _as_sum(chosen: ir.Node, allowed: np.ndarray | None, fill: float | None) -> np.ndarray:
+    """What is added instead; raises :class:`Refused` where that is not the same."""
+    place = f"it would be Attention, but the mask of Where '{chosen.name}'"
+    if allowed is None:
+        raise Refused(f"{place} is computed at run time, so that a row may allow nothing")
+    if fill is None or fill > _FORBIDDEN:
+        raise Refused(f"{place} fills in something else than a constant of at most {_FORBIDDEN:g}")
+    if not allowed.any(axis=-1).all():
+        raise Refused(f"{place} has a row that allows nothing")
+    return np.where(allowed, 0, fill)
+
+
+_FORBIDDEN = -1e9
+"""Scores are far from this, so that adding it leaves a power of 0."""
+
+
+def _numpy_dtype(value: ir.Value) -> np.dtype:
+    assert value.dtype is not None
+    return value.dtype.numpy()
 
 
 def _read_scaled(value: ir.Value | None) -> _Scores | None:

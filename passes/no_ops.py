@@ -107,6 +107,13 @@ def _neutral(element: int, *, commutes: bool) -> Callable[[ir.Node], ir.Value | 
     return find
 
 
+def _where(node: ir.Node) -> ir.Value | None:
+    condition = constant_of(node.inputs[0])
+    if condition is None or not (condition.all() or not condition.any()):
+        return None
+    return node.inputs[1] if condition.all() else node.inputs[2]
+
+
 def _clip(node: ir.Node) -> ir.Value | None:
     return node.inputs[0] if not any(node.inputs[1:]) else None
 
@@ -151,4 +158,5 @@ _NO_OPS: Mapping[str, Callable[[ir.Node], ir.Value | None]] = {
     "Resize": _resize,
     "Slice": _slice,
     "Transpose": _transpose,
+    "Where": _where,
 }

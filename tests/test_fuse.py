@@ -22,6 +22,7 @@ from edgec.passes.fuse_activations import FuseActivations
 from edgec.passes.fuse_attention import FuseAttention
 from edgec.passes.fuse_heads import FuseHeads
 from edgec.passes.fuse_norms import FuseNorms
+from edgec.passes.pipeline import run as run_passes
 from edgec.passes.simplify import Simplify
 from edgec.summary import summarise
 from tests.graphs import assert_same, build, load, operators, run
@@ -378,6 +379,25 @@ def test_attention(name: str, tmp_path: Path) -> None:
     check(FuseAttention(), Case(text, becomes, SCALES, inputs), tmp_path)
 
 
+@pytest.mark.parametrize("fill", [-1e9, -np.inf, np.finfo(np.float32).min])
+@pytest.mark.parametrize("where", ["Where allowed u fill", "Where forbidden fill u"])
+def test_attention_with_a_causal_mask(where: str, fill: float, tmp_path: Path) -> None:
+    allowed = np.tri(5, 17, 3, dtype=bool)
+    constants = {**SCALES, "allowed": allowed, "forbidden": ~allowed, "fill": number(fill)}
+    text = f"s = MatMul q k; u = Mul s c; t = {where}; w = Softmax(axis=-1) t; y = MatMul w v"
+    check(FuseAttention(), Case(text, ["MaskedAttention"], constants, HEADS), tmp_path)
+
+
+def test_attention_of_onnx(tmp_path: Path) -> None:
+    """The importer spells ONNX's own operator out; the passes put it together again."""
+    nodes = [helper.make_node("Attention", ["q", "k", "v"], ["y"], q_num_heads=3, kv_num_heads=3)]
+    original = build(nodes, {"q": (2, 5, 12), "k": (2, 7, 12), "v": (2, 7, 12)}, ["y"], opset=23)
+    model = load(original)
+    run_passes(model)
+    assert "Attention" in operators(model)
+    assert_same(original, model)
+
+
 def test_attention_without_heads(tmp_path: Path) -> None:
     inputs = {"q": (5, 4), "k": (4, 7), "v": (7, 3)}
     check(FuseAttention(), Case(ATTENTION["bare"][0], ["Attention"], SCALES, inputs), tmp_path)
@@ -402,9 +422,17 @@ ATTENTION_REFUSALS = {
         "s = MatMul q k; w = Softmax(axis=-1) s; a = MatMul w v; b = ReduceMax(keepdims=1) w; y = Add a b",
         "ReduceMax 'ReduceMax_3' also reads 'w' inside it",
     ),
-    "mask by Where": (
-        "s = MatMul q k; t = Where allowed s least; w = Softmax(axis=-1) t; y = MatMul w v",
-        "Where 'Where_1' applies the mask; only added masks are fused",
+    "mask of another fill": (
+        "s = MatMul q k; t = Where allowed s c; w = Softmax(axis=-1) t; y = MatMul w v",
+        "the mask of Where 'Where_1' fills in something else than a constant of at most -1e+09",
+    ),
+    "mask with an empty row": (
+        "s = MatMul q k; t = Where forbidden s least; w = Softmax(axis=-1) t; y = MatMul w v",
+        "the mask of Where 'Where_1' has a row that allows nothing",
+    ),
+    "mask at run time": (
+        "s = MatMul q k; f = Greater s c; t = Where f s least; w = Softmax(axis=-1) t; y = MatMul w v",
+        "is computed at run time, so that a row may allow nothing",
     ),
 }  # fmt: skip
 
@@ -413,6 +441,7 @@ ATTENTION_REFUSALS = {
 def test_attention_is_refused(name: str) -> None:
     text, reason = ATTENTION_REFUSALS[name]
     constants = {**SCALES, "allowed": np.tri(5, 17, 3, dtype=bool), "least": number(-1e9)}
+    constants["forbidden"] = np.eye(5, 17, 1, dtype=bool) & (np.arange(5) > 0)[:, None]
     case = Case(text, [node.op_type for node in spelled(text)], constants, HEADS)
     assert reason in refusal(FuseAttention(), case)
 
