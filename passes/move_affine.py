@@ -97,7 +97,7 @@ def _replacements(node: ir.Node, crossed: ir.Node, affine: Affine, graph: ir.Gra
     """The inputs of what is crossed, its operands each under their part of the map."""
     operands = _operands(crossed)
     split = crossed.op_type == "Concat" and crossed.attributes.get_int("axis", 0) % len(shape_of(operands[0])) == 1
-    ends: Sequence[int] = np.cumsum([shape_of(value)[1] for value in operands])[:-1] if split else []
+    ends = np.cumsum([shape_of(value)[1] for value in operands])[:-1].tolist() if split else []
     scales, shifts = np.split(affine.scale, ends), np.split(affine.shift, ends)
     mapped = []
     for index, value in enumerate(operands):

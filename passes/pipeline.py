@@ -15,6 +15,7 @@ from edgec.passes.difference import Comparison
 from edgec.passes.fold_adapters import FoldAdapters
 from edgec.passes.fold_affine import FoldAffine
 from edgec.passes.fold_branches import FoldBranches
+from edgec.passes.fold_norms import FoldNorms
 from edgec.passes.fold_padding import FoldPadding
 from edgec.passes.fold_sequences import FoldSequences
 from edgec.passes.fuse_activations import FuseActivations
@@ -34,6 +35,7 @@ DEFAULT: tuple[Pass, ...] = (
     FoldAffine(),  # before the sums, so that a branch is one node where it can be
     FoldBranches(),
     FoldAdapters(),
+    FoldNorms(),  # after the scales of branches went into their weights, before the shift it leaves is folded
     FoldSequences(),  # after the sums: alone, a low-rank pair is cheaper as it is
     FuseAttention(),  # after the folds, which may take a scale into the weights of the queries
     FuseHeads(),
