@@ -4,16 +4,20 @@ z = s·M(x) + t equals M(s·x + t) where M keeps the channels (axis 1) and is a 
 weights summing to one:
 
     Resize, AveragePool that leaves out its padding, GlobalAveragePool, ReduceMean over spatial axes
-    Reshape, Flatten, Squeeze, Unsqueeze behind the channel axis
+    Reshape, Flatten, Squeeze, Unsqueeze behind the channel axis; Slice along others; Pad by what it finds inside
     Concat       along the channels each operand takes its part of s and t, along other axes all of them
 
-The map is moved only if in the end every copy stands behind a linear operator with constant weights, where
+The other way, a map before a Flatten that a product reads becomes one with a value per feature behind it, where
+:mod:`edgec.passes.fold_sequences` folds it into the product.
+
+A map is moved back only if in the end every copy stands behind a linear operator with constant weights, where
 :mod:`edgec.passes.fold_affine` folds it, so that nothing is added; otherwise it stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
 from typing import ClassVar
 
 import numpy as np
@@ -44,13 +48,19 @@ class MoveAffine(Pass):
 
     def transform(self, model: ir.Model) -> tuple[int, Sequence[Refusal]]:
         matched = 0
-        while count := sum(_moved(node, model.graph) for node in list(model.graph) if node.graph is model.graph):
+        while count := sum(_moved(node, model.graph) for node in list(model.graph)):
             matched += count
         common_passes.RemoveUnusedNodesPass()(model)
         return matched, list(_refusals(model.graph))
 
 
 def _moved(node: ir.Node, graph: ir.Graph) -> bool:
+    if node.graph is not graph or node.domain != "" or node.op_type not in AFFINE_OPERATORS:
+        return False
+    return _moved_back(node, graph) or _moved_behind_flatten(node, graph)
+
+
+def _moved_back(node: ir.Node, graph: ir.Graph) -> bool:
     try:
         crossed, affine = _crossing(node)
         require_single_reader(crossed)
@@ -63,6 +73,46 @@ def _moved(node: ir.Node, graph: ir.Graph) -> bool:
     replace_node(node, new)
     graph.remove([node, crossed], safe=True)
     return True
+
+
+def _moved_behind_flatten(node: ir.Node, graph: ir.Graph) -> bool:
+    """Move the map behind the Flatten that alone reads it, if only products with constant weights read that."""
+    flatten = next(iter(node.outputs[0].consumers()), None)
+    if flatten is None or not is_private(node) or not _is_flatten_before_products(flatten):
+        return False
+    try:
+        value = varying_operand(node)
+        if value.shape != node.outputs[0].shape or _absorbs(value):
+            return False
+        shape = shape_of(value)
+        affine = read_affine(node, Channels(shape[1], 1, len(shape), named(node)))
+    except Refused:
+        return False
+    flatten.replace_input_with(0, value)
+    output, each = flatten.outputs[0], prod(shape[2:])
+    readers = list(output.uses())
+    wide = Affine(np.repeat(affine.scale, each), np.repeat(affine.shift, each))
+    mapped = _mapped(output, wide, str(node.name), graph)
+    for reader, index in readers:
+        reader.replace_input_with(index, mapped)
+    graph.remove(node, safe=True)
+    return True
+
+
+def _is_flatten_before_products(node: ir.Node) -> bool:
+    """Whether the node makes rows of features of a feature map, for products with constant weights and nobody else."""
+    if node.op_type not in ("Flatten", "Reshape") or node.domain != "" or node.outputs[0].is_graph_output():
+        return False
+    before, after = shape_of(node.inputs[0]), shape_of(node.outputs[0])
+    readers = list(node.outputs[0].consumers())
+    products = all(
+        reader.op_type in ("Gemm", "MatMul")
+        and reader.inputs[0] is node.outputs[0]
+        and constant_of(reader.inputs[1]) is not None
+        and reader.attributes.get_int("transA", 0) == 0
+        for reader in readers
+    )
+    return bool(readers) and products and len(before) >= 3 and after == (before[0], prod(before[1:]))
 
 
 def _refusals(graph: ir.Graph) -> Iterator[Refusal]:
@@ -165,6 +215,15 @@ def _resize(node: ir.Node) -> bool:
     return mode != "tf_crop_and_resize" and _keeps_channels(node)
 
 
+def _slice(node: ir.Node) -> bool:
+    axes, rank = constant_of(input_of(node, 3)), len(shape_of(node.inputs[0]))
+    return axes is not None and 1 not in (axes % rank).tolist()
+
+
+def _pad(node: ir.Node) -> bool:
+    return node.attributes.get_string("mode", "constant") != "constant" and _keeps_channels(node)
+
+
 def _average(node: ir.Node) -> bool:
     padded = any(node.attributes.get_ints("pads", ())) or node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET"
     counted = padded and node.attributes.get_int("count_include_pad", 0) == 1
@@ -182,5 +241,7 @@ _COMMUTING: Mapping[str, Callable[[ir.Node], bool]] = {
     "Concat": lambda node: True,
     "GlobalAveragePool": lambda node: True,
     "ReduceMean": _spatial_mean,
+    "Pad": _pad,
     "Resize": _resize,
+    "Slice": _slice,
 }

@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from edgec.passes.fold_affine import FoldAffine
+from edgec.passes.fold_sequences import FoldSequences
 from edgec.passes.move_affine import MoveAffine
 from tests.folding import arrays, batch_norm, folded, norm, refusal
 from tests.graphs import assert_same, build, load, node, operators
@@ -20,7 +21,9 @@ EXTRA = {
     "sizes": np.array([2, 5, 11, 4]),
     "axes": np.array([2, 3]),
     "line": np.array([2, 5, -1]),
-    "flat": np.array([2, -1]),
+    "low": np.array([1, 0]),
+    "high": np.array([5, -1]),
+    "pads": np.array([0, 0, 1, 2, 0, 0, 0, 3]),
 }
 
 
@@ -47,6 +50,8 @@ def after_both(
         node("ReduceMean", ["h", "axes"], ["m"]),
         node("ReduceMean", ["h", "axes"], ["m"], keepdims=0),
         node("Reshape", ["h", "line"], ["m"]),
+        node("Slice", ["h", "low", "high", "axes"], ["m"]),
+        node("Pad", ["h", "pads"], ["m"], mode="reflect"),
     ],
     ids=lambda each: each.op_type,
 )
@@ -87,6 +92,7 @@ def test_chain_of_crossings() -> None:
     "crossed",
     [
         node("AveragePool", ["h"], ["m"], kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1),
+        node("Pad", ["h", "pads"], ["m"]),
         node("MaxPool", ["h"], ["m"], kernel_shape=[3, 3]),
         node("Relu", ["h"], ["m"]),
     ],
@@ -94,7 +100,7 @@ def test_chain_of_crossings() -> None:
 )
 def test_what_does_not_commute(crossed: onnx.NodeProto) -> None:
     nodes = [CONV, crossed, batch_norm("m", "y")]
-    found, report = folded(MoveAffine(), nodes, INPUTS, {**arrays(**WEIGHT), **norm(5)})
+    found, report = folded(MoveAffine(), nodes, INPUTS, {**arrays(**WEIGHT), **norm(5), **EXTRA})
     assert (len(found), report.matched) == (3, 0)
 
 
@@ -103,6 +109,20 @@ def test_nothing_to_fold_into() -> None:
     nodes = [CONV, node("Relu", ["x"], ["r"]), node("Conv", ["r", "w"], ["i"]), node("Relu", ["i"], ["j"])]
     nodes += [node("Concat", ["h", "j"], ["m"], axis=1), batch_norm("m", "y")]
     assert folded(MoveAffine(), nodes, INPUTS, {**arrays(**WEIGHT), **norm(10)})[1].matched == 0
+
+
+@pytest.mark.parametrize("flatten", [node("Flatten", ["n"], ["f"]), node("Reshape", ["n", "rows"], ["f"])])
+def test_norm_before_a_flatten(flatten: onnx.NodeProto) -> None:
+    """Behind an activation nothing can take it, but the product behind the rows of features can."""
+    nodes = [node("Relu", ["x"], ["r"]), batch_norm("r", "n"), flatten, node("Gemm", ["f", "g", "c"], ["y"])]
+    constants = {**norm(3), **arrays(g=(3 * 9 * 7, 5), c=(5,)), "rows": np.array([2, -1])}
+    original = build(nodes, INPUTS, ["y"], constants)
+    model = load(original)
+    MoveAffine().apply(model)
+    FoldSequences().apply(model)
+    assert_same(original, model)
+    assert operators(model) == sorted(["Relu", flatten.op_type, "Gemm"])
+    folded(MoveAffine(), nodes, INPUTS, constants)
 
 
 def test_result_with_other_readers() -> None:
