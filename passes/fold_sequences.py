@@ -143,12 +143,11 @@ def _insert(
 
 def _fold_shared(node: ir.Node, family: Family, graph: ir.Graph) -> bool:
     """Fold a map per channel into all its readers, if they are linear and have a place for its shift."""
-    readers = list(node.outputs[0].consumers())
+    source, readers = family.operand(node), list(node.outputs[0].consumers())
     if node.op_type not in AFFINE_OPERATORS or len(readers) < 2 or node.outputs[0].is_graph_output():
         return False
     if not all(_takes(reader, node, family) for reader in readers):
         return False
-    source = family.operand(node)
     filters = [compose_chain((reader, node), family) for reader in readers]
     for reader, filter_ in zip(readers, filters, strict=True):
         _insert(filter_, source, reader, reader, family, graph)

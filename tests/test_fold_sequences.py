@@ -113,6 +113,11 @@ class TestMapsBefore:
         reason = refusal(FoldSequences(), nodes, {"x": [2, 3, 7]}, arrays(t=(7,), wq=(7, 5), wk=(7, 5)), ["q", "k"])
         assert "the result of Add 'shift' has several readers (pk, pq)" in reason
 
+    def test_sum_before_two_convolutions_is_not_meant(self) -> None:
+        nodes = [node("Add", ["x", "z"], ["h"]), second(), node("Conv", ["h", "w"], ["u"])]
+        found, report = folded(FoldSequences(), nodes, INPUTS | {"z": [2, 3, 9, 7]}, arrays(w=(5, 3, 3, 3)), ["y", "u"])
+        assert (len(found), report.refusals) == (3, ())
+
     def test_maps_in_a_row(self) -> None:
         nodes = [batch_norm("x", "a"), node("Mul", ["a", "c"], ["b"]), node("Add", ["b", "d"], ["y"])]
         constants = {**norm(3), **arrays(c=(3, 1, 1), d=(3, 1, 1))}
