@@ -11,7 +11,7 @@ import onnx_ir as ir
 from edgec.lowering.context import Lowering, Operands, attribute, lowers, refuse, shape_of
 from edgec.lowering.elementwise import as_index
 from edgec.program import View
-from edgec.scalar import INDEX, Expr, binary, cast, clamp_index, const, in_range, select, unary
+from edgec.scalar import Expr, binary, cast, clamp_index, const, in_range, select, unary
 
 CUBIC_A = -0.75
 """The cubic kernel's parameter that ONNX GridSample-20 prescribes."""
@@ -76,20 +76,11 @@ class Grid:
         moved = _limited(x, 0.0, extent - 1.0) if self.padding == "border" else _reflected(x, low, high)
         return select(inside, x, moved)
 
-    def place(self, index: Expr, extent: int) -> Expr:
-        """The element that stands at ``index``, which may lie outside by a few places."""
-        if self.padding != "reflection":
-            return clamp_index(index, extent)
-        zero = const(0, INDEX)
-        if self.align_corners:
-            period = max(1, 2 * (extent - 1))
-            folded = binary("max", index, const(0, INDEX) - index) % period
-            mirrored = const(period, INDEX) - folded
-        else:
-            period = 2 * extent
-            folded = select(binary("lt", index, zero), const(-1, INDEX) - index, index) % period
-            mirrored = const(period - 1, INDEX) - folded
-        return clamp_index(binary("min", folded, mirrored), extent)
+    def mirror(self, extent: int) -> np.ndarray:
+        """The element of an axis that stands at each index from −1 − OUTSIDE to extent + 1 + OUTSIDE, mirrored at the
+        outer elements or at their outer edges (int32)."""
+        mode = "reflect" if self.align_corners else "symmetric"
+        return np.pad(np.arange(extent, dtype=np.int32), (OUTSIDE + 1, OUTSIDE + 2), mode=mode)  # type: ignore[call-overload]
 
     def weights(self, part: Expr) -> list[tuple[int, Expr]]:
         """Taps, relative to the rounded-down coordinate, and their weights at ``part`` of the way to the next."""
@@ -130,11 +121,14 @@ def lower_grid_sample(ctx: Lowering, node: ir.Node) -> None:
     rule = Grid(mode, str(attribute(node, "padding_mode", "zeros")), bool(attribute(node, "align_corners", 0)))
     out = ctx.new_for(node.outputs[0], x.order)
     rank, precise = len(x.shape) - 2, _precise(x.dtype)
+    reflects = rule.padding == "reflection"
+    mirrors = [ctx.constant(rule.mirror(extent), "mirror") for extent in x.shape[2:]] if reflects else None
+    source = _Source(x, rule, mirrors)
 
     def sampled(ops: Operands, n: Expr, channel: Expr, *point: Expr) -> Expr:
         where = [cast(ops.load(grid, n, *point, rank - 1 - axis), precise) for axis in range(rank)]
         where = [rule.coordinate(value, extent) for value, extent in zip(where, x.shape[2:], strict=True)]
-        return cast(_interpolated(ops, x, rule, (n, channel), where), out.dtype)
+        return cast(source.at(ops, (n, channel), where), out.dtype)
 
     ctx.compute(out, sampled)
 
@@ -144,25 +138,39 @@ def _precise(dtype: str) -> str:
     return "float64" if dtype == "float64" else "float32"
 
 
-def _interpolated(ops: Operands, x: View, rule: Grid, outer: Sequence[Expr], where: Sequence[Expr]) -> Expr:
-    """``x`` at the coordinates ``where`` of its last axes, one axis after the other."""
-    axis = len(outer)
-    if axis == len(x.shape):
-        return cast(ops.load(x, *outer), _precise(x.dtype))
-    extent, terms = x.shape[axis], []
-    reach = (-OUTSIDE, extent - 1 + OUTSIDE)
-    if rule.mode == "nearest":
-        taps = [(_index(where[0], *reach), None)]
-    else:
-        base = unary("floor", where[0])
-        taps = [(_index(base, *reach) + tap, weight) for tap, weight in rule.weights(_minus(where[0], base))]
-    for index, weight in taps:
-        value = _interpolated(ops, x, rule, (*outer, rule.place(index, extent)), where[1:])
-        value = value if weight is None else _times(weight, value)
-        if rule.padding == "zeros":
-            value = select(in_range(index, extent), value, const(0, value.dtype))
-        terms.append(value)
-    return _sum(terms)
+@dataclass(frozen=True)
+class _Source:
+    """What is sampled, and how; ``mirrors`` holds :meth:`Grid.mirror` of each spatial axis where that is needed."""
+
+    x: View
+    rule: Grid
+    mirrors: Sequence[View] | None
+
+    def at(self, ops: Operands, outer: Sequence[Expr], where: Sequence[Expr]) -> Expr:
+        """The element at the indices ``outer`` and, interpolated axis by axis, the coordinates ``where``."""
+        if not where:
+            return cast(ops.load(self.x, *outer), _precise(self.x.dtype))
+        extent, terms = self.x.shape[len(outer)], []
+        for index, weight in self._taps(where[0], extent):
+            value = self.at(ops, (*outer, self._place(ops, index, len(outer))), where[1:])
+            value = value if weight is None else _times(weight, value)
+            if self.rule.padding == "zeros":
+                value = select(in_range(index, extent), value, const(0, value.dtype))
+            terms.append(value)
+        return _sum(terms)
+
+    def _taps(self, where: Expr, extent: int) -> list[tuple[Expr, Expr | None]]:
+        reach = (-OUTSIDE, extent - 1 + OUTSIDE)
+        if self.rule.mode == "nearest":
+            return [(_index(where, *reach), None)]
+        base = unary("floor", where)
+        return [(_index(base, *reach) + tap, weight) for tap, weight in self.rule.weights(_minus(where, base))]
+
+    def _place(self, ops: Operands, index: Expr, axis: int) -> Expr:
+        extent = self.x.shape[axis]
+        if self.mirrors is not None:
+            index = ops.load(self.mirrors[axis - 2], index + (OUTSIDE + 1))
+        return clamp_index(index, extent)
 
 
 @lowers("AffineGrid")
