@@ -141,6 +141,8 @@ def _note_weights(node: ir.Node, axis: int, stream: _Stream) -> None:
     weight = node.inputs[1]
     if axis - len(shape_of(node.outputs[0])) != own and axis != own:
         raise Refused(f"its residual stream is written by {named(node)}, whose channels lie along another axis")
+    if node.attributes.get_int("group", 1) > 1:
+        raise Refused(f"its residual stream is written by {named(node)} in groups, which share no inputs")
     stream.centre(weight, -len(shape_of(weight)) if node.op_type == "Conv" else place, node)
     stream.centre(input_of(node, 2), -1, node)
 

@@ -37,6 +37,7 @@ DEFAULT: tuple[Pass, ...] = (
     FoldAdapters(),
     FoldNorms(),  # after the scales of branches went into their weights, before the shift it leaves is folded
     FoldSequences(),  # after the sums: alone, a low-rank pair is cheaper as it is
+    FoldPadding(),  # again: a map between Pad and Conv may be gone by now
     FuseAttention(),  # after the folds, which may take a scale into the weights of the queries
     FuseHeads(),
     Simplify(),  # last: merges constants that became equal and removes what the others left unread

@@ -155,6 +155,16 @@ class TestRefusals:
         reason = refusal(FoldNorms(), [PRODUCT, NORM], {"x": [2, 3, 5], "w": [5, 7]}, arrays(s=(7,)))
         assert "is written by MatMul 'product', whose weight is computed at run time" in reason
 
+    def test_groups(self) -> None:
+        """The mean of all channels is no sum over the inputs of one group."""
+        nodes = [
+            node("Conv", ["x", "k"], ["c"], name="depthwise", group=7),
+            node("Transpose", ["c"], ["h"], perm=[0, 2, 1]),
+            NORM,
+        ]
+        reason = refusal(FoldNorms(), nodes, {"x": [2, 7, 5]}, arrays(k=(7, 1, 3), s=(7,)))
+        assert "is written by Conv 'depthwise' in groups" in reason
+
     def test_channels_that_are_mixed(self) -> None:
         nodes = [
             node("Conv", ["x", "k"], ["c"]),
