@@ -244,6 +244,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "sqrt": np.sqrt,
     "exp": np.exp,
     "log": np.log,
+    "log1p": np.log1p,
     "sigmoid": _sigmoid,
     "tanh": np.tanh,
     "erf": _erf,

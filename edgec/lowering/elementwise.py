@@ -61,7 +61,7 @@ def tanh(x: Expr) -> Expr:
 def softplus(x: Expr) -> Expr:
     """log(1 + exp(x)), without overflow: max(x, 0) + log(1 + exp(−|x|))."""
     e = unary("exp", unary("neg", unary("abs", x)))
-    return binary("add", relu(x), unary("log", binary("add", e, _float(1, x))))
+    return binary("add", relu(x), unary("log1p", e))
 
 
 def _negative_part(x: Expr, negative: Expr) -> Expr:

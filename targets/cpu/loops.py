@@ -219,8 +219,11 @@ class _LoopsWriter:
         return buffer
 
     def _accumulate(self, buffer: Any, slot: Any, value: Any) -> None:
-        combined = math.apply(COMBINE[str(self.nest.reducer)], [tirx.BufferLoad(buffer, [slot]), value], "")
+        combined = self._combined(str(self.nest.reducer), tirx.BufferLoad(buffer, [slot]), value)
         self.body.emit(tirx.stmt.BufferStore(buffer, combined, [slot]))
+
+    def _combined(self, how: str, left: Any, right: Any) -> Any:
+        return math.apply(COMBINE[how], [left, right], "", self.body.hold)
 
     def _reduce(self, axes: dict[int, Any], lanes: int, vectors: int) -> Any:
         buffer = self._start(lanes, vectors)
@@ -296,7 +299,7 @@ class _LoopsWriter:
             value = emitter.vector(self.nest.result)
         offset, step = emitter.offset(self.nest.store)
         if self.nest.combine is not None:
-            value = math.apply(COMBINE[self.nest.combine], [tirx.BufferLoad(self.output, [offset]), value], "")
+            value = self._combined(self.nest.combine, tirx.BufferLoad(self.output, [offset]), value)
         assert lanes_of(value) == lanes
         self.body.emit(vector_store(self.output, self._in_memory(value), offset, step or 1))
 

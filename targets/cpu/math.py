@@ -1,30 +1,44 @@
 """Scalar operators in TIR, for scalars and vectors alike.
 
-Exponentials, logarithms, tanh, sigmoid and erf of float32 are polynomials, so that they vectorise and give
-the same bits on every CPU; the other transcendental functions are the C library's.
+Exponentials, logarithms, tanh, sigmoid and erf of float32 are polynomials, so that they vectorise; the other
+transcendental functions are the C library's, a lane at a time. Half floats are widened for all of these.
+
+Every operator that reads an argument more than once is given a way to name a value (:data:`Bind`): TIR is a
+tree, so a value that is not named is copied into every place that reads it.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tvm
 from tvm import tirx
 
+Bind = Callable[[Any], Any]
+"""Computes a TIR value where it is called, and answers with how to read it (see ``tir.Body.hold``)."""
+
 
 def constant(value: float | int, like: Any) -> Any:
     """``value`` with the dtype and lanes of ``like``."""
-    kind = tvm.DataType(str(like.ty.dtype))
-    scalar_type = str(like.ty.dtype).partition("x")[0]
-    single = tirx.const(value, scalar_type)
-    return single if kind.lanes == 1 else tirx.Broadcast(single, kind.lanes)
+    return _constant(value, _kind(like), like)
+
+
+def _constant(value: float | int, dtype: str, like: Any) -> Any:
+    single = tirx.const(value, dtype)
+    lanes = _lanes(like)
+    return single if lanes == 1 else tirx.Broadcast(single, lanes)
 
 
 def vector_type(dtype: str, like: Any) -> str:
     """``dtype`` with as many lanes as ``like``."""
-    lanes = int(tvm.DataType(str(like.ty.dtype)).lanes)
+    lanes = _lanes(like)
     return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def _lanes(value: Any) -> int:
+    return int(tvm.DataType(str(value.ty.dtype)).lanes)
 
 
 def _kind(value: Any) -> str:
@@ -35,97 +49,191 @@ def _is_float(value: Any) -> bool:
     return _kind(value).startswith("float")
 
 
-def _polynomial(x: Any, coefficients: Sequence[float]) -> Any:
+def _is_simple(value: Any) -> bool:
+    """Whether a value is a name, a constant or a place in memory already."""
+    inner = value.value if isinstance(value, tirx.Broadcast) else value
+    return isinstance(inner, (tirx.Var, tirx.IntImm, tirx.FloatImm, tvm.ir.TensorLoad))
+
+
+# ---- transcendental functions of float32 ------------------------------------------------------------------
+
+
+def _polynomial(bind: Bind, x: Any, coefficients: Sequence[float]) -> Any:
     """Horner's scheme, the highest power's coefficient first."""
     total = constant(coefficients[0], x)
     for c in coefficients[1:]:
         total = total * x + constant(c, x)
-    return total
+    return bind(total)
 
 
-def _exp(x: Any) -> Any:
-    """exp of float32 to about 1 ulp: 2^n · p(r) with |r| <= ln(2)/2 (Cephes' expf)."""
-    if _kind(x) != "float32":
-        return tirx.exp(x)
-    high, low = constant(88.7228394, x), constant(-103.972084, x)
-    # the comparison keeps NaN, which min and max may drop
-    clamped = tirx.Select(x > high, high, tirx.Select(x < low, low, x))
-    n = tirx.floor(clamped * constant(1.44269504088896341, x) + constant(0.5, x))
-    r = clamped - n * constant(0.693359375, x) - n * constant(-2.12194440e-4, x)
+LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
+"""ln 2 in two parts; the high one has few bits, so that small multiples of it are exact."""
+
+
+def _exp(bind: Bind, x: Any) -> Any:
+    """exp: 2^n · p(r) with |r| <= ln(2) / 2 (the polynomial is Cephes' expf's).
+
+    Adding 1.5 · 2^23 leaves the nearest integer in a float's low bits. 2^n is applied in two factors, so that
+    results overflow to infinity and underflow through the subnormals as they should; NaN passes through.
+    """
+    high, low, magic = constant(89.0, x), constant(-104.0, x), constant(12582912.0, x)
+    clamped = bind(tirx.Select(x > high, high, x))
+    clamped = bind(tirx.Select(clamped < low, low, clamped))
+    shifted = bind(clamped * constant(1.44269504088896341, x) + magic)
+    n = bind(shifted - magic)
+    r = bind(clamped - n * constant(LN2_HIGH, x))
+    r = bind(r - n * constant(LN2_LOW, x))
     p = _polynomial(
-        r,
-        (
-            1.9875691500e-4,
-            1.3981999507e-3,
-            8.3334519073e-3,
-            4.1665795894e-2,
-            1.6666665459e-1,
-            5.0000001201e-1,
-        ),
-    )
-    p = p * r * r + r + constant(1.0, x)
-    # 2^n in two factors, so that results down to the subnormals are right
-    half = tirx.shift_right(tirx.Cast(vector_type("int32", x), n), _int(1, x))
-    rest = tirx.Cast(vector_type("int32", x), n) - half
-    value = p * _power_of_two(half, x) * _power_of_two(rest, x)
-    return tirx.Select(x > high, constant(float("inf"), x), tirx.Select(x < low, constant(0.0, x), value))
+        bind, r,
+        (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1),
+    )  # fmt: skip
+    p = p * (r * r) + r + constant(1.0, x)
+    whole = bind(_bits(shifted) - _constant(0x4B400000, "int32", x))
+    half = bind(tirx.shift_right(whole, _constant(1, "int32", x)))
+    return p * _power_of_two(half) * _power_of_two(whole - half)
 
 
-def _int(value: int, like: Any) -> Any:
-    single = tirx.const(value, "int32")
-    lanes = int(tvm.DataType(str(like.ty.dtype)).lanes)
-    return single if lanes == 1 else tirx.Broadcast(single, lanes)
+def _bits(x: Any) -> Any:
+    return tirx.reinterpret(vector_type("int32", x), x)
 
 
-def _power_of_two(n: Any, like: Any) -> Any:
-    return tirx.reinterpret(vector_type("float32", like), tirx.shift_left(n + _int(127, like), _int(23, like)))
+def _power_of_two(n: Any) -> Any:
+    """2^n as float32 for −127 < n < 128."""
+    biased = tirx.shift_left(n + _constant(127, "int32", n), _constant(23, "int32", n))
+    return tirx.reinterpret(vector_type("float32", n), biased)
 
 
-def _log(x: Any) -> Any:
-    return tirx.log(x)
+def _log(bind: Bind, x: Any) -> Any:
+    """log: e·ln 2 + p(m − 1) with m = x / 2^e in [√½, √2) (the polynomial is Cephes' logf's)."""
+    zero, smallest = constant(0.0, x), constant(1.17549435e-38, x)
+    subnormal = bind(x < smallest)
+    scaled = bind(tirx.Select(subnormal, x * constant(8388608.0, x), x))
+    root_half = _constant(0x3F3504F3, "int32", x)
+    exponent = bind(tirx.shift_right(_bits(scaled) - root_half, _constant(23, "int32", x)))
+    mantissa = _bits(scaled) - tirx.shift_left(exponent, _constant(23, "int32", x))
+    f = bind(tirx.reinterpret(str(x.ty.dtype), mantissa) - constant(1.0, x))
+    e = tirx.Cast(str(x.ty.dtype), exponent)
+    e = bind(e - tirx.Select(subnormal, constant(23.0, x), zero))
+    square = bind(f * f)
+    p = _polynomial(
+        bind, f,
+        (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
+         2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1),
+    )  # fmt: skip
+    rest = p * f * square + e * constant(LN2_LOW, x) - square * constant(0.5, x)
+    value = bind(rest + f + e * constant(LN2_HIGH, x))
+    infinity = constant(float("inf"), x)
+    value = tirx.Select(tirx.EQ(x, zero), constant(float("-inf"), x), value)
+    value = tirx.Select(x < zero, constant(float("nan"), x), value)
+    return tirx.Select(tirx.Or(tirx.EQ(x, infinity), _is_nan(x)), x, value)
 
 
-def _sigmoid(x: Any) -> Any:
+def _log1p(bind: Bind, x: Any) -> Any:
+    """log(1 + x): what rounding 1 + x to u lost is put back as (x − (u − 1)) / u."""
+    one, infinity = constant(1.0, x), constant(float("inf"), x)
+    u = bind(one + x)
+    lost = (x - (u - one)) / u
+    exact = tirx.Or(tirx.EQ(u, infinity), u <= constant(0.0, x))
+    value = bind(_log(bind, u))
+    return tirx.Select(exact, value, value + lost)
+
+
+def _sigmoid(bind: Bind, x: Any) -> Any:
+    """1 / (1 + e) for x >= 0 and e / (1 + e) below, with e = exp(−|x|), which never overflows."""
     one = constant(1.0, x)
-    e = _exp(constant(0.0, x) - tirx.abs(x))
-    small = e / (one + e)
-    return tirx.Select(x >= constant(0.0, x), one - small, small)
+    e = bind(_function(bind, "exp", [bind(constant(0.0, x) - tirx.abs(x))]))
+    return tirx.Select(x < constant(0.0, x), e, one) / (one + e)
 
 
-def _tanh(x: Any) -> Any:
-    """tanh of float32: odd polynomial below 0.625, 1 − 2/(exp(2|x|) + 1) above (Cephes' tanhf)."""
-    if _kind(x) != "float32":
-        return tirx.tanh(x)
-    magnitude = tirx.abs(x)
-    square = x * x
+def _tanh(bind: Bind, x: Any) -> Any:
+    """tanh: an odd polynomial below 0.625, 1 − 2 / (exp(2|x|) + 1) above (Cephes' tanhf)."""
+    magnitude, square = bind(tirx.abs(x)), bind(x * x)
     near = _polynomial(
-        square, (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
-    )
-    near = near * square * x + x
+        bind, square,
+        (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1),
+    )  # fmt: skip
+    near = bind(near * square * x + x)
     one, two = constant(1.0, x), constant(2.0, x)
-    far = one - two / (_exp(magnitude * two) + one)
+    far = bind(one - two / (_exp(bind, bind(magnitude * two)) + one))
     far = tirx.Select(x < constant(0.0, x), constant(0.0, x) - far, far)
     return tirx.Select(magnitude < constant(0.625, x), near, far)
 
 
-def _erf(x: Any) -> Any:
-    """erf of float32: the rational minimax approximation on [−4, 4] (as in Eigen)."""
-    if _kind(x) != "float32":
-        return tirx.erf(x)
-    four = constant(4.0, x)
-    clamped = tirx.Select(x > four, four, tirx.Select(x < constant(-4.0, x), constant(-4.0, x), x))
-    square = clamped * clamped
-    top = _polynomial(
-        square,
-        (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
-         -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02),
+def _erf(bind: Bind, x: Any) -> Any:
+    """erf: x + x·p(x²) below 0.9, ±(1 − exp(|x|·q(|x|))) above.
+
+    p is the minimax fit of erf(x) / x − 1 on [0, 0.93], q that of log(erfc(x)) / x on [0.88, 3.95], weighted by
+    the relative error of the result: 0.01 and 0.05 ulp.
+    """
+    magnitude, square, four = bind(tirx.abs(x)), bind(x * x), constant(4.0, x)
+    near = _polynomial(
+        bind, square,
+        (8.316764433402568e-05, -0.0008130010101012886, 0.005199906416237354, -0.026858940720558167,
+         0.11283687502145767, -0.37612631916999817, 0.12837916612625122),
     )  # fmt: skip
-    bottom = _polynomial(
-        square,
-        (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03,
-         -1.42647390514189e-02),
+    near = bind(near * x + x)
+    t = bind(tirx.Select(magnitude > four, four, magnitude))
+    far = _polynomial(
+        bind, t,
+        (0.00021511080558411777, -0.0032241935841739178, 0.022919438779354095, -0.10530756413936615,
+         -0.6356838345527649, -1.1285245418548584),
     )  # fmt: skip
-    return clamped * top / bottom
+    far = bind(constant(1.0, x) - _exp(bind, bind(far * t)))
+    far = tirx.Select(x < constant(0.0, x), constant(0.0, x) - far, far)
+    return tirx.Select(magnitude < constant(0.9, x), near, far)
+
+
+_FLOAT32: dict[str, Callable[[Bind, Any], Any]] = {
+    "exp": _exp,
+    "log": _log,
+    "log1p": _log1p,
+    "sigmoid": _sigmoid,
+    "tanh": _tanh,
+    "erf": _erf,
+}
+
+# ---- the C library's functions ----------------------------------------------------------------------------
+
+_LIBRARY_NAMES = {
+    **{name: name for name in ("exp", "log", "log1p", "tanh", "erf", "sin", "cos", "tan", "asin", "acos", "atan")},
+    **{name: name for name in ("sinh", "cosh", "asinh", "acosh", "atanh", "pow")},
+    "truncmod": "fmod",
+}
+"""Operators that are functions of libm where there is no polynomial for them, and what libm calls them."""
+
+
+def _from_library(bind: Bind, op: str, args: Sequence[Any]) -> Any:
+    """A libm function of each lane."""
+    dtype, lanes = _kind(args[0]), _lanes(args[0])
+    name = _LIBRARY_NAMES[op] + ("f" if dtype == "float32" else "")
+    if lanes == 1:
+        return tirx.call_pure_extern(dtype, name, *args)
+    args = [bind(arg) for arg in args]
+    single = [
+        tirx.call_pure_extern(dtype, name, *(tirx.Shuffle([arg], [tirx.const(lane, "int32")]) for arg in args))
+        for lane in range(lanes)
+    ]
+    return tirx.Shuffle(single, [tirx.const(lane, "int32") for lane in range(lanes)])
+
+
+def _transcendental(bind: Bind, op: str, args: Sequence[Any]) -> Any:
+    """A transcendental function of floats of any width; integers have one, pow, which goes by way of float64."""
+    dtype, args = _kind(args[0]), [bind(arg) for arg in args]
+    if dtype in ("float32", "float64"):
+        return _function(bind, op, args)
+    wide = "float32" if dtype == "float16" else "float64"
+    widened = [bind(tirx.Cast(vector_type(wide, arg), arg)) for arg in args]
+    return tirx.Cast(str(args[0].ty.dtype), _function(bind, op, widened))
+
+
+def _function(bind: Bind, op: str, args: Sequence[Any]) -> Any:
+    """A transcendental function of float32 or float64."""
+    if op == "sigmoid" or (_kind(args[0]) == "float32" and op in _FLOAT32):
+        return _FLOAT32[op](bind, *args)
+    return _from_library(bind, op, args)
+
+
+# ---- arithmetic -------------------------------------------------------------------------------------------
 
 
 def _is_nan(x: Any) -> Any:
@@ -133,77 +241,86 @@ def _is_nan(x: Any) -> Any:
     return tirx.isnan(x)
 
 
-def _floor_mod(a: Any, b: Any) -> Any:
+def _floor_mod(bind: Bind, a: Any, b: Any) -> Any:
+    if not _is_float(a):
+        return tirx.floormod(a, _safe_divisor(bind, b))
+    b = bind(b)
+    zero, rest = constant(0.0, a), bind(_truncated_mod(bind, a, b))
+    wrong = tirx.And(tirx.NE(rest, zero), tirx.NE(tirx.LT(rest, zero), tirx.LT(b, zero)))
+    return tirx.Select(wrong, rest + b, rest)
+
+
+def _truncated_mod(bind: Bind, a: Any, b: Any) -> Any:
+    return _transcendental(bind, "truncmod", [a, b]) if _is_float(a) else tirx.truncmod(a, _safe_divisor(bind, b))
+
+
+def _safe_divisor(bind: Bind, b: Any) -> Any:
+    """``b``, or 1 where the machine would trap: at 0, and at −1, by which the least integer overflows."""
+    if isinstance(b, tirx.IntImm):
+        return b
+    one, b = constant(1, b), bind(b)
+    traps = tirx.EQ(b, constant(0, b))
+    if not _kind(b).startswith("uint"):
+        traps = tirx.Or(traps, tirx.EQ(b, constant(-1, b)))
+    return tirx.Select(traps, one, b)
+
+
+def _divide(bind: Bind, a: Any, b: Any) -> Any:
+    """a / b; integers truncate, and a / 0 is a."""
     if _is_float(a):
-        rest = tirx.fmod(a, b)
-        zero = constant(0.0, a)
-        wrong = tirx.And(tirx.NE(rest, zero), tirx.NE(tirx.LT(rest, zero), tirx.LT(b, zero)))
-        return tirx.Select(wrong, rest + b, rest)
-    return tirx.floormod(a, b)
+        return a / b
+    if isinstance(b, tirx.IntImm):
+        return tirx.truncdiv(a, b)
+    a, b = bind(a), bind(b)
+    quotient = tirx.truncdiv(a, bind(_safe_divisor(bind, b)))
+    if _kind(b).startswith("uint"):
+        return quotient
+    return tirx.Select(tirx.EQ(b, constant(-1, b)), constant(0, a) - a, quotient)
 
 
-def _divide(a: Any, b: Any) -> Any:
-    return a / b if _is_float(a) else tirx.truncdiv(a, b)
-
-
-def _power(a: Any, b: Any) -> Any:
-    if _is_float(a):
-        return tirx.pow(a, b)
-    wide = vector_type("float64", a)
-    return tirx.Cast(str(a.ty.dtype), tirx.pow(tirx.Cast(wide, a), tirx.Cast(wide, b)))
-
-
-def _round_even(x: Any) -> Any:
-    return tirx.nearbyint(x)
-
-
-def _sign(x: Any) -> Any:
-    zero, one = constant(0, x), constant(1, x)
-    below = constant(0, x) if _kind(x).startswith("uint") else tirx.Select(x < zero, zero - one, zero)
+def _sign(bind: Bind, x: Any) -> Any:
+    zero, one, x = constant(0, x), constant(1, x), bind(x)
+    below = zero if _kind(x).startswith("uint") else tirx.Select(x < zero, zero - one, zero)
     return tirx.Select(x > zero, one, tirx.Select(_is_nan(x), x, below) if _is_float(x) else below)
 
 
-def _is_constant(x: Any) -> bool:
-    return isinstance(x.value if isinstance(x, tirx.Broadcast) else x, tirx.FloatImm)
-
-
-def _minimum(a: Any, b: Any) -> Any:
-    """min that keeps NaN, as ONNX (and numpy) do; a comparison with a constant becomes one instruction."""
+def _minimum(bind: Bind, a: Any, b: Any) -> Any:
+    """min that keeps NaN, as ONNX (and numpy) do."""
     if not _is_float(a):
         return tirx.min(a, b)
-    return tirx.Select(b < a, b, a) if _is_constant(b) else tirx.Select(tirx.Or(a < b, _is_nan(a)), a, b)
+    a, b = bind(a), bind(b)
+    return tirx.Select(_is_nan(b), b, bind(tirx.Select(b < a, b, a)))
 
 
-def _maximum(a: Any, b: Any) -> Any:
-    """max that keeps NaN, likewise."""
+def _maximum(bind: Bind, a: Any, b: Any) -> Any:
+    """max that keeps NaN; the inner selection is one instruction of x86."""
     if not _is_float(a):
         return tirx.max(a, b)
-    return tirx.Select(b > a, b, a) if _is_constant(b) else tirx.Select(tirx.Or(a > b, _is_nan(a)), a, b)
+    a, b = bind(a), bind(b)
+    return tirx.Select(_is_nan(b), b, bind(tirx.Select(b > a, b, a)))
 
 
-def _negate(x: Any) -> Any:
-    if _is_float(x):
-        return x * constant(-1.0, x)
-    return constant(0, x) - x
-
-
-_OPERATORS: dict[str, Callable[..., Any]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
+_TWICE: dict[str, Callable[..., Any]] = {
     "div": _divide,
-    "floordiv": tirx.floordiv,
     "floormod": _floor_mod,
-    "truncmod": lambda a, b: tirx.fmod(a, b) if _is_float(a) else tirx.truncmod(a, b),
-    "pow": _power,
+    "truncmod": _truncated_mod,
     "min": _minimum,
     "max": _maximum,
-    "eq": lambda a, b: tirx.EQ(a, b),
-    "ne": lambda a, b: tirx.NE(a, b),
-    "lt": lambda a, b: a < b,
-    "le": lambda a, b: a <= b,
-    "gt": lambda a, b: a > b,
-    "ge": lambda a, b: a >= b,
+    "sign": _sign,
+}
+"""Operators that read an argument more than once."""
+
+_ONCE: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "floordiv": tirx.floordiv,
+    "eq": tirx.EQ,
+    "ne": tirx.NE,
+    "lt": tirx.LT,
+    "le": tirx.LE,
+    "gt": tirx.GT,
+    "ge": tirx.GE,
     "and": tirx.And,
     "or": tirx.Or,
     "not": tirx.Not,
@@ -213,40 +330,33 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "bitnot": tirx.bitwise_not,
     "shiftleft": tirx.shift_left,
     "shiftright": tirx.shift_right,
-    "neg": _negate,
+    "neg": lambda x: x * constant(-1.0, x) if _is_float(x) else constant(0, x) - x,
     "abs": tirx.abs,
-    "sign": _sign,
     "floor": tirx.floor,
     "ceil": tirx.ceil,
-    "round": _round_even,
+    "round": tirx.nearbyint,
     "sqrt": tirx.sqrt,
-    "exp": _exp,
-    "log": _log,
-    "sigmoid": _sigmoid,
-    "tanh": _tanh,
-    "erf": _erf,
-    "sin": tirx.sin,
-    "cos": tirx.cos,
-    "tan": tirx.tan,
-    "asin": tirx.asin,
-    "acos": tirx.acos,
-    "atan": tirx.atan,
-    "sinh": tirx.sinh,
-    "cosh": tirx.cosh,
-    "asinh": tirx.asinh,
-    "acosh": tirx.acosh,
-    "atanh": tirx.atanh,
     "isnan": _is_nan,
     "isinf": lambda x: tirx.EQ(tirx.abs(x), constant(float("inf"), x)),
     "select": tirx.Select,
 }
+"""Operators that read each argument once."""
+
+OPERATORS = frozenset({*_ONCE, *_TWICE, *_FLOAT32, *_LIBRARY_NAMES, "cast"})
+"""Every operator that this target has code for."""
 
 
-def apply(op: str, args: Sequence[Any], dtype: str) -> Any:
-    """``op`` of TIR values of equal lanes; ``dtype`` is the result's."""
+def apply(op: str, args: Sequence[Any], dtype: str, bind: Bind) -> Any:
+    """``op`` of TIR values of equal lanes; ``dtype`` is the result's. ``bind`` names what is read again."""
+
+    def name(value: Any) -> Any:
+        return value if _is_simple(value) else bind(value)
+
     if op == "cast":
         return _cast(args[0], dtype)
-    return _OPERATORS[op](*args)
+    if op in _ONCE:
+        return _ONCE[op](*args)
+    return _TWICE[op](name, *args) if op in _TWICE else _transcendental(name, op, args)
 
 
 def _cast(value: Any, dtype: str) -> Any:

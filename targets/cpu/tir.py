@@ -76,6 +76,23 @@ class Body:
         self.emit(stmt.Bind(variable, value))
         return variable
 
+    def hold(self, value: Any) -> Any:
+        """Compute ``value`` here, once, and answer with how to read it.
+
+        It passes through a local buffer (a register, after LLVM), because TVM would copy a named value of no
+        side effect back into every place that reads it, and simplify across it as if floats were reals.
+        Comparisons are cheap enough to repeat.
+        """
+        kind = tvm.DataType(str(value.ty.dtype))
+        if str(kind).startswith("bool"):
+            return value
+        lanes = int(kind.lanes)
+        index = tirx.const(0, "int32")
+        index = index if lanes == 1 else tirx.Ramp(index, tirx.const(1, "int32"), lanes)
+        buffer = self.local(str(kind).partition("x")[0], lanes)
+        self.emit(stmt.BufferStore(buffer, value, [index]))
+        return tirx.BufferLoad(buffer, [index])
+
     def local(self, dtype: str, elements: int) -> Any:
         """Registers (or stack) for ``elements`` values of ``dtype``."""
         buffer = tirx.decl_buffer((elements,), dtype, name=self.name("acc"), scope="local")
@@ -182,8 +199,12 @@ class Emitter:
             if id(node) not in self._made:
                 value = self._node(node)
                 shared = uses.get(id(node), 0) > 1 and node.op not in ("const", "axis", "acc")
-                self._made[id(node)] = self.body.bind("v", value) if shared else value
+                self._made[id(node)] = self._kept(node, value) if shared else value
         return self._made[id(expr)]
+
+    def _kept(self, node: Expr, value: Any) -> Any:
+        """A value that is read again; indices stay open to simplification."""
+        return self.body.bind("v", value) if node.dtype == scalar.INDEX else self.body.hold(value)
 
     def vector(self, expr: Expr) -> Any:
         """The TIR value of ``expr`` with all its lanes."""
@@ -213,7 +234,7 @@ class Emitter:
             return self._load(node)
         args = [self._made[id(child)] for child in node.children]
         lanes = max((lanes_of(arg) for arg in args), default=1)
-        return math.apply(node.op, [widen(arg, lanes) for arg in args], node.dtype)
+        return math.apply(node.op, [widen(arg, lanes) for arg in args], node.dtype, self.body.hold)
 
     def _load(self, node: Expr) -> Any:
         buffer = self.operands[node.args[0]]
