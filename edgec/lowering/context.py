@@ -204,7 +204,12 @@ class Lowering:
         operands = Operands()
         value = body(operands, *indices, *inner)
         final = None
-        if epilogue is not None:
+        if reducer in ("sum", "prod") and value.dtype == "float16":
+            # half floats are summed up in single precision and rounded once, as numpy does
+            total = scalar.cast(scalar.accumulator("float32"), "float16")
+            final = total if epilogue is None else epilogue(operands, total, *indices)
+            value = scalar.cast(value, "float32")
+        elif epilogue is not None:
             final = epilogue(operands, scalar.accumulator(value.dtype), *indices)
         where = store(operands, *indices) if store else out.at(*indices)
         nest = Loops(
