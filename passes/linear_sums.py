@@ -200,7 +200,7 @@ class _Plan:
 
     def _merge_branches(self, source: ir.Value, chains: Mapping[int, Chain]) -> tuple[_Part | None, list[int]]:
         """The sum of the branches that may join, and the indices of those that are not in it."""
-        found = self._read_branches(source, chains) if len(chains) > 1 else {}
+        found = self._read_branches(chains) if len(chains) > 1 else {}
         joined: list[int] = []
         for index in sorted(found, key=lambda each: -found[each].weight.size):
             try:
@@ -213,8 +213,8 @@ class _Plan:
         nodes = tuple(node for index in joined for node in chains[index].nodes)
         return _Part(source, add([found[index] for index in joined]), nodes), [i for i in chains if i not in joined]
 
-    def _read_branches(self, source: ir.Value, chains: Mapping[int, Chain]) -> dict[int, Filter]:
-        """The branches that are exact filters on ``source``, under the scales of their terms."""
+    def _read_branches(self, chains: Mapping[int, Chain]) -> dict[int, Filter]:
+        """The branches that are exact filters on their source, under the scales of their terms."""
         found = {}
         for index, chain in chains.items():
             try:
@@ -279,6 +279,7 @@ class _Plan:
         return True
 
     def _build(self, graph: ir.Graph) -> list[ir.Node]:
+        """The nodes of the new sum; raises :class:`Refused` where a constant overflows or nothing is left to do."""
         nodes: list[ir.Node] = []
         values: list[ir.Value] = []
         root = self._expression.root
@@ -287,11 +288,10 @@ class _Plan:
             made = build(part.filter, part.source, self._like, name, self._family, graph)
             nodes += made
             values.append(made[-1].outputs[0] if made else part.source)
+        total = values[0]
         for index, value in enumerate(values[1:]):
-            left = nodes[-1].outputs[0] if index else values[0]
-            nodes.append(
-                yielding(self._like, "Add", [left, value], f"{root.name}_{index}" if index else str(root.name))
-            )
+            nodes.append(yielding(self._like, "Add", [total, value], f"{root.name}_{index}"))
+            total = nodes[-1].outputs[0]
         if not nodes:
             raise Refused
         return nodes

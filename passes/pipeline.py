@@ -37,11 +37,13 @@ DEFAULT: tuple[Pass, ...] = (
     FoldAdapters(),
     FoldNorms(),  # after the scales of branches went into their weights, before the shift it leaves is folded
     FoldSequences(),  # after the sums: alone, a low-rank pair is cheaper as it is
-    FoldPadding(),  # again: a map between Pad and Conv may be gone by now
     FuseAttention(),  # after the folds, which may take a scale into the weights of the queries
     FuseHeads(),
     Simplify(),  # last: merges constants that became equal and removes what the others left unread
 )
+
+_MOST_REPETITIONS = 8
+"""No model has needed more than two; a bound, so that a fault in a pass cannot keep a compilation from ending."""
 
 
 def pass_names() -> list[str]:
@@ -76,13 +78,21 @@ def run(
     passes: Sequence[Pass] = DEFAULT,
     samples: Iterable[Mapping[str, np.ndarray]] | None = None,
 ) -> list[PassReport]:
-    """Apply ``passes`` in order to ``model``, in place; one report a pass.
+    """Apply ``passes`` in order to ``model``, in place, and again while they find work; one report a pass.
 
-    With ``samples`` (arrays by input name) each report says how far the outputs then are from the original's.
+    What one pass does can open a place for another before it, so a list of several is repeated until it changes
+    nothing; a repetition reports only the passes that did something. With ``samples`` (arrays by input name) each report
+    says how far the outputs then are from the original's.
     """
     comparison = None if samples is None else Comparison(model, samples)
-    reports = []
-    for each in passes:
-        report = each.apply(model)
-        reports.append(report if comparison is None else replace(report, difference=comparison.worst(model)))
+    reports: list[PassReport] = []
+    for repetition in range(_MOST_REPETITIONS if len(passes) > 1 else 1):
+        found = []
+        for each in passes:
+            report = each.apply(model)
+            if repetition == 0 or report.matched or report.before != report.after:
+                found.append(report if comparison is None else replace(report, difference=comparison.worst(model)))
+        reports += found
+        if not any(report.matched for report in found):
+            break
     return reports
