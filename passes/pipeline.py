@@ -81,8 +81,8 @@ def run(
     """Apply ``passes`` in order to ``model``, in place, and again while they find work; one report a pass.
 
     What one pass does can open a place for another before it, so a list of several is repeated until it changes
-    nothing; a repetition reports only the passes that did something. With ``samples`` (arrays by input name) each report
-    says how far the outputs then are from the original's.
+    nothing; a repetition reports only the passes that did something. With ``samples`` (arrays by input name) each
+    report says how far the outputs then are from the original's.
     """
     comparison = None if samples is None else Comparison(model, samples)
     reports: list[PassReport] = []
