@@ -78,7 +78,7 @@ def _one_by_one(nest: Loops, operands: Sequence[Array], output: Array) -> None:
         place = int(evaluate(nest.store, operands, axes))
         value = evaluate(nest.body, operands, axes)
         if nest.combine is not None:
-            value = _OPERATORS[nest.combine](output[place], value)
+            value = OPERATORS[nest.combine](output[place], value)
         output[place] = value
 
 
@@ -176,7 +176,7 @@ def _value(
     args = [made[id(child)] for child in node.children]
     if node.op == "cast":
         return _cast(args[0], node.dtype)
-    result = _OPERATORS[node.op](*args)
+    result = OPERATORS[node.op](*args)
     return result if node.dtype == scalar.INDEX else np.asarray(result, node.dtype)
 
 
@@ -187,8 +187,9 @@ def _cast(value: Array, dtype: str) -> Array:
 def _divide(a: Array, b: Array) -> Array:
     if a.dtype.kind == "f":
         return a / b
-    quotient = np.abs(a) // np.where(b == 0, 1, np.abs(b))
-    return (np.where((a < 0) != (b < 0), -quotient, quotient)).astype(a.dtype)
+    divisor = np.where(b == 0, 1, b).astype(a.dtype)
+    floor = a // divisor
+    return (floor + ((floor * divisor != a) & ((a < 0) != (divisor < 0)))).astype(a.dtype)
 
 
 def _erf(x: Array) -> Array:
@@ -209,7 +210,7 @@ _REDUCE: dict[str, Callable[[Array, tuple[int, ...]], Array]] = {
     "min": lambda x, axes: x.min(axes),
 }
 
-_OPERATORS: dict[str, Callable[..., Any]] = {
+OPERATORS: dict[str, Callable[..., Any]] = {
     "add": np.add,
     "sub": np.subtract,
     "mul": np.multiply,

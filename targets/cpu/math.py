@@ -246,7 +246,7 @@ def _floor_mod(bind: Bind, a: Any, b: Any) -> Any:
         return tirx.floormod(a, _safe_divisor(bind, b))
     b = bind(b)
     zero, rest = constant(0.0, a), bind(_truncated_mod(bind, a, b))
-    wrong = tirx.And(tirx.NE(rest, zero), tirx.NE(tirx.LT(rest, zero), tirx.LT(b, zero)))
+    wrong = tirx.Or(tirx.And(rest < zero, b > zero), tirx.And(rest > zero, b < zero))
     return tirx.Select(wrong, rest + b, rest)
 
 
@@ -300,12 +300,38 @@ def _maximum(bind: Bind, a: Any, b: Any) -> Any:
     return tirx.Select(_is_nan(b), b, bind(tirx.Select(b > a, b, a)))
 
 
+def _negate(x: Any) -> Any:
+    """−x; for unsigned integers the two's complement, since TVM folds 0 − x to 0."""
+    if _is_float(x):
+        return x * constant(-1.0, x)
+    return tirx.bitwise_not(x) + constant(1, x) if _kind(x).startswith("uint") else constant(0, x) - x
+
+
+def _number(x: Any) -> Any:
+    """``x``, as an integer if it is a bool, since LLVM code for comparing bools is wrong in TVM."""
+    return tirx.Cast(vector_type("uint8", x), x) if _kind(x) == "bool" else x
+
+
+def _not(x: Any) -> Any:
+    """Not x, through an integer: TVM would turn not(a < b) into b <= a, which differs for NaN."""
+    return tirx.EQ(_number(x), constant(0, _number(x)))
+
+
+def _not_equal(bind: Bind, a: Any, b: Any) -> Any:
+    """a ≠ b, true where one is NaN."""
+    if not _is_float(a):
+        return tirx.NE(_number(a), _number(b))
+    a, b = bind(a), bind(b)
+    return tirx.Or(tirx.NE(a, b), tirx.Or(_is_nan(a), _is_nan(b)))
+
+
 _TWICE: dict[str, Callable[..., Any]] = {
     "div": _divide,
     "floormod": _floor_mod,
     "truncmod": _truncated_mod,
     "min": _minimum,
     "max": _maximum,
+    "ne": _not_equal,
     "sign": _sign,
 }
 """Operators that read an argument more than once."""
@@ -315,22 +341,21 @@ _ONCE: dict[str, Callable[..., Any]] = {
     "sub": operator.sub,
     "mul": operator.mul,
     "floordiv": tirx.floordiv,
-    "eq": tirx.EQ,
-    "ne": tirx.NE,
+    "eq": lambda a, b: tirx.EQ(_number(a), _number(b)),
     "lt": tirx.LT,
     "le": tirx.LE,
     "gt": tirx.GT,
     "ge": tirx.GE,
     "and": tirx.And,
     "or": tirx.Or,
-    "not": tirx.Not,
+    "not": _not,
     "bitand": tirx.bitwise_and,
     "bitor": tirx.bitwise_or,
     "bitxor": tirx.bitwise_xor,
     "bitnot": tirx.bitwise_not,
     "shiftleft": tirx.shift_left,
     "shiftright": tirx.shift_right,
-    "neg": lambda x: x * constant(-1.0, x) if _is_float(x) else constant(0, x) - x,
+    "neg": _negate,
     "abs": tirx.abs,
     "floor": tirx.floor,
     "ceil": tirx.ceil,
@@ -353,13 +378,13 @@ def apply(op: str, args: Sequence[Any], dtype: str, bind: Bind) -> Any:
         return value if _is_simple(value) else bind(value)
 
     if op == "cast":
-        return _cast(args[0], dtype)
+        return _cast(name, args[0], dtype)
     if op in _ONCE:
         return _ONCE[op](*args)
     return _TWICE[op](name, *args) if op in _TWICE else _transcendental(name, op, args)
 
 
-def _cast(value: Any, dtype: str) -> Any:
+def _cast(bind: Bind, value: Any, dtype: str) -> Any:
     if dtype == "bool":
-        return tirx.NE(value, constant(0, value))
+        return _not_equal(bind, value, constant(0, value))
     return tirx.Cast(vector_type(dtype, value), value)
