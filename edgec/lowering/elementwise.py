@@ -159,9 +159,18 @@ def lower_unary(ctx: Lowering, node: ir.Node) -> None:
 @lowers("Dropout")
 def lower_dropout(ctx: Lowering, node: ir.Node) -> None:
     """Dropout in inference is the identity; its mask output is all true."""
+    training = ctx.known(node, 2, "training mode")
+    if training is not None and training.any() and _drops(ctx, node):
+        refuse("it is in training mode and drops at random", "export the model in inference mode")
     ctx.set(node.outputs[0], ctx.input(node, 0))
     for mask in node.outputs[1:]:
         ctx.set(mask, ctx.constant(np.ones(shape_of(mask), bool)))
+
+
+def _drops(ctx: Lowering, node: ir.Node) -> bool:
+    """Whether the ratio, 0.5 where it is left out, is not zero."""
+    ratio = ctx.known(node, 1, "ratio")
+    return ratio is None or bool(ratio.any())
 
 
 @lowers(*BINARY)
@@ -285,15 +294,27 @@ def lower_cast(ctx: Lowering, node: ir.Node) -> None:
 @lowers("Mod")
 def lower_mod(ctx: Lowering, node: ir.Node) -> None:
     op = "truncmod" if attribute(node, "fmod", 0) else "floormod"
-    if op == "floormod" and dtype_of(node.outputs[0]).startswith("float"):
-        refuse("Mod of floats needs fmod=1 (ONNX Mod-13)", "set fmod=1 on the node")
     elementwise(ctx, node, lambda a, b: binary(op, a, b))
 
 
 @lowers("BitShift")
 def lower_bit_shift(ctx: Lowering, node: ir.Node) -> None:
-    op = "shiftleft" if attribute(node, "direction", "LEFT") == "LEFT" else "shiftright"
-    elementwise(ctx, node, lambda a, b: binary(op, a, b))
+    """Shifts by the width or more, or by less than 0, push every bit out; the sign fills in from the left."""
+    left = attribute(node, "direction", "LEFT") == "LEFT"
+
+    def shifted(a: Expr, b: Expr) -> Expr:
+        last = np.iinfo(a.dtype).bits - 1
+        inside = binary("and", binary("ge", b, const(0, b.dtype)), binary("le", b, const(last, b.dtype)))
+        distance = select(inside, b, const(0, b.dtype))
+        if left:
+            return select(inside, binary("shiftleft", a, distance), const(0, a.dtype))
+        negative = binary("lt", a, const(0, a.dtype))
+        empty = const(0, a.dtype)
+        if a.dtype.startswith("int"):
+            empty = select(negative, const(-1, a.dtype), empty)
+        return select(inside, binary("shiftright", a, distance), empty)
+
+    elementwise(ctx, node, shifted)
 
 
 @lowers("IsInf")

@@ -242,12 +242,13 @@ def _is_nan(x: Any) -> Any:
 
 
 def _floor_mod(bind: Bind, a: Any, b: Any) -> Any:
+    """The remainder that has the sign of ``b``, even if it is zero (as numpy's mod)."""
     if not _is_float(a):
         return tirx.floormod(a, _safe_divisor(bind, b))
     b = bind(b)
     zero, rest = constant(0.0, a), bind(_truncated_mod(bind, a, b))
     wrong = tirx.Or(tirx.And(rest < zero, b > zero), tirx.And(rest > zero, b < zero))
-    return tirx.Select(wrong, rest + b, rest)
+    return tirx.Select(wrong, rest + b, tirx.Select(tirx.EQ(rest, zero), tirx.abs(rest) / b, rest))
 
 
 def _truncated_mod(bind: Bind, a: Any, b: Any) -> Any:
