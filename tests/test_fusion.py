@@ -49,7 +49,19 @@ def broadcast_gate():
     return model(nodes, {"x": (2, 5, 4, 7), "g": (2, 5, 1, 1)}, {"y": (2, 7, 4, 7)}, {"w": weights(7, 5, 1, 1)})
 
 
-MODELS = {"residual block": residual_block, "silu": silu_chain, "broadcast gate": broadcast_gate}
+def gathered_sum():
+    """Both nests read two operands, and the index of one lies inside the other."""
+    nodes = [node("Add", "x b", "a"), node("Gather", "a i", "g", axis=2), node("Mul", "g g", "y")]
+    constants = {"b": weights(5, 1), "i": np.array([3, 0, 6, 6, 2])}
+    return model(nodes, {"x": (2, 5, 7)}, {"y": (2, 5, 5)}, constants)
+
+
+MODELS = {
+    "residual block": residual_block,
+    "silu": silu_chain,
+    "broadcast gate": broadcast_gate,
+    "gathered sum": gathered_sum,
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
