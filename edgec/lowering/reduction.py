@@ -203,8 +203,11 @@ def lower_softmax(ctx: Lowering, node: ir.Node) -> None:
 
 
 def softmax(ctx: Lowering, x: View, axis: int, log: bool = False) -> View:
-    """exp(x − m) / sum(exp(x − m)), m the maximum along ``axis``; its logarithm is x − m − log(sum)."""
-    axes, dtype = [axis % len(x.shape)], working_dtype(x.dtype)
+    """exp(x − m) / sum(exp(x − m)), m the maximum along ``axis``; its logarithm is x − m − log(sum).
+
+    Every step is rounded to the dtype of ``x``, as in the function that defines the operator (ONNX Softmax).
+    """
+    axes, dtype = [axis % len(x.shape)], x.dtype
     out = ctx.new(x.shape, x.dtype, x.order)
     if 0 in x.shape:
         return out
