@@ -34,8 +34,7 @@ class FuseAttention(FusePass):
 
     def match(self, model: ir.Model, node: ir.Node) -> Match | None:
         weighted = node.inputs[1] if node.op_type == "MatMul" else None
-        if weighted is None or weighted.dtype == ir.DataType.FLOAT16:
-            # weights that are not divided yet would round away too much of half precision
+        if weighted is None:
             return None
         softmax, rows = _softmax_before(node.inputs[0])
         if softmax is None:

@@ -103,7 +103,8 @@ def test_expensive_producers_are_not_repeated() -> None:
 
 
 def test_flattened_pointwise_convolutions() -> None:
-    source = model([node("Conv", "x w", "a"), node("Conv", "a v", "y")], {"x": (1, 3, 5, 7)}, {"y": (1, 9, 5, 7)},
-                   {"w": weights(8, 3, 1, 1), "v": weights(9, 8, 1, 1)})  # fmt: skip
+    nodes = [node("Conv", "x w", "a"), node("Relu", "a", "r"), node("Conv", "r v", "y")]
+    filters = {"w": weights(8, 3, 1, 1), "v": weights(9, 8, 1, 1)}
+    source = model(nodes, {"x": (1, 3, 5, 7)}, {"y": (1, 9, 5, 7)}, filters)
     convs = [s.kernel for s in program_of(source).steps if isinstance(s.kernel, Conv)]
     assert [(c.out_height, c.out_width) for c in convs] == [(1, 35), (1, 35)]
