@@ -35,35 +35,35 @@ def lower_gather(ctx: Lowering, node: ir.Node) -> None:
     data, indices = ctx.input(node, 0), ctx.input(node, 1)
     axis, value = axis_of(node, len(data.shape)), node.outputs[0]
     if indices.buffer.space == CONSTANT:
-        spaced = _evenly_spaced(array_of(indices), data.shape[axis])
-        if spaced is not None:
-            ctx.set(value, _sliced_axis(data, axis, *spaced))
+        places = np.asarray(array_of(indices))
+        places = np.clip(np.where(places < 0, places + data.shape[axis], places), 0, data.shape[axis] - 1)
+        if _evenly_spaced(places):
+            ctx.set(value, _sliced_axis(data, axis, places))
             return
+        indices = ctx.constant(places.astype(np.int32), "indices")
     rank = len(indices.shape)
 
     def gathered(ops: Operands, *i: Expr) -> Expr:
-        place = wrapped(ops.load(indices, *i[axis : axis + rank]), data.shape[axis])
+        index = ops.load(indices, *i[axis : axis + rank])
+        known = indices.buffer.space == CONSTANT
+        place = clamp_index(index, data.shape[axis]) if known else wrapped(index, data.shape[axis])
         return ops.load(data, *i[:axis], place, *i[axis + rank :])
 
     ctx.compute(ctx.new_for(value, _gathered_order(data, axis, rank)), gathered)
 
 
-def _evenly_spaced(indices: np.ndarray, extent: int) -> tuple[int, int, tuple[int, ...]] | None:
-    """(start, step, shape) of constant indices of at most one axis; None where they are not evenly spaced."""
-    places = np.where(indices < 0, indices + extent, indices).astype(np.int64).reshape(-1)
-    inside = bool(((places >= 0) & (places < extent)).all())
-    if indices.ndim > 1 or not places.size or not inside:
-        return None
-    step = int(places[1] - places[0]) if places.size > 1 else 1
-    even = bool((np.diff(places) == step).all())
-    return (int(places[0]), step, indices.shape) if even else None
+def _evenly_spaced(places: np.ndarray) -> bool:
+    """Whether places along at most one axis are each as far from the one before."""
+    return places.ndim <= 1 and places.size > 0 and len(set(np.diff(places.reshape(-1)).tolist())) <= 1
 
 
-def _sliced_axis(data: View, axis: int, start: int, step: int, shape: tuple[int, ...]) -> View:
-    """``data`` with ``axis`` replaced by the axes of ``shape``: none, or one of every ``step``-th element."""
+def _sliced_axis(data: View, axis: int, places: np.ndarray) -> View:
+    """``data`` with ``axis`` replaced by the axes of evenly spaced ``places``: none, or one."""
+    start, *others = places.reshape(-1).tolist()
+    step = others[0] - start if others else 0
     stride = data.strides[axis]
-    strides = (*data.strides[:axis], *(stride * step for _ in shape), *data.strides[axis + 1 :])
-    extents = (*data.shape[:axis], *shape, *data.shape[axis + 1 :])
+    strides = (*data.strides[:axis], *(stride * step for _ in places.shape), *data.strides[axis + 1 :])
+    extents = (*data.shape[:axis], *places.shape, *data.shape[axis + 1 :])
     return View(data.buffer, extents, strides, data.offset + start * stride)
 
 
