@@ -167,7 +167,8 @@ def rebased(step: Step) -> tuple[Kernel, list[Buffer], Buffer]:
     kernel = step.kernel
     if isinstance(kernel, Fill):
         return kernel, step.inputs, step.output
-    moved = {index: _common_start(kernel, index, buffer) for index, buffer in enumerate(step.inputs)}
+    kernel, inputs = _apart(kernel, step.inputs)
+    moved = {index: _common_start(kernel, index, buffer) for index, buffer in enumerate(inputs)}
     changes: dict[str, Any] = {}
     for name in ("body", "epilogue"):
         if getattr(kernel, name, None) is not None:
@@ -176,12 +177,23 @@ def rebased(step: Step) -> tuple[Kernel, list[Buffer], Buffer]:
         moved[0] = kernel.input_offset
         changes["input_offset"] = 0
     if isinstance(kernel, Conv) and kernel.weight_strides is not None:
-        moved[1] = kernel.weight_offset if step.inputs[1].root.space != CONSTANT else 0
+        moved[1] = kernel.weight_offset if inputs[1].root.space != CONSTANT else 0
         changes["weight_offset"] = kernel.weight_offset - moved[1]
     start = _start(kernel.store) or 0
     changes["store"] = _without_constant(kernel.store) if start else kernel.store
-    inputs = [_window(buffer, moved[index]) for index, buffer in enumerate(step.inputs)]
-    return replace(kernel, **changes), inputs, _window(step.output, start)
+    windows = [_window(buffer, moved[index]) for index, buffer in enumerate(inputs)]
+    return replace(kernel, **changes), windows, _window(step.output, start)
+
+
+def _apart(kernel: Kernel, inputs: list[Buffer]) -> tuple[Kernel, list[Buffer]]:
+    """A convolution whose epilogue reads its input or weight again has an operand more for that: the two may
+    start at different places."""
+    if not isinstance(kernel, Conv | Depthwise):
+        return kernel, inputs
+    again = sorted({node.args[0] for node in scalar.loads(kernel.epilogue) if node.args[0] < 2})
+    numbers = {operand: len(inputs) + index for index, operand in enumerate(again)}
+    epilogue = scalar.rename_operands(kernel.epilogue, numbers)
+    return replace(kernel, epilogue=epilogue), [*inputs, *(inputs[operand] for operand in again)]
 
 
 def _common_start(kernel: Kernel, operand: int, buffer: Buffer) -> int:

@@ -233,6 +233,8 @@ def lower_recurrent(ctx: Lowering, node: ir.Node) -> None:
             f"its {steps} time steps in {directions} direction(s) are more than the {MOST_STEPS} that are unrolled",
             "run the model on shorter sequences, and pass its state on from one to the next",
         )
+    if node.op_type == "LSTM" and attribute(node, "clip", None) is not None:
+        refuse("runtimes disagree on whether an LSTM's clip limits its memory too", "remove the clip attribute")
     lengths = _lengths(ctx, node, steps)
     y = ctx.new((steps, directions, batch, hidden), x.dtype)
     states: list[list[View | None]] = []
