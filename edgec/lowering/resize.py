@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
 
 import numpy as np
@@ -17,7 +18,7 @@ import onnx_ir as ir
 from edgec.lowering.context import Lowering, Operands, attribute, lowers, refuse, shape_of
 from edgec.lowering.movement import mapped_copy, split_axes
 from edgec.program import View
-from edgec.scalar import Expr, binary, cast, clamp_index, const, select
+from edgec.scalar import INDEX, Expr, binary, cast, clamp_index, const, select
 
 UNROLLED_TAPS = 4
 """Up to this many taps are written out; more become a loop."""
@@ -155,7 +156,7 @@ def lower_resize(ctx: Lowering, node: ir.Node) -> None:
         return
     if not x.dtype.startswith("float"):
         refuse(f"{sampling.mode} Resize of {x.dtype} has no exact definition in ONNX", "cast to float32 around it")
-    for axes in _passes(x, taps):
+    for axes in _passes(x, taps) if taps else []:
         x = _interpolate(ctx, x, {axis: taps[axis] for axis in axes}, sampling.extrapolation)
     ctx.set(value, x)
 
@@ -248,52 +249,20 @@ def _pass_cost(shape: Sequence[int], order: Sequence[int], axes: Sequence[int], 
 def _interpolate(ctx: Lowering, x: View, taps: dict[int, Taps], extrapolation: float) -> View:
     """One pass over the axes of ``taps``."""
     shape = [taps[axis].extent if axis in taps else extent for axis, extent in enumerate(x.shape)]
-    out = ctx.new(shape, x.dtype, x.order)
     precise = "float64" if x.dtype == "float64" else "float32"
-    tables = {axis: _Table.of(ctx, found, precise) for axis, found in taps.items()}
-    ranks = {axis: len(shape) + position for position, axis in enumerate(taps)}
-    looped = any(found.count > UNROLLED_TAPS for found in taps.values())
-
-    def outside(ops: Operands, i: Sequence[Expr], inner: Expr) -> Expr:
-        for axis, table in tables.items():
-            if table.outside is not None:
-                inner = select(ops.load(table.outside, i[axis]), const(extrapolation, inner.dtype), inner)
-        return cast(inner, out.dtype)
-
-    def term(ops: Operands, *i: Expr) -> Expr:
-        places, weight = list(i[: len(shape)]), None
-        for axis, table in tables.items():
-            places[axis] = table.place(ops, i[ranks[axis]], i[axis], x.shape[axis])
-            factor = ops.load(table.weight, i[ranks[axis]], i[axis])
-            weight = factor if weight is None else binary("mul", weight, factor)
-        assert weight is not None
-        return binary("mul", weight, cast(ops.load(x, *places), precise))
-
-    def unrolled(ops: Operands, i: Sequence[Expr], axes: list[int], places: list[Expr]) -> Expr:
-        if not axes:
-            return cast(ops.load(x, *places), precise)
-        axis, total = axes[0], None
-        for t in range(taps[axis].count):
-            inner = list(places)
-            inner[axis] = tables[axis].place(ops, const(t, "int32"), i[axis], x.shape[axis])
-            value = unrolled(ops, i, axes[1:], inner)
-            value = binary("mul", ops.load(tables[axis].weight, t, i[axis]), value)
-            total = value if total is None else binary("add", total, value)
-        assert total is not None
-        return total
-
-    if looped:
-        counts = [found.count for found in taps.values()]
-        return ctx.compute(
-            out, term, reduce=counts, reducer="sum", epilogue=lambda ops, acc, *i: outside(ops, i, acc)
-        )  # fmt: skip
-    return ctx.compute(out, lambda ops, *i: outside(ops, i, unrolled(ops, i, list(taps), list(i))))
+    work = _Pass(x, {axis: _Table.of(ctx, found, precise) for axis, found in taps.items()}, precise, extrapolation)
+    out = ctx.new(shape, x.dtype, x.order)
+    counts = [found.count for found in taps.values()]
+    if max(counts) <= UNROLLED_TAPS:
+        return ctx.compute(out, lambda ops, *i: work.finished(ops, work.unrolled(ops, i, list(taps)), *i))
+    return ctx.compute(out, work.term, reduce=counts, reducer="sum", epilogue=work.finished)
 
 
 @dataclass(frozen=True)
 class _Table:
-    """Taps as constants of the program."""
+    """Taps of one axis as constants of the program."""
 
+    count: int
     index: View
     weight: View
     outside: View | None
@@ -301,8 +270,50 @@ class _Table:
     @classmethod
     def of(cls, ctx: Lowering, taps: Taps, dtype: str) -> _Table:
         outside = ctx.constant(taps.outside, "outside") if taps.outside.any() else None
-        return cls(ctx.constant(taps.index, "taps"), ctx.constant(taps.weight.astype(dtype), "weights"), outside)
+        weight = ctx.constant(taps.weight.astype(dtype), "weights")
+        return cls(taps.count, ctx.constant(taps.index, "taps"), weight, outside)
 
     def place(self, ops: Operands, tap: Expr, index: Expr, extent: int) -> Expr:
         """Where tap ``tap`` of output ``index`` reads."""
         return clamp_index(ops.load(self.index, tap, index), extent)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """The expressions of one pass: ``tables`` by axis, sums in ``dtype``."""
+
+    x: View
+    tables: dict[int, _Table]
+    dtype: str
+    extrapolation: float
+
+    def unrolled(self, ops: Operands, indices: Sequence[Expr], axes: Sequence[int]) -> Expr:
+        """The weighted sum over all taps of ``axes``, one axis inside the other."""
+        if not axes:
+            return cast(ops.load(self.x, *indices), self.dtype)
+        axis, *inner = axes
+        table, terms = self.tables[axis], []
+        for t in range(table.count):
+            places = list(indices)
+            places[axis] = table.place(ops, const(t, INDEX), indices[axis], self.x.shape[axis])
+            weight = ops.load(table.weight, t, indices[axis])
+            terms.append(binary("mul", weight, self.unrolled(ops, places, inner)))
+        return reduce(lambda total, term: binary("add", total, term), terms)
+
+    def term(self, ops: Operands, *indices: Expr) -> Expr:
+        """One weighted element; the tap of each axis in turn is a reduction axis."""
+        rank = len(self.x.shape)
+        places, weights = list(indices[:rank]), []
+        for tap, (axis, table) in zip(indices[rank:], self.tables.items(), strict=True):
+            places[axis] = table.place(ops, tap, indices[axis], self.x.shape[axis])
+            weights.append(ops.load(table.weight, tap, indices[axis]))
+        weight = reduce(lambda product, factor: binary("mul", product, factor), weights)
+        return binary("mul", weight, cast(ops.load(self.x, *places), self.dtype))
+
+    def finished(self, ops: Operands, total: Expr, *indices: Expr) -> Expr:
+        """``total``, or the extrapolation value outside of the crop, in the output's dtype."""
+        for axis, table in self.tables.items():
+            if table.outside is not None:
+                outside = ops.load(table.outside, indices[axis])
+                total = select(outside, const(self.extrapolation, total.dtype), total)
+        return cast(total, self.x.dtype)
