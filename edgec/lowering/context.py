@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec import scalar
-from edgec.errors import Refusal
+from edgec.errors import EdgecError, Refusal
 from edgec.program import (
     ARENA,
     CONSTANT,
@@ -268,8 +268,11 @@ class Lowering:
         return program
 
     def _graph_input(self, value: ir.Value) -> Tensor:
-        shape = shape_of(value)
-        buffer = Buffer(str(value.name), dtype_of(value), int(np.prod(shape, dtype=np.int64)), INPUT)
+        try:
+            shape, dtype = shape_of(value), dtype_of(value)
+        except Refused as refused:
+            raise EdgecError(f"the model's input '{value.name}': {refused.reason}; {refused.fix}") from None
+        buffer = Buffer(str(value.name), dtype, int(np.prod(shape, dtype=np.int64)), INPUT)
         self.set(value, View(buffer, shape, dense_strides(shape)))
         return Tensor(str(value.name), shape, buffer)
 

@@ -1,0 +1,209 @@
+"""Quantised operators with exact integer sums: y = saturate(round_half_even(real / scale) + zero point).
+
+Requantisation is one float32 multiplication of the int32 sum by x_scale · w_scale / y_scale, rounded to nearest
+even, plus the zero point, as the text of ONNX and ONNX Runtime have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec.lowering.context import Lowering, Operands, attribute, dtype_of, lowers, refuse, shape_of
+from edgec.lowering.direct import convolve_directly, padded_input, weights
+from edgec.lowering.reduction import reduce_view
+from edgec.lowering.window import channels_last, window
+from edgec.program import View
+from edgec.scalar import Expr, binary, cast, const, select, unary
+
+Reader = Callable[..., Expr]
+"""Called with (operands, *indices of the tensor) for its scale or zero point there."""
+
+
+def saturated(real: Expr, zero: Expr | None, dtype: str) -> Expr:
+    """round_half_even(real) + zero in the range of ``dtype``; NaN becomes its least value."""
+    limits = np.iinfo(dtype)
+    value = unary("round", cast(real, "float32"))
+    value = value if zero is None else binary("add", value, cast(zero, "float32"))
+    low, high = const(int(limits.min), "float32"), const(int(limits.max), "float32")
+    value = select(binary("gt", value, low), value, low)
+    return cast(select(binary("lt", value, high), value, high), dtype)
+
+
+def parameter(ctx: Lowering, node: ir.Node, index: int, x: View) -> Reader | None:
+    """A scale or zero point of ``x``: for the tensor, one for each index of ``axis``, or one for each block."""
+    view = ctx.optional(node, index)
+    if view is None:
+        return None
+    if view.elements == 1:
+        return lambda ops, *i: ops.load(view, *(0 for _ in view.shape))
+    axis, block = attribute(node, "axis", 1) % len(x.shape), attribute(node, "block_size", 0)
+    if len(view.shape) == 1:
+        return lambda ops, *i: ops.load(view, i[axis])
+    if not block:
+        refuse("its scale has several axes but there is no block_size", "set block_size on the node")
+    return lambda ops, *i: ops.load(view, *(index // block if n == axis else index for n, index in enumerate(i)))
+
+
+@lowers("QuantizeLinear")
+def lower_quantize_linear(ctx: Lowering, node: ir.Node) -> None:
+    x, scale_view = ctx.input(node, 0), ctx.input(node, 1)
+    scale, zero = parameter(ctx, node, 1, x), parameter(ctx, node, 2, x)
+    precision = attribute(node, "precision", 0)
+    dtype = str(ir.DataType(precision).numpy()) if precision else scale_view.dtype
+    out = ctx.new_for(node.outputs[0], x.order)
+
+    def body(ops: Operands, *i: Expr) -> Expr:
+        assert scale is not None
+        real = binary("div", cast(ops.load(x, *i), dtype), cast(scale(ops, *i), dtype))
+        return saturated(real, None if zero is None else zero(ops, *i), out.dtype)
+
+    ctx.compute(out, body)
+
+
+@lowers("DequantizeLinear")
+def lower_dequantize_linear(ctx: Lowering, node: ir.Node) -> None:
+    """(x − zero) · scale in float32."""
+    x = ctx.input(node, 0)
+    scale, zero = parameter(ctx, node, 1, x), parameter(ctx, node, 2, x)
+    out = ctx.new_for(node.outputs[0], x.order)
+
+    def body(ops: Operands, *i: Expr) -> Expr:
+        assert scale is not None
+        value = cast(ops.load(x, *i), "float32")
+        value = value if zero is None else binary("sub", value, cast(zero(ops, *i), "float32"))
+        return cast(binary("mul", value, cast(scale(ops, *i), "float32")), out.dtype)
+
+    ctx.compute(out, body)
+
+
+@lowers("DynamicQuantizeLinear")
+def lower_dynamic_quantize_linear(ctx: Lowering, node: ir.Node) -> None:
+    """scale = (max − min) / 255 over a range that holds 0; zero = saturate(round(−min / scale)); uint8."""
+    x = ctx.input(node, 0)
+    ends = {}
+    for reducer in ("min", "max"):
+        reduced = reduce_view(
+            ctx, x, range(len(x.shape)), x.dtype, reducer, lambda ops, *i: ops.load(x, *i),
+            lambda ops, acc, *_, reducer=reducer: binary(reducer, acc, const(0, acc.dtype)),
+        )  # fmt: skip
+        ends[reducer] = reduced.drop(*range(len(x.shape)))
+    scale, zero = ctx.new_for(node.outputs[1]), ctx.new_for(node.outputs[2])
+
+    def step(ops: Operands) -> Expr:
+        low, high = ops.load(ends["min"]), ops.load(ends["max"])
+        span = select(binary("eq", low, high), const(1, low.dtype), binary("sub", high, low))
+        return binary("div", span, const(255, low.dtype))
+
+    ctx.compute(scale, step)
+    ctx.compute(
+        zero,
+        lambda ops: saturated(
+            binary("sub", const(0, x.dtype), binary("div", ops.load(ends["min"]), ops.load(scale))), None, "uint8"
+        ),
+    )
+    out = ctx.new_for(node.outputs[0], x.order)
+    ctx.compute(
+        out, lambda ops, *i: saturated(binary("div", ops.load(x, *i), ops.load(scale)), ops.load(zero), "uint8")
+    )
+
+
+def _beside(view: View | None, shape: tuple[int, ...], rows: bool) -> View | None:
+    """A scale or zero point of a matrix, one for all or one a row (or column), broadcast to ``shape``."""
+    if view is None:
+        return None
+    if view.elements == 1:
+        view = replace(view, shape=(), strides=())
+    elif rows and len(view.shape) == 1:
+        view = replace(view, shape=(*view.shape, 1), strides=(*view.strides, 0))
+    return view.broadcast_to(shape)
+
+
+def _operand(view: View, zero: View | None, rows: bool) -> Reader:
+    """An element of a matrix as int32, less its zero point."""
+    wide = _beside(zero, view.shape, rows)
+
+    def read(ops: Operands, *i: Expr) -> Expr:
+        value = cast(ops.load(view, *i), "int32")
+        return value if wide is None else binary("sub", value, cast(ops.load(wide, *i), "int32"))
+
+    return read
+
+
+def _integer_product(
+    ctx: Lowering, value: ir.Value, a: View, b: View, zeros: tuple[View | None, View | None], finish: Reader
+) -> None:
+    """value = finish(sum of (a − a_zero) · (b − b_zero)) in int32; vectors gain a unit axis."""
+    if len(a.shape) == 1:
+        a = replace(a, shape=(1, *a.shape), strides=(0, *a.strides))
+    if len(b.shape) == 1:
+        b = replace(b, shape=(*b.shape, 1), strides=(*b.strides, 0))
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    left, right = _operand(a, zeros[0], rows=True), _operand(b, zeros[1], rows=False)
+    out = ctx.new((*batch, a.shape[-2], b.shape[-1]), dtype_of(value), name=str(value.name))
+
+    def own(view: View, outer: list[Expr]) -> list[Expr | int]:
+        kept = outer[len(outer) - len(view.shape) + 2 :]
+        return [0 if extent == 1 else index for extent, index in zip(view.shape[:-2], kept, strict=True)]
+
+    def term(ops: Operands, *i: Expr) -> Expr:
+        *outer, row, column, k = i
+        return binary("mul", left(ops, *own(a, outer), row, k), right(ops, *own(b, outer), k, column))
+
+    ctx.compute(out, term, reduce=(a.shape[-1],), reducer="sum", epilogue=finish)
+    ctx.set(value, ctx.reshape(out, shape_of(value)))
+
+
+@lowers("MatMulInteger")
+def lower_matmul_integer(ctx: Lowering, node: ir.Node) -> None:
+    zeros = ctx.optional(node, 2), ctx.optional(node, 3)
+    operands = ctx.input(node, 0), ctx.input(node, 1)
+    _integer_product(ctx, node.outputs[0], *operands, zeros, lambda ops, acc, *_: acc)
+
+
+@lowers("QLinearMatMul")
+def lower_qlinear_matmul(ctx: Lowering, node: ir.Node) -> None:
+    a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = (ctx.optional(node, index) for index in range(8))
+    assert a is not None and b is not None
+    value = node.outputs[0]
+    rows, columns = a.shape[-2] if len(a.shape) > 1 else 1, b.shape[-1] if len(b.shape) > 1 else 1
+    matrix = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), rows, columns)
+    scales = [_beside(a_scale, matrix, True), _beside(b_scale, matrix, False), _beside(y_scale, matrix, True)]
+    zero = _beside(y_zero, matrix, True)
+
+    def finish(ops: Operands, acc: Expr, *i: Expr) -> Expr:
+        left, right, result = (ops.load(view, *i) for view in scales if view is not None)
+        return _requantised(acc, left, right, result, None if zero is None else ops.load(zero, *i), dtype_of(value))
+
+    _integer_product(ctx, value, a, b, (a_zero, b_zero), finish)
+
+
+def _requantised(acc: Expr, left: Expr, right: Expr, result: Expr, zero: Expr | None, dtype: str) -> Expr:
+    """saturate(round(float32(acc) · (left · right / result)) + zero)."""
+    left, right, result = (cast(scale, "float32") for scale in (left, right, result))
+    multiplier = binary("div", binary("mul", left, right), result)
+    return saturated(binary("mul", cast(acc, "float32"), multiplier), zero, dtype)
+
+
+@lowers("QLinearConv")
+def lower_qlinear_conv(ctx: Lowering, node: ir.Node) -> None:
+    """The int32 sum of (x − x_zero) · (w − w_zero) and the bias, requantised; w_scale may be per channel."""
+    x, x_scale, kernel, w_scale, y_scale = (ctx.input(node, index) for index in (0, 1, 3, 4, 6))
+    x_zero, w_zero, y_zero, bias = (ctx.optional(node, index) for index in (2, 5, 7, 8))
+    w = window(node, x.shape[2:], kernel.shape[2:])
+    source, packed = padded_input(ctx, x, "int32", x_zero, w), weights(ctx, kernel, "int32", w_zero)
+    out = ctx.new_for(node.outputs[0], channels_last(len(x.shape)))
+
+    def one(ops: Operands, view: View, channel: Expr) -> Expr:
+        return ops.load(view, *(channel if view.elements > 1 else 0 for _ in view.shape))
+
+    def finish(ops: Operands, acc: Expr, n: Expr, channel: Expr, *_: Expr) -> Expr:
+        total = acc if bias is None else binary("add", acc, ops.load(bias, channel))
+        scales = [one(ops, view, channel) for view in (x_scale, w_scale, y_scale)]
+        zero = None if y_zero is None else one(ops, y_zero, channel)
+        return _requantised(total, scales[0], scales[1], scales[2], zero, out.dtype)
+
+    convolve_directly(ctx, out, source, packed, w, attribute(node, "group", 1), finish)
