@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 
@@ -82,7 +82,7 @@ class Benchmark:
 class Contender(Protocol):
     """A model that is loaded and has its input bound."""
 
-    name: str
+    name: ClassVar[str]
     version: str
 
     def invoke(self) -> None:

@@ -70,9 +70,10 @@ def matrix_product(
     operands.index(left.buffer)
     weight_strides, weight_offset = _right_side(ctx, operands, b, batch)
     n, h, w, channel = (scalar.axis(i) for i in range(4))
+    batch_step, row_step, column_step = left.strides
     kernel = Conv(
         batch=count, out_height=1, out_width=rows, out_channels=columns, in_channels=depth, kernel=(1, 1),
-        stride=(1, 1), dilation=(1, 1), input_strides=(left.strides[0], 0, *left.strides[1:]),
+        stride=(1, 1), dilation=(1, 1), input_strides=(batch_step, 0, row_step, column_step),
         input_offset=left.offset, epilogue=_scaled_sum(operands, c, alpha, beta, (rows, columns)),
         store=View(out.buffer, (count, 1, rows, columns), dense_strides((count, 1, rows, columns)), out.offset).at(
             n, h, w, channel
