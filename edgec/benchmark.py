@@ -163,7 +163,7 @@ def _random(generator: np.random.Generator, spec: TensorSpec) -> Array:
 class _Artifact:
     """The artifact as a contender."""
 
-    name = "edgec"
+    name: ClassVar[str] = "edgec"
 
     def __init__(self, session: Session, values: Mapping[str, Array]) -> None:
         import edgec
