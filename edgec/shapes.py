@@ -27,6 +27,8 @@ _SHAPE_ELEMENTS = 1024
 _FOLD_ROUNDS = 4
 """A fold can make a shape static that another fold was waiting for; real models need one or two rounds."""
 
+_SHAPE_KEEPERS = frozenset({"GroupNormalization"})
+
 _IMAGE_SIDE = 224
 
 
@@ -93,7 +95,29 @@ def infer_shapes(model: ir.Model) -> None:
 
 
 def _infer(model: ir.Model) -> None:
+    _state_onesided(model)
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    while _keep_shapes(model):
+        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+
+
+def _state_onesided(model: ir.Model) -> None:
+    """Give STFT nodes the attribute that they have by default, and that ONNX's shape inference takes for 0."""
+    for node in model.graph.all_nodes():
+        if node.op_type == "STFT" and node.domain == "" and "onesided" not in node.attributes:
+            node.attributes["onesided"] = ir.AttrInt64("onesided", 1)
+
+
+def _keep_shapes(model: ir.Model) -> bool:
+    """Shape the outputs of operators that keep their input's shape and that ONNX has no inference for."""
+    changed = False
+    for node in model.graph.all_nodes():
+        if node.op_type in _SHAPE_KEEPERS and node.domain == "":
+            source, value = node.inputs[0], node.outputs[0]
+            if source is not None and is_static(source) and not is_static(value):
+                value.shape, value.type = source.shape, source.type
+                changed = True
+    return changed
 
 
 def _fold_shape_arithmetic(model: ir.Model) -> bool:

@@ -123,7 +123,7 @@ def lower_grid_sample(ctx: Lowering, node: ir.Node) -> None:
     rank, precise = len(x.shape) - 2, _precise(x.dtype)
     reflects = rule.padding == "reflection"
     mirrors = [ctx.constant(rule.mirror(extent), "mirror") for extent in x.shape[2:]] if reflects else None
-    source = _Source(x, rule, mirrors)
+    source = Source(x, rule, mirrors)
 
     def sampled(ops: Operands, n: Expr, channel: Expr, *point: Expr) -> Expr:
         where = [cast(ops.load(grid, n, *point, rank - 1 - axis), precise) for axis in range(rank)]
@@ -139,7 +139,7 @@ def _precise(dtype: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """What is sampled, and how; ``mirrors`` holds :meth:`Grid.mirror` of each spatial axis where that is needed."""
 
     x: View
