@@ -6,6 +6,7 @@ equal shapes and dtypes, values within the case's tolerances. The verdicts:
 * passed;
 * pinned: passed after inputs that decide shapes or structure, which the first refusal points at, were made
   constants with the values of the test data (the program is static, so they can be nothing else);
+* folded: likewise, but no input was left, so that constant folding computed the answer and no kernel was tested;
 * refused: the compiler said in a sentence why it does not compile the model;
 * wrong: other values, or a crash, or no answer;
 * left out: the case is not about static tensors of floats, integers or bools. That is: it holds strings,
@@ -41,8 +42,8 @@ from onnx import TensorProto, numpy_helper
 import edgec
 from edgec.errors import EdgecError, UnsupportedModelError
 
-PASSED, PINNED, REFUSED, WRONG, LEFT_OUT = "passed", "pinned", "refused", "wrong", "left out"
-VERDICTS = (PASSED, PINNED, REFUSED, WRONG, LEFT_OUT)
+PASSED, PINNED, FOLDED, REFUSED, WRONG, LEFT_OUT = "passed", "pinned", "folded", "refused", "wrong", "left out"
+VERDICTS = (PASSED, PINNED, FOLDED, REFUSED, WRONG, LEFT_OUT)
 
 PATIENCE = 120.0
 """Seconds after which a case that has not answered counts as wrong."""
@@ -131,7 +132,8 @@ def run_case(case: Any, folder: Path) -> Outcome:
         return Outcome(case.name, operator, REFUSED, _reason(error))
     except Exception as error:
         return Outcome(case.name, operator, WRONG, f"{type(error).__name__}: {error}"[:300])
-    verdict = WRONG if fault else PINNED if pinned else PASSED
+    right = PASSED if not pinned else PINNED if len(pinned) < len(arrays) else FOLDED
+    verdict = WRONG if fault else right
     return Outcome(case.name, operator, verdict, fault, tuple(pinned))
 
 
@@ -293,7 +295,7 @@ def _row(label: str, outcomes: Sequence[Outcome]) -> str:
 
 
 def passed_share(outcomes: Sequence[Outcome]) -> float:
-    """Passed and pinned cases over all that are not left out."""
+    """Passed and pinned cases over all that are not left out; folded ones count as not passed."""
     counts = Counter(outcome.verdict for outcome in outcomes)
     return (counts[PASSED] + counts[PINNED]) / max(1, len(outcomes) - counts[LEFT_OUT])
 
