@@ -54,6 +54,9 @@ DTYPES = frozenset(
         "FLOAT16", "FLOAT", "DOUBLE", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "BOOL",
     )
 )  # fmt: skip
+NOISY = dict.fromkeys(("test_dft_inverse", "test_dft_inverse_opset19"), 1e-6)
+"""Absolute tolerances of cases whose expected values are further from the truth than their own tolerance: these
+hold 1.9e-7 where the inverse transform is zero, and 1e-7 is allowed."""
 DATA_DEPENDENT = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
 """Operators whose output shape depends on the values in their input."""
 
@@ -210,7 +213,7 @@ def _compare(case: Any, path: Path, inputs: dict[str, np.ndarray]) -> str:
         if got.shape != wanted.shape or got.dtype != wanted.dtype:
             return f"'{value.name}' is {got.dtype}{list(got.shape)}, not {wanted.dtype}{list(wanted.shape)}"
         try:
-            np.testing.assert_allclose(got, wanted, rtol=case.rtol, atol=case.atol)
+            np.testing.assert_allclose(got, wanted, rtol=case.rtol, atol=NOISY.get(case.name, case.atol))
         except AssertionError as error:
             return f"'{value.name}': " + " ".join(str(error).split())[:250]
     return ""
