@@ -179,7 +179,7 @@ def lower_rms_normalization(ctx: Lowering, node: ir.Node) -> None:
 
 @lowers("GroupNormalization")
 def lower_group_normalization(ctx: Lowering, node: ir.Node) -> None:
-    """Mean 0 and variance 1 over each group of channels; scale and bias per channel, before opset 21 per group."""
+    """Mean 0 and variance 1 over each group of channels; scale and bias per channel."""
     x, scale, bias = (ctx.input(node, index) for index in range(3))
     groups = attribute(node, "num_groups", 1)
     n, channels, *spatial = x.shape
@@ -194,7 +194,7 @@ def lower_group_normalization(ctx: Lowering, node: ir.Node) -> None:
 
 
 def _per_group(view: View, groups: int, spatial: int) -> View:
-    """A vector (C) or (groups) as (groups, C / groups or 1, 1, …)."""
+    """A vector (C) as (groups, C / groups, 1, …)."""
     split = view.reshape((groups, view.shape[0] // groups))
     assert split is not None
     return replace(split, shape=(*split.shape, *(1,) * spatial), strides=(*split.strides, *(0,) * spatial))
