@@ -216,13 +216,14 @@ def test_a_model_shows_its_layers(tiny_model):
 
 def test_every_node_that_cannot_be_compiled_is_listed(tmp_path):
     nodes = [
-        helper.make_node("Det", ["x"], ["a"], name="one"),
+        helper.make_node("Bernoulli", ["x"], ["a"], name="one"),
         helper.make_node("Neg", ["x"], ["n"]),
-        helper.make_node("Det", ["n"], ["b"], name="two"),
+        helper.make_node("Bernoulli", ["n"], ["b"], name="two"),
     ]
-    path = tmp_path / "det.onnx"
-    onnx.save(model(nodes, {"x": (2, 3, 3)}, {"a": (2,), "b": (2,)}), path)
-    assert [(refusal.node, refusal.op) for refusal in inspect_model(path).refusals] == [("one", "Det"), ("two", "Det")]
+    path = tmp_path / "random.onnx"
+    onnx.save(model(nodes, {"x": (2, 3, 3)}, {"a": (2, 3, 3), "b": (2, 3, 3)}), path)
+    refused = [(refusal.node, refusal.op) for refusal in inspect_model(path).refusals]
+    assert refused == [("one", "Bernoulli"), ("two", "Bernoulli")]
 
 
 def test_an_artifact_shows_its_manifest_without_being_loaded(tiny_board_artifact):
