@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import numpy as np
@@ -59,6 +60,15 @@ class Refused(Exception):
 def refuse(reason: str, fix: str) -> NoReturn:
     """Refuse the node in hand."""
     raise Refused(reason, fix)
+
+
+@contextmanager
+def _whole_model(what: str) -> Iterator[None]:
+    """Turn a refusal of ``what``, which belongs to no node, into an error."""
+    try:
+        yield
+    except Refused as refused:
+        raise EdgecError(f"{what}: {refused.reason}; {refused.fix}") from None
 
 
 class Operands:
@@ -268,17 +278,16 @@ class Lowering:
         return program
 
     def _graph_input(self, value: ir.Value) -> Tensor:
-        try:
+        with _whole_model(f"the model's input '{value.name}'"):
             shape, dtype = shape_of(value), dtype_of(value)
-        except Refused as refused:
-            raise EdgecError(f"the model's input '{value.name}': {refused.reason}; {refused.fix}") from None
         buffer = Buffer(str(value.name), dtype, int(np.prod(shape, dtype=np.int64)), INPUT)
         self.set(value, View(buffer, shape, dense_strides(shape)))
         return Tensor(str(value.name), shape, buffer)
 
     def _graph_output(self, value: ir.Value) -> Tensor:
         """The output's own dense buffer: the one its producer already fills, or a copy."""
-        view = self.view(value)
+        with _whole_model(f"the model's output '{value.name}'"):
+            view = self.view(value)
         taken = view.buffer.space != ARENA or view.buffer.parent is not None
         if taken or not view.is_dense() or any(step.output.parent is view.buffer for step in self.steps):
             self._node = self._node_for_copy(value)
