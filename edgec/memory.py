@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgec import scalar
-from edgec.program import ARENA, Buffer, Conv, Depthwise, Loops, Program, Step
+from edgec.program import ARENA, OVERREAD, Buffer, Conv, Depthwise, Loops, Program, Step
 
 ALIGNMENT = 64
 """Bytes; a cache line, and the widest vector."""
@@ -48,7 +48,7 @@ def plan(program: Program) -> list[Lifetime]:
         (sum(x.nbytes for x in lifetimes if x.first <= i <= x.last) for i in range(len(program.steps))),
         default=0,
     )
-    program.arena_bytes = _place(lifetimes, program.arena_lower_bound)
+    program.arena_bytes = _place(lifetimes, program.arena_lower_bound) + _slack(program)
     return lifetimes
 
 
@@ -100,6 +100,13 @@ def _read_in_place(step: Step, operand: int) -> bool:
     offsets = [node.args[1] for node in reads if node.args[0] == operand]
     same_width = step.output.nbytes == buffer.nbytes and step.output.elements == buffer.elements
     return same_width and all(offset is kernel.store for offset in offsets)
+
+
+def _slack(program: Program) -> int:
+    """Bytes after the last buffer into which a kernel may read."""
+    kernels = (step.kernel for step in program.steps)
+    integer = any(isinstance(k, Conv | Depthwise) and k.input_dtype != "float32" for k in kernels)
+    return OVERREAD if integer else 0
 
 
 def _place(lifetimes: list[Lifetime], bound: int) -> int:

@@ -200,11 +200,23 @@ class Loops:
         return prod(self.extents) * prod(self.reduce) if products else 0
 
 
+OVERREAD = 64
+"""Bytes past the end of its input that an integer convolution may read and not use; the arena has as many to spare."""
+
+
+def _accumulator_dtype(input_dtype: str) -> str:
+    return "float32" if input_dtype == "float32" else "int32"
+
+
 @dataclass(frozen=True)
 class Conv:
     """Convolution over an input that already holds its padding; a GEMM is the 1×1 case with height 1.
 
     out[n,h,w,c] = epilogue(sum over kh,kw,ci of in[n, h·sh + kh·dh, w·sw + kw·dw, ci] · weight[kh,kw,ci,c])
+
+    A float32 input is summed up in float32. An int8 or uint8 input, with int8 weights, is summed up exactly in
+    int32; zero points are the lowering's affair (a constant in the epilogue, and the value in the padding). Such
+    a kernel may read up to :data:`OVERREAD` bytes past its input, which therefore lies in the arena.
 
     Operand 0 is the input (offset ``input_offset``; strides of n, h, w, c), operand 1 the weight: constant,
     dense [kh, kw, ci, co], packed by the target. With ``weight_strides`` (batch, k, and columns contiguous) it
@@ -225,8 +237,14 @@ class Conv:
     epilogue: Expr
     store: Expr
     dtype: str = "float32"
+    input_dtype: str = "float32"
     weight_strides: tuple[int, int] | None = None
     weight_offset: int = 0
+
+    @property
+    def accumulator_dtype(self) -> str:
+        """dtype of the sums."""
+        return _accumulator_dtype(self.input_dtype)
 
     @property
     def extents(self) -> tuple[int, ...]:
@@ -247,7 +265,7 @@ class Depthwise:
 
     out[n,h,w,c] = epilogue(sum over kh,kw of in[n, h·sh + kh·dh, w·sw + kw·dw, c] · weight[kh,kw,c])
 
-    Operands as for :class:`Conv`; input channels are contiguous, and the weight is dense [kh, kw, c].
+    Operands and dtypes as for :class:`Conv`; input channels are contiguous, and the weight is dense [kh, kw, c].
     """
 
     batch: int
@@ -262,6 +280,12 @@ class Depthwise:
     epilogue: Expr
     store: Expr
     dtype: str = "float32"
+    input_dtype: str = "float32"
+
+    @property
+    def accumulator_dtype(self) -> str:
+        """dtype of the sums."""
+        return _accumulator_dtype(self.input_dtype)
 
     @property
     def extents(self) -> tuple[int, ...]:

@@ -101,14 +101,14 @@ def _conv(conv: Conv, operands: Sequence[Array], output: Array) -> None:
         matrix = operands[1][conv.weight_offset + batch * batch_step + k * k_step + column]
     rows = taps.reshape(conv.batch, conv.out_height * conv.out_width, -1)
     acc = (rows.astype(np.float64) @ matrix.astype(np.float64)).reshape(conv.extents)
-    _finish(conv, acc.astype(conv.dtype), operands, output)
+    _finish(conv, acc.astype(conv.accumulator_dtype), operands, output)
 
 
 def _depthwise(conv: Depthwise, operands: Sequence[Array], output: Array) -> None:
     weight = operands[1].reshape(*conv.kernel, conv.channels)
     taps = _taps(conv, operands[0], conv.channels).astype(np.float64)
     acc = np.einsum("nhwyxc,yxc->nhwc", taps, weight.astype(np.float64))
-    _finish(conv, acc.astype(conv.dtype), operands, output)
+    _finish(conv, acc.astype(conv.accumulator_dtype), operands, output)
 
 
 def _taps(conv: Conv | Depthwise, source: Array, channels: int) -> Array:
@@ -176,12 +176,20 @@ def _value(
     args = [made[id(child)] for child in node.children]
     if node.op == "cast":
         return _cast(args[0], node.dtype)
+    if node.op == "saturate":
+        return _saturate(args[0], *node.args[1:]).astype(node.dtype)
     result = OPERATORS[node.op](*args)
     return result if node.dtype == scalar.INDEX else np.asarray(result, node.dtype)
 
 
 def _cast(value: Array, dtype: str) -> Array:
     return value.astype(np.int64 if dtype == scalar.INDEX and value.dtype == np.int64 else dtype)
+
+
+def _saturate(value: Array, zero: int, low: int, high: int) -> Array:
+    """See :func:`edgec.scalar.saturate`; float64 holds every sum exactly."""
+    whole = np.rint(value.astype(np.float32)).astype(np.float64) + zero
+    return np.where(np.isnan(whole), low, np.clip(whole, low, high))
 
 
 def _divide(a: Array, b: Array) -> Array:

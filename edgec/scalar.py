@@ -146,6 +146,17 @@ def select(condition: Expr, then: Expr, otherwise: Expr) -> Expr:
     return Expr("select", (condition, then, otherwise), then.dtype)
 
 
+def saturate(value: Expr, zero: int, low: int, high: int, dtype: str) -> Expr:
+    """clamp(round_half_even(value) + zero, low, high) of a float32 ``value``, as integer ``dtype``.
+
+    The end of every requantisation, an operator of its own so that each target takes its shortest instructions
+    for it. NaN becomes ``low``.
+    """
+    limits = np.iinfo(dtype)
+    assert value.dtype == "float32" and limits.min <= low <= zero <= high <= limits.max
+    return Expr("saturate", (value, zero, low, high), dtype)
+
+
 def cast(value: Expr, dtype: str) -> Expr:
     """``value`` converted to ``dtype`` as C does (floats to integers truncate toward zero)."""
     return value if value.dtype == dtype else Expr("cast", (value,), dtype)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -37,9 +39,9 @@ PLANAR_CHANNELS = 4
 image into NHWC first would cost more than it gains."""
 
 
-def padded(ctx: Lowering, x: View, pads: tuple[tuple[int, int], ...], planar: bool) -> View:
-    """``x`` (N, C, H, W) inside its padding, in NHWC order, or NCHW where ``planar``; without padding ``x``
-    itself, where its channels are contiguous or may be planes."""
+def padded(ctx: Lowering, x: View, pads: tuple[tuple[int, int], ...], planar: bool, value: int = 0) -> View:
+    """``x`` (N, C, H, W) inside a padding of ``value``, in NHWC order, or NCHW where ``planar``; without padding
+    ``x`` itself, where its channels are contiguous or may be planes."""
     (top, bottom), (left, right) = pads
     n, c, height, width = x.shape
     if not (top or bottom or left or right):
@@ -47,7 +49,7 @@ def padded(ctx: Lowering, x: View, pads: tuple[tuple[int, int], ...], planar: bo
     shape = (n, c, height + top + bottom, width + left + right)
     out = ctx.new(shape, x.dtype, None if planar else NHWC, x.buffer.name + "_padded")
     start = (0, 0, top, left)
-    ctx.emit(Fill(border(out, start, x.shape), 0.0, out.dtype), [], out.buffer)
+    ctx.emit(Fill(border(out, start, x.shape), float(value), out.dtype), [], out.buffer)
     ctx.copy(x, out.slice(start, x.shape))
     return out
 
@@ -71,20 +73,50 @@ def lower_conv(ctx: Lowering, node: ir.Node) -> None:
     convolve(ctx, as_2d(x), kernel, bias, window_2d(w), attribute(node, "group", 1), as_2d(out))
 
 
+Finish = Callable[[Operands, int, int], Expr]
+"""Called with (operands, first channel, how many) of a part of the output: what is stored, of the sum and axis 3."""
+
+
 def convolve(ctx: Lowering, x: View, kernel: np.ndarray, bias: View | None, w: Window, groups: int, out: View) -> None:
     """Emit out = conv(x, kernel [co, ci/groups, kh, kw]) + bias for float32 views (N, C, H, W)."""
+
+    def finish(operands: Operands, first: int, count: int) -> Expr:
+        acc = scalar.accumulator("float32")
+        return acc if bias is None else binary("add", acc, operands.load(bias.slice((first,), (count,)), scalar.axis(3)))
+
+    planar = groups == 1 and kernel.shape[1] <= PLANAR_CHANNELS and x.order.index(1) < x.order.index(3)
+    emit_convolution(ctx, padded(ctx, x, w.pads, planar), kernel, w, groups, out, finish)
+
+
+def emit_convolution(
+    ctx: Lowering, source: View, kernel: np.ndarray, w: Window, groups: int, out: View, finish: Finish
+) -> None:
+    """Emit out = finish(sum of source · kernel): depthwise, or one dense convolution a group.
+
+    Args:
+        ctx: the model in hand.
+        source: (N, C, H, W) inside its padding: float32, or 8-bit integers, which makes the sums int32.
+        kernel: [co, ci/groups, kh, kw], float32 or int8 as the source is.
+        w: the window; its pads are not read.
+        groups: of channels.
+        out: (N, C, H, W).
+        finish: the epilogue.
+    """
     channels, per_group = kernel.shape[0], kernel.shape[1]
-    planar = groups == 1 and per_group <= PLANAR_CHANNELS and x.order.index(1) < x.order.index(3)
-    source = padded(ctx, x, w.pads, planar)
-    if per_group == 1 and groups == channels == x.shape[1] and groups > 1:
-        _depthwise(ctx, source, kernel, bias, w, out)
+    if per_group == 1 and groups == channels == source.shape[1] and groups > 1:
+        _depthwise(ctx, source, kernel, w, out, finish)
         return
     size = channels // groups
     for group in range(groups):
-        part = slice(group * size, (group + 1) * size)
+        first = group * size
         own_input = _channel_range(source, group * per_group, per_group)
-        own_bias = None if bias is None else bias.slice((part.start,), (size,))
-        _dense_conv(ctx, own_input, kernel[part], own_bias, w, _channel_range(out, part.start, size))
+        own_out = _channel_range(out, first, size)
+        own_finish = partial(_finish_from, finish, first)
+        _dense_conv(ctx, own_input, kernel[first : first + size], w, own_out, own_finish)
+
+
+def _finish_from(finish: Finish, start: int, operands: Operands, first: int, count: int) -> Expr:
+    return finish(operands, start + first, count)
 
 
 DEPTH_BY_CHANNELS = (0, 3, 4, 2, 1)
@@ -130,28 +162,25 @@ def _geometry(source: View, w: Window, out: View) -> dict[str, object]:
         "input_strides": (source.strides[0], source.strides[2], source.strides[3], source.strides[1]),
         "input_offset": source.offset,
         "store": out.at(n, channel, h, column),
+        "dtype": out.dtype,
+        "input_dtype": source.dtype,
     }
 
 
-def _epilogue(operands: Operands, bias: View | None) -> Expr:
-    acc = scalar.accumulator("float32")
-    return acc if bias is None else binary("add", acc, operands.load(bias, scalar.axis(3)))
-
-
-def _dense_conv(ctx: Lowering, source: View, kernel: np.ndarray, bias: View | None, w: Window, out: View) -> None:
+def _dense_conv(ctx: Lowering, source: View, kernel: np.ndarray, w: Window, out: View, finish: Finish) -> None:
     weight = ctx.constant(np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)), f"{out.buffer.name}_weight")
     operands = Operands()
     operands.buffers = [source.buffer, weight.buffer]
-    epilogue = _epilogue(operands, bias)
+    epilogue = finish(operands, 0, out.shape[1])
     geometry = _geometry(source, w, out)
     conv = Conv(out_channels=out.shape[1], in_channels=kernel.shape[1], epilogue=epilogue, **geometry)  # type: ignore[arg-type]
     ctx.emit(conv, operands.buffers, out.buffer)
 
 
-def _depthwise(ctx: Lowering, source: View, kernel: np.ndarray, bias: View | None, w: Window, out: View) -> None:
+def _depthwise(ctx: Lowering, source: View, kernel: np.ndarray, w: Window, out: View, finish: Finish) -> None:
     weight = ctx.constant(np.ascontiguousarray(kernel[:, 0].transpose(1, 2, 0)), f"{out.buffer.name}_weight")
     operands = Operands()
     operands.buffers = [source.buffer, weight.buffer]
-    epilogue = _epilogue(operands, bias)
+    epilogue = finish(operands, 0, out.shape[1])
     conv = Depthwise(channels=out.shape[1], epilogue=epilogue, **_geometry(source, w, out))  # type: ignore[arg-type]
     ctx.emit(conv, operands.buffers, out.buffer)

@@ -12,11 +12,13 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from edgec.lowering.context import Lowering, Operands, attribute, dtype_of, lowers, refuse, shape_of
+from edgec import scalar
+from edgec.lowering.context import Lowering, Operands, array_of, attribute, dtype_of, lowers, refuse, shape_of
+from edgec.lowering.convolution import NHWC, as_2d, emit_convolution, padded, window_2d
 from edgec.lowering.direct import convolve_directly, padded_input, weights
 from edgec.lowering.reduction import reduce_view
 from edgec.lowering.window import channels_last, window
-from edgec.program import View
+from edgec.program import CONSTANT, INPUT, View
 from edgec.scalar import Expr, binary, cast, const, select, unary
 
 Reader = Callable[..., Expr]
@@ -191,6 +193,52 @@ def _requantised(acc: Expr, left: Expr, right: Expr, result: Expr, zero: Expr | 
 @lowers("QLinearConv")
 def lower_qlinear_conv(ctx: Lowering, node: ir.Node) -> None:
     """The int32 sum of (x − x_zero) · (w − w_zero) and the bias, requantised; w_scale may be per channel."""
+    constants = [ctx.optional(node, index) for index in range(1, 9)]
+    known = all(view is None or view.buffer.space == CONSTANT for view in constants)
+    zero, symmetric = ctx.optional(node, 5), ctx.input(node, 3).dtype == "int8"
+    if known and symmetric and len(ctx.input(node, 0).shape) in (3, 4) and (zero is None or not array_of(zero).any()):
+        _convolve_integers(ctx, node)
+    else:
+        _convolve_anything(ctx, node)
+
+
+def _convolve_integers(ctx: Lowering, node: ir.Node) -> None:
+    """QLinearConv with weights around zero and everything but x constant.
+
+    Σ (x − z) · w + B = Σ x · w + (B − z · Σ w): the zero point of x goes into the bias, and fills the padding.
+    """
+    x, kernel, dtype = ctx.input(node, 0), array_of(ctx.input(node, 3)), dtype_of(node.outputs[0])
+    x_scale, w_scale, y_scale = (np.ravel(array_of(ctx.input(node, index))) for index in (1, 4, 6))
+    x_zero, y_zero = (_zero_point(ctx.optional(node, index)) for index in (2, 7))
+    bias = ctx.optional(node, 8)
+    w = window(node, x.shape[2:], kernel.shape[2:])
+    start = np.zeros(kernel.shape[0], np.int64) if bias is None else array_of(bias).astype(np.int64)
+    total = start - x_zero * kernel.reshape(kernel.shape[0], -1).sum(1, dtype=np.int64)
+    multiplier = np.broadcast_to(x_scale * w_scale / y_scale, total.shape).astype(np.float32)
+    bias_view, scale_view = ctx.constant(total.astype(np.int32), "bias"), ctx.constant(multiplier, "multiplier")
+    limits = np.iinfo(dtype)
+
+    def finish(operands: Operands, first: int, count: int) -> Expr:
+        own_bias, own_scale = (view.slice((first,), (count,)) for view in (bias_view, scale_view))
+        total = binary("add", scalar.accumulator("int32"), operands.load(own_bias, scalar.axis(3)))
+        real = binary("mul", cast(total, "float32"), operands.load(own_scale, scalar.axis(3)))
+        return scalar.saturate(real, y_zero, int(limits.min), int(limits.max), dtype)
+
+    out = ctx.new_for(node.outputs[0], channels_last(len(x.shape)))
+    kernel = kernel[:, :, None, :] if kernel.ndim == 3 else kernel
+    window_w = window_2d(w)
+    source = padded(ctx, as_2d(x), window_w.pads, False, x_zero)
+    if source.buffer.space == INPUT:
+        source = ctx.copy(source, ctx.new(source.shape, source.dtype, NHWC))
+    emit_convolution(ctx, source, kernel, window_w, attribute(node, "group", 1), as_2d(out), finish)
+
+
+def _zero_point(view: View | None) -> int:
+    return 0 if view is None else int(np.ravel(array_of(view))[0])
+
+
+def _convolve_anything(ctx: Lowering, node: ir.Node) -> None:
+    """QLinearConv with whatever is known only at run time, as a loop nest."""
     x, x_scale, kernel, w_scale, y_scale = (ctx.input(node, index) for index in (0, 1, 3, 4, 6))
     x_zero, w_zero, y_zero, bias = (ctx.optional(node, index) for index in (2, 5, 7, 8))
     w = window(node, x.shape[2:], kernel.shape[2:])

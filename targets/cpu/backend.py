@@ -11,6 +11,7 @@ import numpy as np
 from edgec.nest import rebased
 from edgec.program import CONSTANT, Buffer, Conv, Depthwise, Fill, Kernel, Loops, Program, Step
 from edgec.targets.cpu import conv, depthwise, fill, loops
+from edgec.targets.cpu.template import Template
 from edgec.targets.target import Target
 from edgec.tvm_adapter import build_object
 
@@ -35,24 +36,23 @@ class Code:
     constants: list[Buffer] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Template:
-    """What a kernel contract needs from this target."""
-
-    plan: Callable[[Any, Target], Any]
-    generate: Callable[[Any, list[str]], Any]
-    contract: Callable[[Any], str]
-    pack: Callable[[Any, np.ndarray], np.ndarray] | None = None
-    table: Callable[[Any, Any], np.ndarray] | None = None
-    """A constant that the kernel reads before its other operands, made from the contract."""
-
-
-_TEMPLATES: dict[type, _Template] = {
-    Loops: _Template(loops.plan, loops.generate, loops.contract),
-    Conv: _Template(conv.plan, conv.generate, conv.contract, conv.pack),
-    Depthwise: _Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack),
-    Fill: _Template(fill.plan, fill.generate, fill.contract, table=fill.table),
+_TEMPLATES: dict[type, Template] = {
+    Loops: Template(loops.plan, loops.generate, loops.contract),
+    Conv: Template(conv.plan, conv.generate, conv.contract, conv.pack),
+    Depthwise: Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack),
+    Fill: Template(fill.plan, fill.generate, fill.contract, table=fill.table),
 }
+"""What any processor runs."""
+
+_SPECIAL: dict[str, Callable[[Kernel, Target], Template | None]] = {}
+"""By architecture: a faster template for a kernel, where there is one."""
+
+
+def template_for(kernel: Kernel, target: Target) -> Template:
+    """The template that generates ``kernel`` for ``target``."""
+    special = _SPECIAL.get(target.arch)
+    found = special(kernel, target) if special else None
+    return found or _TEMPLATES[type(kernel)]
 
 
 def compile_program(program: Program, target: Target, progress: Callable[[str, int, int], None]) -> Code:
@@ -86,8 +86,8 @@ class _Binder:
         self._stored: dict[tuple[Any, ...], Buffer] = {}
 
     def bind(self, step: Step) -> None:
-        template = _TEMPLATES[type(step.kernel)]
         kernel, inputs, output = rebased(step)
+        template = template_for(kernel, self.target)
         planned = template.plan(kernel, self.target)
         operands = [self._operand(index, buffer, template, planned) for index, buffer in enumerate(inputs)]
         if template.table:
@@ -101,7 +101,7 @@ class _Binder:
         call = Call(self._symbols[key], template.contract(planned), tuple(operands), _parallel(step.kernel), step)
         self.calls.append(call)
 
-    def _operand(self, index: int, buffer: Buffer, template: _Template, planned: Any) -> Buffer:
+    def _operand(self, index: int, buffer: Buffer, template: Template, planned: Any) -> Buffer:
         if buffer.root.space != CONSTANT:
             return buffer
         if index == 1 and template.pack:

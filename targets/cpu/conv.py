@@ -21,6 +21,7 @@ from tvm import tirx
 
 from edgec.program import Conv
 from edgec.targets.cpu.tile import (
+    SHORT,
     Accumulators,
     Point,
     Store,
@@ -249,7 +250,7 @@ class _ConvWriter:
         """The microkernel: one register tile, from zero to stored."""
         widths = self.plan.widths(channels)
         points = [Point(r, c) for r in range(rows) for c in range(columns)]
-        acc = Accumulators(self.body, self.conv.dtype, points, widths)
+        acc = Accumulators(self.body, self.conv.accumulator_dtype, points, widths)
         n_step, h_step, w_step, _ = self.conv.input_strides
         sh, sw = self.conv.stride
         corner = self.conv.input_offset + image * n_step + row * (sh * h_step) + column * (sw * w_step)
@@ -298,4 +299,4 @@ def contract(p: ConvPlan) -> str:
     kernel = f"k{c.kernel[0]}x{c.kernel[1]}s{c.stride[0]}x{c.stride[1]}d{c.dilation[0]}x{c.dilation[1]}"
     shape = f"n{c.batch}h{c.out_height}w{c.out_width}c{c.out_channels}"
     kind = "gemm_rt" if c.weight_strides else "conv"
-    return f"f32_{kind}_{shape}_{kernel}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}"
+    return f"{SHORT[c.input_dtype]}_{kind}_{shape}_{kernel}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}"

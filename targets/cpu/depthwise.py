@@ -14,7 +14,7 @@ import numpy as np
 from tvm import tirx
 
 from edgec.program import Depthwise
-from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, pieces, tiles
+from edgec.targets.cpu.tile import SHORT, Accumulators, Point, Store, load_channels, pieces, tiles
 from edgec.targets.cpu.tir import Kernel
 from edgec.targets.target import Target
 
@@ -82,7 +82,7 @@ class _DepthwiseWriter:
 
     def _tile(self, image: Any, row: Any, column: Any, columns: int, channel: Any, width: int, weights: Any) -> None:
         points = [Point(0, c) for c in range(columns)]
-        acc = Accumulators(self.body, self.conv.dtype, points, [width])
+        acc = Accumulators(self.body, self.conv.accumulator_dtype, points, [width])
         n_step, h_step, w_step, _ = self.conv.input_strides
         (sh, sw), (dh, dw) = self.conv.stride, self.conv.dilation
         corner = self.conv.input_offset + image * n_step + row * (sh * h_step) + column * (sw * w_step) + channel
@@ -103,4 +103,4 @@ def contract(p: DepthwisePlan) -> str:
     """The kernel's name."""
     c = p.depthwise
     kernel = f"k{c.kernel[0]}x{c.kernel[1]}s{c.stride[0]}x{c.stride[1]}d{c.dilation[0]}x{c.dilation[1]}"
-    return f"f32_dwconv_n{c.batch}h{c.out_height}w{c.out_width}c{c.channels}_{kernel}__t{p.columns}"
+    return f"{SHORT[c.input_dtype]}_dwconv_n{c.batch}h{c.out_height}w{c.out_width}c{c.channels}_{kernel}__t{p.columns}"

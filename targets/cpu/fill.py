@@ -68,7 +68,7 @@ def _loops(kernel: Kernel, p: FillPlan, cell: Any, depth: int, offset: Any) -> N
         _clear(kernel, storage(p.dtype), offset, cell(1))
     else:
         with kernel.body.loop(cell(1)) as index:
-            value = tirx.const(p.value, storage(p.dtype))
+            value = tirx.const(np.dtype(storage(p.dtype)).type(p.value).item(), storage(p.dtype))
             kernel.body.emit(vector_store(kernel.buffers[-1], value, offset + index))
 
 

@@ -385,6 +385,15 @@ def apply(op: str, args: Sequence[Any], dtype: str, bind: Bind) -> Any:
     return _TWICE[op](name, *args) if op in _TWICE else _transcendental(name, op, args)
 
 
+def saturate(bind: Bind, value: Any, zero: int, low: int, high: int, dtype: str) -> Any:
+    """See :func:`edgec.scalar.saturate`. The bounds are compared before ``zero`` is added, which is exact then."""
+    least, most = constant(float(low - zero), value), constant(float(high - zero), value)
+    whole = bind(_ONCE["round"](value))
+    above = bind(tirx.Select(whole > least, whole, least))
+    inside = tirx.Select(above < most, above, most)
+    return tirx.Cast(vector_type(dtype, value), _cast(bind, inside, "int32") + _constant(zero, "int32", value))
+
+
 def _cast(bind: Bind, value: Any, dtype: str) -> Any:
     if dtype == "bool":
         return _not_equal(bind, value, constant(0, value))

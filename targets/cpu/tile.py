@@ -11,7 +11,10 @@ from tvm.tirx import stmt
 
 from edgec import scalar
 from edgec.scalar import Expr
-from edgec.targets.cpu.tir import Body, Emitter, vector_load, vector_store, widen
+from edgec.targets.cpu.tir import Body, Emitter, lanes_of, vector_load, vector_store, widen
+
+SHORT = {"float32": "f32", "int8": "s8", "uint8": "u8"}
+"""What a kernel's name calls the dtype of its input."""
 
 CHANNEL_AXIS = 3
 """Epilogue axis that vectors run along: (n, h, w, c)."""
@@ -60,11 +63,15 @@ class Accumulators:
         return first if width == 1 else tirx.Ramp(first, tirx.const(1, "int32"), width)
 
     def add_product(self, pixel: int, vector: int, left: Any, right: Any) -> None:
-        """acc[pixel, vector] += left · right; ``left`` may be a scalar."""
+        """acc[pixel, vector] += left · right, both converted to the sum's dtype; ``left`` may be a scalar."""
         width = self.widths[vector]
         index = [self._index(pixel, vector, width)]
-        total = tirx.BufferLoad(self.buffer, index) + widen(left, width) * right
+        total = tirx.BufferLoad(self.buffer, index) + widen(self._wide(left), width) * self._wide(right)
         self.body.emit(stmt.BufferStore(self.buffer, total, index))
+
+    def _wide(self, value: Any) -> Any:
+        lanes = lanes_of(value)
+        return value.astype(self.dtype if lanes == 1 else f"{self.dtype}x{lanes}")
 
     def write(self, target: Store, origin: dict[int, Any], channels: int) -> None:
         """Apply the epilogue to the first ``channels`` channels of every pixel and store them.

@@ -1,0 +1,30 @@
+"""What generates the code of one kind of kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgec.targets.target import Target
+
+
+@dataclass(frozen=True)
+class Template:
+    """A kernel generator: what a contract of :mod:`edgec.program` needs from a target.
+
+    Attributes:
+        plan: chooses the parameters (tile, order of loops) of a kernel; equal plans are one function.
+        generate: the ``tirx.PrimFunc`` of a plan, given the operands' dtypes, the output's last.
+        contract: the kernel's name, which spells the contract and the plan.
+        pack: turns the weight (operand 1, where it is a constant) into what the kernel reads.
+        table: makes a constant from the contract that the kernel reads before its other operands.
+    """
+
+    plan: Callable[[Any, Target], Any]
+    generate: Callable[[Any, list[str]], Any]
+    contract: Callable[[Any], str]
+    pack: Callable[[Any, np.ndarray], np.ndarray] | None = None
+    table: Callable[[Any, Any], np.ndarray] | None = None
