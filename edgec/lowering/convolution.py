@@ -82,7 +82,9 @@ def convolve(ctx: Lowering, x: View, kernel: np.ndarray, bias: View | None, w: W
 
     def finish(operands: Operands, first: int, count: int) -> Expr:
         acc = scalar.accumulator("float32")
-        return acc if bias is None else binary("add", acc, operands.load(bias.slice((first,), (count,)), scalar.axis(3)))
+        if bias is None:
+            return acc
+        return binary("add", acc, operands.load(bias.slice((first,), (count,)), scalar.axis(3)))
 
     planar = groups == 1 and kernel.shape[1] <= PLANAR_CHANNELS and x.order.index(1) < x.order.index(3)
     emit_convolution(ctx, padded(ctx, x, w.pads, planar), kernel, w, groups, out, finish)
