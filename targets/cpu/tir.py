@@ -234,7 +234,8 @@ class Emitter:
             return self._load(node)
         args = [self._made[id(child)] for child in node.children]
         if node.op == "saturate":
-            return math.saturate(self.body.hold, args[0], *node.args[1:], dtype=node.dtype)
+            _, zero, low, high = node.args
+            return math.saturate(self.body.hold, args[0], zero, low, high, node.dtype)
         lanes = max((lanes_of(arg) for arg in args), default=1)
         return math.apply(node.op, [widen(arg, lanes) for arg in args], node.dtype, self.body.hold)
 
