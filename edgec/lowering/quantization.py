@@ -28,6 +28,9 @@ Reader = Callable[..., Expr]
 def saturated(real: Expr, zero: Expr | None, dtype: str) -> Expr:
     """round_half_even(real) + zero in the range of ``dtype``; NaN becomes its least value."""
     limits = np.iinfo(dtype)
+    if zero is None or zero.op == "const":
+        fixed = 0 if zero is None else int(zero.args[0])
+        return scalar.saturate(cast(real, "float32"), fixed, int(limits.min), int(limits.max), dtype)
     value = unary("round", cast(real, "float32"))
     value = value if zero is None else binary("add", value, cast(zero, "float32"))
     low, high = const(int(limits.min), "float32"), const(int(limits.max), "float32")
