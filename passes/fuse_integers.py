@@ -404,7 +404,8 @@ def _evaluate(model: ir.Model, chain: Sequence[ir.Node], start: ir.Value, reals:
         [onnx.numpy_helper.from_array(v.const_value.numpy(), str(v.name)) for v in values if v.const_value is not None],
     )
     imports = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
-    functions = [ir.to_proto(function) for function in model.functions.values()]
+    called = {node.op_identifier() for node in chain}
+    functions = [ir.to_proto(function) for name, function in model.functions.items() if name in called]
     proto = onnx.helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=10)
     (found,) = onnx.reference.ReferenceEvaluator(proto).run(None, {str(start.name): shaped})
     return np.asarray(found).reshape(-1)

@@ -108,7 +108,7 @@ def _sink(model: ir.Model, node: ir.Node, inputs: Sequence[ir.Value | None], gri
         real.outputs[0].shape, real.outputs[0].type = old.shape, old.type
         graph.insert_before(node, real)
         _take_over(old, real.outputs[0])
-    graph.remove(node)
+    graph.remove(node, safe=True)
     return True
 
 
@@ -151,7 +151,7 @@ def _through_concatenation(model: ir.Model, quantise: ir.Node) -> bool:
     joined.outputs[0].shape, joined.outputs[0].type = value.shape, quantise.outputs[0].type
     model.graph.insert_before(quantise, [*parts, joined])
     replace_node(quantise, joined)
-    model.graph.remove(quantise)
+    model.graph.remove(quantise, safe=True)
     return True
 
 

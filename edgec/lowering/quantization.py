@@ -59,7 +59,8 @@ def lower_quantize_linear(ctx: Lowering, node: ir.Node) -> None:
     scale, zero = parameter(ctx, node, 1, x), parameter(ctx, node, 2, x)
     precision = attribute(node, "precision", 0)
     dtype = str(ir.DataType(precision).numpy()) if precision else scale_view.dtype
-    out = ctx.new_for(node.outputs[0], x.order)
+    convolved = len(x.shape) == 4 and any(reader.op_type == "QLinearConv" for reader in node.outputs[0].consumers())
+    out = ctx.new_for(node.outputs[0], NHWC if convolved else x.order)
 
     def body(ops: Operands, *i: Expr) -> Expr:
         assert scale is not None
