@@ -169,7 +169,7 @@ def call(
     model: ir.Model,
     name: str,
     inputs: Sequence[ir.Value],
-    attributes: Mapping[str, float | int | Sequence[int]],
+    attributes: Mapping[str, float | int | str | Sequence[int]],
     label: str | None,
 ) -> ir.Node:
     """A node named ``label`` that computes function ``name``; its definition is added to ``model`` if it is new."""

@@ -7,8 +7,9 @@ channel, w's zero point 0) is
 
 an exact integer sum and one scale, and its quantisation is one multiplication by s_x · s_w / s_y. A clamp (Relu,
 Clip) is a clamp of the integers, since rounding is monotone. A function of one byte has 256 results, whatever it
-computes: a table. Sums, products, means, softmax and PRelu of bytes have rules of their own. What each becomes is
-QLinearConv, Clip, and the functions of :mod:`edgec.passes.integer_functions`.
+computes: a table. Sums, products, affine maps, means, interpolation, softmax and PRelu of bytes have rules of their
+own. What each becomes is QLinearConv, Clip, and the functions of :mod:`edgec.passes.integer_functions`. A product
+that nobody quantises is summed up in integers all the same, and multiplied by s_x · s_w.
 
 What is only dequantised for computing in floats is left to that, with weights made constant again.
 """
@@ -16,7 +17,8 @@ What is only dequantised for computing in floats is left to that, with weights m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import ClassVar
 
 import numpy as np
@@ -26,10 +28,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgec.errors import Refusal
+from edgec.passes.affine import Channels, read_affine, varying_operand
 from edgec.passes.functions import call
 from edgec.passes.fuse import FusePass, Match, initializer, scalar_of
-from edgec.passes.grids import Grid, Weights, dequantised, grid_of, weights_of
-from edgec.passes.rewriting import Refused, named
+from edgec.passes.grids import Grid, dequantised, grid_of, weights_of
+from edgec.passes.rewriting import Refused, is_private, named
 from edgec.shapes import infer_shapes
 from edgec.values import constant_of, input_of, shape_of
 
@@ -62,12 +65,29 @@ class FuseIntegers(FusePass):
         return found
 
     def match(self, model: ir.Model, node: ir.Node) -> Match | None:
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            return _dequantising(model, node)
         grid = grid_of(node, "QuantizeLinear")
         last = None if node.inputs[0] is None else node.inputs[0].producer()
         if grid is None or last is None:
             return None
         site = _Site(model, node, grid)
         return site.table() or site.operator()
+
+
+def _dequantising(model: ir.Model, node: ir.Node) -> Match | None:
+    """A product whose result is used as real numbers."""
+    convolves = node.op_type == "Conv"
+    product = _convolution(node) if convolves else _matrix_product(node)
+    if product is None:
+        return None
+    name, attributes = ("ConvDequantize", _conv_attributes(node)) if convolves else ("GemmDequantize", {})
+
+    def build() -> list[ir.Node]:
+        inputs = product.inputs(model, str(node.outputs[0].name), per_channel=True)
+        return [call(model, name, inputs, attributes, str(node.name))]
+
+    return Match(f"{node.op_type} on integers", [], build)
 
 
 @dataclass(frozen=True)
@@ -157,82 +177,31 @@ class _Site:
         return [*nodes, clip]
 
     def convolution(self, node: ir.Node) -> Callable[[], list[ir.Node]] | None:
-        source, weights = dequantised(node.inputs[0]), weights_of(node.inputs[1])
-        if source is None or weights is None:
+        product = _convolution(node)
+        if product is None:
             return None
-        if weights.scale.size > 1 and weights.axis != 0:
-            raise Refused(f"the weights of {named(node)} have a scale for each input channel, not for each output")
-        bias = self._bias(node, input_of(node, 2), source[1], weights, weights.values.shape[0])
-        _require_exact_sums(node, weights.values.reshape(weights.values.shape[0], -1), bias)
 
         def build() -> list[ir.Node]:
-            x_scale, x_zero = self.constants(source[1], "x")
-            y_scale, y_zero = self.constants(self.grid, "y")
-            constants = self._weights(weights, node)
-            inputs = [source[0], x_scale, x_zero, *constants, y_scale, y_zero, self._constant("bias", bias)]
+            *operands, bias = product.inputs(self.model, self.name, per_channel=product.scale.size > 1)
+            inputs = [*operands, *self.constants(self.grid, "y"), bias]
             return [ir.node("QLinearConv", inputs, dict(node.attributes), name=node.name)]
 
         return build
 
-    def _weights(self, weights: Weights, node: ir.Node) -> list[ir.Value]:
-        zero = np.zeros(weights.scale.shape if weights.scale.size > 1 else (), np.int8)
-        scale = weights.scale if weights.scale.size > 1 else weights.scale.reshape(())
-        return [
-            self._constant("weights", weights.values),
-            self._constant("weights_scale", scale),
-            self._constant("weights_zero_point", zero),
-        ]
+    def product(self, node: ir.Node) -> Callable[[], list[ir.Node]] | None:
+        """Gemm, or MatMul with constant weights or without."""
+        product = _matrix_product(node)
+        return self._run_time_product(node) if product is None else self._gemm(node, product)
+
+    def _gemm(self, node: ir.Node, product: _Product) -> Callable[[], list[ir.Node]]:
+        def build() -> list[ir.Node]:
+            inputs = [*product.inputs(self.model, self.name, per_channel=True), *self.constants(self.grid, "y")]
+            return [call(self.model, "QLinearGemm", inputs, {}, str(node.name))]
+
+        return build
 
     def _constant(self, suffix: str, array: np.ndarray) -> ir.Value:
         return initializer(self.model, f"{self.name}_{suffix}", array)
-
-    def _bias(self, node: ir.Node, value: ir.Value | None, grid: Grid, weights: Weights, channels: int) -> np.ndarray:
-        """The bias in steps of s_x · s_w, as int32: an exported one as it is, a float one rounded."""
-        if value is None:
-            return np.zeros(channels, np.int32)
-        step = np.float32(grid.scale) * weights.scale
-        exported = _dequantised_constant(value)
-        if exported is not None and exported[0].dtype == np.int32 and np.allclose(exported[1], step, rtol=1e-5, atol=0):
-            return np.broadcast_to(exported[0].reshape(-1), (channels,)).copy()
-        floats = constant_of(value) if exported is None else exported[0] * exported[1]
-        if floats is None:
-            raise Refused(f"the bias of {named(node)} is computed at run time")
-        whole = np.rint(floats.reshape(-1).astype(np.float64) / step.astype(np.float64))
-        if np.abs(whole).max(initial=0) > _ACCUMULATOR:
-            raise Refused(f"the bias of {named(node)} does not fit 32 bits in steps of its products")
-        return np.broadcast_to(whole.astype(np.int32), (channels,)).copy()
-
-    def product(self, node: ir.Node) -> Callable[[], list[ir.Node]] | None:
-        """Gemm, or MatMul with or without an Add of a constant behind it."""
-        left, bias_value = node.inputs[0], None
-        gemm = node.op_type == "Gemm"
-        source, weights = dequantised(left), weights_of(node.inputs[1])
-        if source is None or weights is None or weights.values.ndim != 2:
-            return self._run_time_product(node)
-        if gemm:
-            bias_value = input_of(node, 2)
-            factors = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
-            if factors != (1.0, 1.0) or node.attributes.get_int("transA", 0) != 0:
-                raise Refused(f"{named(node)} scales or transposes what it multiplies")
-        turned = gemm and node.attributes.get_int("transB", 0) == 1
-        if weights.scale.size > 1 and weights.axis != (0 if turned else 1):
-            raise Refused(f"the weights of {named(node)} have a scale for each row of the product, not each column")
-        values = weights.values.T if turned else weights.values
-        columns = values.shape[1]
-        bias = self._bias(node, bias_value, source[1], weights, columns)
-        _require_exact_sums(node, values.T, bias)
-        return lambda: self._gemm(node, source, np.ascontiguousarray(values), weights.scale, bias)
-
-    def _gemm(
-        self, node: ir.Node, source: tuple[ir.Value, Grid], values: np.ndarray, scale: np.ndarray, bias: np.ndarray
-    ) -> list[ir.Node]:
-        inputs = [
-            source[0], *self.constants(source[1], "a"), self._constant("b", values),
-            self._constant("b_scale", np.broadcast_to(scale, values.shape[1:]).copy()),
-            self._constant("b_zero_point", np.zeros(values.shape[1], np.int8)), self._constant("c", bias),
-            *self.constants(self.grid, "y"),
-        ]  # fmt: skip
-        return [call(self.model, "QLinearGemm", inputs, {}, str(node.name))]
 
     def _run_time_product(self, node: ir.Node) -> Callable[[], list[ir.Node]] | None:
         """A MatMul of two computed matrices."""
@@ -250,12 +219,12 @@ class _Site:
         return build
 
     def binary(self, node: ir.Node) -> Callable[[], list[ir.Node]] | None:
-        biased = self._biased_product(node) if node.op_type == "Add" else None
-        if biased is not None:
-            return biased
+        product = _biased_product(node) if node.op_type == "Add" else None
+        if product is not None:
+            return self._gemm(node, product)
         sources = [dequantised(value) for value in node.inputs]
         if None in sources:
-            return None
+            return self.affine(node)
 
         def build() -> list[ir.Node]:
             inputs: list[ir.Value] = []
@@ -267,25 +236,38 @@ class _Site:
 
         return build
 
-    def _biased_product(self, node: ir.Node) -> Callable[[], list[ir.Node]] | None:
-        """MatMul + constant row as one product with a bias."""
-        for value, other in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
-            product = None if value is None else value.producer()
-            if product is None or product.domain != "" or product.op_type != "MatMul" or len(value.uses()) != 1:  # type: ignore[union-attr]
-                continue
-            source, weights = dequantised(product.inputs[0]), weights_of(product.inputs[1])
-            constant = constant_of(other) if _dequantised_constant(other) is None else np.zeros(1)
-            if source is None or weights is None or constant is None or weights.values.ndim != 2:
-                continue
-            columns = weights.values.shape[1]
-            if shape_of(other)[-1:] != (columns,) or np.prod(shape_of(other)) != columns:
-                continue
-            if weights.scale.size > 1 and weights.axis != 1:
-                continue
-            bias = self._bias(product, other, source[1], weights, columns)
-            _require_exact_sums(product, weights.values.T, bias)
-            return lambda: self._gemm(product, source, weights.values, weights.scale, bias)
-        return None
+    def affine(self, node: ir.Node) -> Callable[[], list[ir.Node]] | None:
+        """A scale and a shift for each channel."""
+        source = _varying(node)
+        found = None if source is None else _affine(node)
+        if source is None or found is None:
+            return None
+        integers, grid = source
+
+        def build() -> list[ir.Node]:
+            factors = [self._constant("scale", found[0]), self._constant("shift", found[1])]
+            inputs = [integers, *self.constants(grid, "x"), *factors, *self.constants(self.grid, "y")]
+            return [call(self.model, "QLinearAffine", inputs, {}, str(node.name))]
+
+        return build
+
+    def resize(self, node: ir.Node) -> Callable[[], list[ir.Node]] | None:
+        source, attributes = dequantised(node.inputs[0]), node.attributes
+        if source is None:
+            return None
+        transformation = attributes.get_string("coordinate_transformation_mode", "half_pixel")
+        _require_linear(node, transformation)
+        given: dict[str, int | str] = {
+            "coordinate_transformation_mode": transformation,
+            "exclude_outside": attributes.get_int("exclude_outside", 0),
+        }
+
+        def build() -> list[ir.Node]:
+            sizes = self._constant("sizes", np.array(shape_of(node.outputs[0]), np.int64))
+            inputs = [source[0], *self.constants(source[1], "x"), sizes, *self.constants(self.grid, "y")]
+            return [call(self.model, "QLinearResize", inputs, given, str(node.name))]
+
+        return build
 
     def mean(self, node: ir.Node) -> Callable[[], list[ir.Node]] | None:
         source = dequantised(node.inputs[0])
@@ -364,12 +346,151 @@ _RULES: dict[str, Callable[[_Site, ir.Node], Callable[[], list[ir.Node]] | None]
     "Add": _Site.binary,
     "Sub": _Site.binary,
     "Mul": _Site.binary,
+    "Div": _Site.affine,
+    "BatchNormalization": _Site.affine,
+    "Resize": _Site.resize,
     "ReduceMean": _Site.mean,
     "GlobalAveragePool": _Site.mean,
     "AveragePool": _Site.pool,
     "Softmax": _Site.softmax,
     "PRelu": _Site.prelu,
 }
+
+
+@dataclass(frozen=True)
+class _Product:
+    """Σ (x − z) · w + bias for dequantised x: int8 ``weights`` as the operator wants them, their scales, the bias."""
+
+    x: ir.Value
+    grid: Grid
+    weights: np.ndarray
+    scale: np.ndarray
+    bias: np.ndarray
+
+    def inputs(self, model: ir.Model, name: str, per_channel: bool) -> list[ir.Value]:
+        """x, its grid, the weights, their scales and zero points (one a channel, or one for all), the bias."""
+        scale = np.broadcast_to(self.scale, self.bias.shape) if per_channel else self.scale.reshape(())
+        arrays = {
+            "weights": self.weights,
+            "weights_scale": np.ascontiguousarray(scale).reshape(scale.shape),
+            "weights_zero_point": np.zeros(scale.shape, np.int8),
+            "bias": self.bias,
+        }
+        constants = [initializer(model, f"{name}_{suffix}", array) for suffix, array in arrays.items()]
+        return [self.x, *self.grid.constants(model, f"{name}_x"), *constants]
+
+
+def _convolution(node: ir.Node) -> _Product | None:
+    source, weights = dequantised(node.inputs[0]), weights_of(node.inputs[1])
+    if source is None or weights is None:
+        return None
+    if weights.scale.size > 1 and weights.axis != 0:
+        raise Refused(f"the weights of {named(node)} have a scale for each input channel, not for each output")
+    bias = _bias(node, input_of(node, 2), source[1], weights.scale, weights.values.shape[0])
+    _require_exact_sums(node, weights.values.reshape(weights.values.shape[0], -1), bias)
+    return _Product(*source, weights.values, weights.scale, bias)
+
+
+def _conv_attributes(node: ir.Node) -> dict[str, int | list[int]]:
+    """All of a Conv's attributes, spelled out."""
+    attributes, rank = node.attributes, len(shape_of(node.inputs[1])) - 2
+    if attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+        raise Refused(f"{named(node)} pads by itself (auto_pad)")
+    return {
+        "dilations": list(attributes.get_ints("dilations", [1] * rank)),
+        "group": attributes.get_int("group", 1),
+        "kernel_shape": list(shape_of(node.inputs[1])[2:]),
+        "pads": list(attributes.get_ints("pads", [0] * 2 * rank)),
+        "strides": list(attributes.get_ints("strides", [1] * rank)),
+    }
+
+
+def _matrix_product(node: ir.Node) -> _Product | None:
+    """Gemm or MatMul with constant weights."""
+    source, weights = dequantised(node.inputs[0]), weights_of(node.inputs[1])
+    if source is None or weights is None or weights.values.ndim != 2:
+        return None
+    turned, bias = False, None
+    if node.op_type == "Gemm":
+        bias, turned = input_of(node, 2), node.attributes.get_int("transB", 0) == 1
+        factors = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
+        if factors != (1.0, 1.0) or node.attributes.get_int("transA", 0) != 0:
+            raise Refused(f"{named(node)} scales or transposes what it multiplies")
+    if weights.scale.size > 1 and weights.axis != (0 if turned else 1):
+        raise Refused(f"the weights of {named(node)} have a scale for each row of the product, not each column")
+    values = np.ascontiguousarray(weights.values.T) if turned else weights.values
+    whole = _bias(node, bias, source[1], weights.scale, values.shape[1])
+    _require_exact_sums(node, values.T, whole)
+    return _Product(*source, values, weights.scale, whole)
+
+
+def _biased_product(node: ir.Node) -> _Product | None:
+    """MatMul + constant row as one product with a bias."""
+    for value, other in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
+        product = None if value is None else value.producer()
+        if product is None or product.domain != "" or product.op_type != "MatMul" or not is_private(product):
+            continue
+        found = _matrix_product(product)
+        known = constant_of(other) is not None or _dequantised_constant(other) is not None
+        if found is None or not known:
+            continue
+        if shape_of(other)[-1:] == found.bias.shape and prod(shape_of(other)) == found.bias.size:
+            bias = _bias(product, other, found.grid, found.scale, found.bias.size)
+            _require_exact_sums(product, found.weights.T, bias)
+            return replace(found, bias=bias)
+    return None
+
+
+def _bias(node: ir.Node, value: ir.Value | None, grid: Grid, scale: np.ndarray, channels: int) -> np.ndarray:
+    """The bias in steps of s_x · s_w, as int32 [channels]: an exported one as it is, a float one rounded."""
+    if value is None:
+        return np.zeros(channels, np.int32)
+    step = np.float32(grid.scale) * scale
+    exported = _dequantised_constant(value)
+    if exported is not None and exported[0].dtype == np.int32 and np.allclose(exported[1], step, rtol=1e-5, atol=0):
+        return np.broadcast_to(exported[0].reshape(-1), (channels,)).copy()
+    floats = constant_of(value) if exported is None else exported[0] * exported[1]
+    if floats is None:
+        raise Refused(f"the bias of {named(node)} is computed at run time")
+    whole = np.rint(floats.reshape(-1).astype(np.float64) / step.astype(np.float64))
+    if np.abs(whole).max(initial=0) > _ACCUMULATOR:
+        raise Refused(f"the bias of {named(node)} does not fit 32 bits in steps of its products")
+    return np.broadcast_to(whole.astype(np.int32), (channels,)).copy()
+
+
+def _varying(node: ir.Node) -> tuple[ir.Value, Grid] | None:
+    """The dequantised operand of an affine operator whose other operands are constants."""
+    try:
+        return dequantised(varying_operand(node))
+    except Refused:
+        return None
+
+
+def _affine(node: ir.Node) -> tuple[np.ndarray, np.ndarray] | None:
+    """Scale and shift of an affine operator, as float32 that broadcasts to its output."""
+    shape = shape_of(node.outputs[0])
+    constants = [array for array in map(constant_of, node.inputs[:2]) if array is not None]
+    wide = [(1,) * (len(shape) - array.ndim) + array.shape for array in constants]
+    axes = {axis for each in wide for axis, extent in enumerate(each) if extent > 1}
+    axis = 1 if node.op_type == "BatchNormalization" else axes.pop() if len(axes) == 1 else None
+    if axis is None or shape_of(varying_operand(node)) != shape:
+        return None
+    found = read_affine(node, Channels(shape[axis], axis, len(shape), named(node)))
+    place = [-1 if index == axis else 1 for index in range(len(shape))]
+    return found.scale.reshape(place).astype(np.float32), found.shift.reshape(place).astype(np.float32)
+
+
+def _require_linear(node: ir.Node, transformation: str) -> None:
+    """Raises :class:`Refused` unless a Resize interpolates linearly to the sizes of its output, and nothing else."""
+    attributes, scales = node.attributes, constant_of(input_of(node, 2))
+    linear = attributes.get_string("mode", "nearest") == "linear"
+    if not linear or transformation == "tf_crop_and_resize" or attributes.get_int("antialias", 0) != 0:
+        raise Refused(f"{named(node)} is not a plain linear interpolation")
+    if "axes" in attributes or attributes.get_string("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise Refused(f"{named(node)} names axes or keeps the aspect ratio")
+    before, after = (np.array(shape_of(value)) for value in (node.inputs[0], node.outputs[0]))
+    if scales is not None and scales.size and not np.allclose(scales * before, after, rtol=1e-6, atol=0):
+        raise Refused(f"the scales of {named(node)} are not those of its sizes")
 
 
 def _single_operand(node: ir.Node) -> ir.Value | None:

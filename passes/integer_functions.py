@@ -17,6 +17,12 @@ QLinearMean           x, its grid, axes, y's grid; attribute keepdims           
 QLinearAveragePool    x, its grid, y's grid; AveragePool's attributes              Q(mean of each window)
 QLinearSoftmax        x, its grid, y's grid; attribute axis                        Q(softmax(x))
 QLinearPRelu          x, its grid, slope, y's grid                                 Q(x where x ≥ 0, else slope · x)
+QLinearAffine         x, its grid, scale, shift, y's grid                          Q(scale · x + shift)
+QLinearResize         x, its grid, sizes, y's grid; attributes                     Q(x interpolated linearly)
+                      coordinate_transformation_mode, exclude_outside
+GemmDequantize        as QLinearGemm, without y's grid                             a · b + c, real numbers
+ConvDequantize        x, its grid, w, w_scale, w_zero, bias int32 in steps of      conv(x, w) + bias, real numbers
+                      x_scale · w_scale; Conv's attributes
 ====================  ===========================================================  ================================
 
 A grid is two inputs: a scale and a zero point.
@@ -48,6 +54,38 @@ INTEGER_BODIES: Mapping[str, str] = {
         bias = Mul (count, step)
         product = MatMul (left, right)
         real = Add (product, bias)
+        y = QuantizeLinear (real, y_scale, y_zero)
+    }""",
+    "GemmDequantize": """(a, a_scale, a_zero, b, b_scale, b_zero, c) => (y) {
+        left = DequantizeLinear (a, a_scale, a_zero)
+        right = DequantizeLinear <axis: int = 1> (b, b_scale, b_zero)
+        step = Mul (a_scale, b_scale)
+        count = CastLike (c, step)
+        bias = Mul (count, step)
+        product = MatMul (left, right)
+        y = Add (product, bias)
+    }""",
+    "ConvDequantize": """<dilations, group, kernel_shape, pads, strides>
+        (x, x_scale, x_zero, w, w_scale, w_zero, c) => (y) {
+        real = DequantizeLinear (x, x_scale, x_zero)
+        weights = DequantizeLinear <axis: int = 0> (w, w_scale, w_zero)
+        step = Mul (x_scale, w_scale)
+        count = CastLike (c, step)
+        bias = Mul (count, step)
+        y = Conv <dilations: ints = @dilations, group: int = @group, kernel_shape: ints = @kernel_shape,
+            pads: ints = @pads, strides: ints = @strides> (real, weights, bias)
+    }""",
+    "QLinearAffine": """(x, x_scale, x_zero, scale, shift, y_scale, y_zero) => (y) {
+        all = DequantizeLinear (x, x_scale, x_zero)
+        scaled = Mul (all, scale)
+        real = Add (scaled, shift)
+        y = QuantizeLinear (real, y_scale, y_zero)
+    }""",
+    "QLinearResize": """<coordinate_transformation_mode, exclude_outside>
+        (x, x_scale, x_zero, sizes, y_scale, y_zero) => (y) {
+        all = DequantizeLinear (x, x_scale, x_zero)
+        real = Resize <mode: string = "linear", exclude_outside: int = @exclude_outside,
+            coordinate_transformation_mode: string = @coordinate_transformation_mode> (all, , , sizes)
         y = QuantizeLinear (real, y_scale, y_zero)
     }""",
     "QLinearAdd": _BINARY.format(operator="Add"),

@@ -17,7 +17,7 @@ from edgec.graph import load_graph
 from edgec.passes.fuse_integers import FuseIntegers
 from edgec.passes.pipeline import run, select
 from tests import graphs
-from tests.programs import HostProgram, program_of, run_reference
+from tests.programs import HostProgram, assert_close, program_of, run_reference
 from tests.quantised import Graph, assert_within_one_step, operators_after_passes
 
 STEP = 0.0517
@@ -72,6 +72,20 @@ def _affine(g: Graph) -> str:
     return g.add("Add", f"{scaled} {g.constant(np.array([0.3], np.float32))}")
 
 
+def _batch_norm(g: Graph) -> str:
+    names = [g.constant(g.generator.uniform(0.5, 2, 17).astype(np.float32)) for _ in range(4)]
+    return g.add("BatchNormalization", " ".join([g.input(1, 17, 5, 6), *names]))
+
+
+def _channel_scale(g: Graph) -> str:
+    return g.add("Mul", f"{g.constant(np.linspace(-2, 2, 7, dtype=np.float32))} {g.input(2, 5, 7)}")
+
+
+def _resize(g: Graph, transformation: str, *sizes: int) -> str:
+    x, shape = g.input(1, 5, 6, 7), g.constant(np.array([1, 5, *sizes]))
+    return g.add("Resize", f"{x} - - {shape}", mode="linear", coordinate_transformation_mode=transformation)
+
+
 CASES: dict[str, tuple[Callable[[Graph], str], list[str]]] = {
     "conv": (_conv, ["QLinearConv"]),
     "conv without a bias": (lambda g: _conv(g, bias=False), ["QLinearConv"]),
@@ -99,6 +113,11 @@ CASES: dict[str, tuple[Callable[[Graph], str], list[str]]] = {
     "mean, axes gone": (lambda g: _mean(g, 0), ["QLinearMean"]),
     "average pool": (lambda g: _pool(g, 0), ["QLinearAveragePool"]),
     "average pool with its padding": (lambda g: _pool(g, 1), ["QLinearAveragePool"]),
+    "batch norm": (_batch_norm, ["QLinearAffine"]),
+    "a scale for each channel": (_channel_scale, ["QLinearAffine"]),
+    "resize": (lambda g: _resize(g, "half_pixel", 12, 14), ["QLinearResize"]),
+    "resize, aligned corners": (lambda g: _resize(g, "align_corners", 11, 7), ["QLinearResize"]),
+    "resize, smaller": (lambda g: _resize(g, "asymmetric", 5, 3), ["QLinearResize"]),
     "prelu": (_prelu, ["QLinearPRelu"]),
     "sigmoid": (lambda g: g.add("Sigmoid", g.input(2, 5, 7)), ["Table"]),
     "chain": (lambda g: g.add("HardSwish", g.add("Tanh", g.add("Abs", g.input(2, 127)))), ["Table"]),
@@ -133,6 +152,21 @@ def test_softmax(tmp_path: Path) -> None:
     model = g.build(g.pair(g.add("Softmax", g.input(3, 17, scale=0.05)), 1 / 256, -128))
     assert operators_after_passes(model) == ["QLinearSoftmax"]
     _assert_exact(model, g.samples(), [1 / 256], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["conv", "depthwise", "gemm", "gemm, transposed weights", "matmul"])
+def test_products_that_nobody_quantises(name: str, tmp_path: Path) -> None:
+    """They are summed up in integers, and leave as floats."""
+    g = Graph()
+    model = g.build(CASES[name][0](g))
+    wanted = "ConvDequantize" if name in ("conv", "depthwise") else "GemmDequantize"
+    assert operators_after_passes(model) == [wanted]
+    inputs = g.samples()
+    program = program_of(model)
+    want = run_reference(program, inputs)
+    assert_close(want, graphs.run(model, inputs))
+    for output, array in HostProgram(program, tmp_path).run(inputs).items():
+        np.testing.assert_array_equal(array, want[output])
 
 
 def test_moves_happen_on_integers(tmp_path: Path) -> None:
@@ -182,8 +216,12 @@ def test_residual_block_is_two_steps(tmp_path: Path) -> None:
 
 def test_what_is_computed_in_floats_has_constant_weights_again(tmp_path: Path) -> None:
     g = Graph()
-    model = g.build(g.add("Softplus", g.add("Conv", f"{g.input(1, 5, 6, 6)} {g.weights(8, 5, 3, 3)}")))
-    assert operators_after_passes(model) == ["Conv", "Softplus"]
+    x, w = g.input(1, 5, 6, 6), g.weights(8, 5, 3, 3, axis=1)
+    model = g.build(g.pair(g.add("Conv", f"{x} {w}"), STEP))
+    assert operators_after_passes(model) == ["Conv"]
+    program = program_of(model)
+    inputs = g.samples()
+    assert_within_one_step(HostProgram(program, tmp_path).run(inputs), graphs.run(model, inputs), [STEP])
 
 
 def test_activations_move_to_the_targets_dtype() -> None:
