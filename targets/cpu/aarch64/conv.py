@@ -19,11 +19,10 @@ import numpy as np
 from tvm import tirx
 
 from edgec.program import Conv
-from edgec.scalar import Expr
 from edgec.targets.cpu.aarch64.neon import dot, repeated, special
-from edgec.targets.cpu.aarch64.tile import LANES, IntegerTile, bias_apart, bias_vectors, load_bytes
+from edgec.targets.cpu.aarch64.tile import LANES, IntegerTile, bias_apart, load_input, start_vectors
 from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvPlan, ConvWriter
-from edgec.targets.cpu.tile import SHORT, Point, Store, tiles
+from edgec.targets.cpu.tile import SHORT, Point, Store, load_channels, tiles
 from edgec.targets.cpu.tir import Kernel
 from edgec.targets.target import Target
 
@@ -31,8 +30,6 @@ GROUP = 4
 """Bytes of a run that one lane of ``sdot`` sums up."""
 CHUNK = 16
 """Bytes of a run that are loaded at a time."""
-UNROLL = 4
-"""Chunks of a run in one iteration, at most."""
 REGISTERS = 32
 SPARE = 2
 """Registers for weights beside the sums and the pixels."""
@@ -150,13 +147,8 @@ class _DotWriter(ConvWriter):
     def _accumulators(
         self, points: list[Point], widths: list[int], channel: Any, channels: int, panel: Any
     ) -> IntegerTile:
-        axes = {**dict.fromkeys(range(3), tirx.const(0, "int32")), 3: channel}
-        start = bias_vectors(self.body, self.target.operands, self.bias, axes, channels)
-        if self.plan.head:
-            start = [
-                self.body.hold(value + tirx.reinterpret("int32x4", load_bytes(self.weight, panel + 4 * LANES * index)))
-                for index, value in enumerate(start)
-            ]
+        head = (self.weight, panel) if self.plan.head else None
+        start = start_vectors(self.body, self.target.operands, self.bias, channel, channels, len(widths), head)
         return IntegerTile(self.body, points, start)
 
     def _reduce(self, acc: IntegerTile, corner: Any, panel: Any, k_step: int) -> None:
@@ -176,12 +168,10 @@ class _DotWriter(ConvWriter):
         level(0, corner, tirx.const(0, "int32"))
 
     def _run(self, acc: IntegerTile, source: Any, weights: Any, row: int, run: int) -> None:
-        """The products of one run, chunk by chunk."""
+        """The products of one run. Its chunks are not unrolled: the compiler would load pixels too early and spill."""
         whole, groups = run // CHUNK, CHUNK // GROUP
-        unroll = max(u for u in range(1, UNROLL + 1) if whole % u == 0)
-        with self.body.loop(whole // unroll) as index:
-            for step in range(unroll if whole else 0):
-                chunk = index * unroll + step
+        with self.body.loop(whole) as chunk:
+            if whole:
                 self._chunk(acc, source + chunk * CHUNK, weights + chunk * (groups * row), row, groups)
         rest = -(-(run % CHUNK) // GROUP)
         if rest:
@@ -191,22 +181,15 @@ class _DotWriter(ConvWriter):
         _, h_step, w_step, _ = self.conv.input_strides
         sh, sw = self.conv.stride
         pixels = [
-            self.body.bind("x", self._pixel(source + point.row * sh * h_step + point.column * sw * w_step))
+            self.body.bind("x", load_input(self.input, source + point.row * sh * h_step + point.column * sw * w_step))
             for point in acc.points
         ]
         for group in range(groups):
             for vector in range(len(acc.widths)):
                 offset = weights + group * row + vector * GROUP * LANES
-                weight = self.body.bind("w", load_bytes(self.weight, offset))
+                weight = self.body.bind("w", load_channels(self.weight, offset, CHUNK))
                 for pixel, value in enumerate(pixels):
                     acc.update(pixel, vector, dot(acc.value(pixel, vector), weight, repeated(value, group)))
-
-    def _pixel(self, offset: Any) -> Any:
-        """16 bytes of the input, as int8."""
-        value = load_bytes(self.input, offset)
-        if self.conv.input_dtype == "int8":
-            return value
-        return tirx.reinterpret("int8x16", tirx.bitwise_xor(value, tirx.Broadcast(tirx.const(128, "uint8"), CHUNK)))
 
 
 def contract(p: DotPlan) -> str:
