@@ -47,18 +47,21 @@ FLOAT: tuple[Pass, ...] = (
 """What a model goes through before its quantisation."""
 
 
+_INTEGER: tuple[Pass, ...] = (
+    MoveQuantisation(),  # before the next: an operator and its Quantize meet
+    FuseIntegers(),
+    Simplify(),
+)
+
+
 def integer_passes(activation_dtype: str) -> tuple[Pass, ...]:
     """What a quantised model goes through, whoever quantised it; others leave as they came.
 
     Args:
         activation_dtype: in which the target reads 8-bit activations best: "int8" or "uint8".
     """
-    return (
-        ActivationDtype(activation_dtype),  # first, while every tensor of bytes lies between Quantize and Dequantize
-        MoveQuantisation(),  # before the next: an operator and its Quantize meet
-        FuseIntegers(),
-        Simplify(),
-    )
+    # first, while every tensor of bytes lies between Quantize and Dequantize
+    return (ActivationDtype(activation_dtype), *_INTEGER)
 
 
 DEFAULT = FLOAT + integer_passes("int8")
