@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from edgec.program import Conv, Depthwise, Kernel
-from edgec.targets.cpu.aarch64 import depthwise, dot, pairs, runs
+from edgec.program import Conv, Depthwise, Kernel, Loops
+from edgec.targets.cpu.aarch64 import depthwise, dot, interleave, loops, pairs, runs
+from edgec.targets.cpu.loops import contract
 from edgec.targets.cpu.template import Template
 from edgec.targets.target import Target
 
 DOT = Template(dot.plan, dot.generate, runs.contract, runs.pack)
 PAIRS = Template(pairs.plan, pairs.generate, runs.contract, runs.pack)
 DEPTHWISE = Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack)
+INTERLEAVE = Template(interleave.plan, interleave.generate, interleave.contract)
+LOOPS = Template(loops.plan, loops.generate, contract)
 
 
 def template_for(kernel: Kernel, target: Target) -> Template | None:
@@ -18,4 +21,6 @@ def template_for(kernel: Kernel, target: Target) -> Template | None:
         return DOT if "dotprod" in target.features else PAIRS
     if isinstance(kernel, Depthwise) and depthwise.fits(kernel):
         return DEPTHWISE
+    if isinstance(kernel, Loops):
+        return INTERLEAVE if interleave.fits(kernel) else LOOPS
     return None
