@@ -163,7 +163,10 @@ class RunWriter(ConvWriter):
 
     def _reduce(self, acc: IntegerTile, corner: Any, panel: Any, k_step: int) -> None:
         outer, _ = self.plan.runs
-        panel = panel + self.plan.head * sum(acc.widths)
+        # the offset's sign bit, which is 0: weights that seem to depend on the pixels are not loaded in front of the
+        # loop over them, more than there are registers for, and spilled
+        panel = panel + tirx.shift_right(corner, tirx.const(31, "int32")) + self.plan.head * sum(acc.widths)
+        panel = self.body.bind("panel", panel)
 
         def level(depth: int, source: Any, run: Any) -> None:
             if depth == len(outer):
