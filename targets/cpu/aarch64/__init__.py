@@ -18,9 +18,9 @@ LOOPS = Template(loops.plan, loops.generate, contract)
 
 def template_for(kernel: Kernel, target: Target) -> Template | None:
     """The template of this architecture for ``kernel``, where there is one."""
-    if isinstance(kernel, Conv) and runs.fits(kernel):
+    if isinstance(kernel, Conv) and kernel.weight_strides is None:
         if kernel.input_dtype == "float32":
-            return FLOATS if floats.fits(kernel) else None
+            return FLOATS
         return DOT if "dotprod" in target.features else PAIRS
     if isinstance(kernel, Depthwise) and depthwise.fits(kernel):
         return DEPTHWISE

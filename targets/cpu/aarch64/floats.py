@@ -55,12 +55,7 @@ def _lane(value: Any, element: int, chunk: int) -> Any:
     """One element of a pixel's register, in every lane."""
     if chunk == 1:
         return tirx.Broadcast(value, LANES)
-    return tirx.Shuffle([value], [tirx.const(element, "int32")] * LANES)
-
-
-def fits(conv: Conv) -> bool:
-    """Whether runs fill a register."""
-    return FloatPlan(conv, 1, 1, 1, LANES).runs[1] >= FloatPlan.whole
+    return tirx.Shuffle([value] * (LANES // chunk), [tirx.const(element, "int32")] * LANES)
 
 
 def plan(conv: Conv, target: Target) -> RunPlan:

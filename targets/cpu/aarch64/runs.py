@@ -56,6 +56,18 @@ class RunPlan(ConvPlan):
         """The weights [element, channel] of a chunk and a block of channels, in the order in which they are read."""
 
     @property
+    def planar(self) -> bool:
+        """Whether neighbours in memory are columns of one channel, and not channels of one column."""
+        (_, column), (channels, channel) = super().taps[1:]
+        return channels > 1 and channel != 1 and column == 1
+
+    @property
+    def taps(self) -> list[tuple[int, int]]:
+        """As :attr:`ConvPlan.taps`; of planes, the columns come last."""
+        row, column, channel = super().taps
+        return [row, channel, column] if self.planar else [row, column, channel]
+
+    @property
     def runs(self) -> tuple[list[tuple[int, int]], int]:
         """The loops over the runs, as :attr:`ConvPlan.reduction`, and the elements of a run."""
         loops = self.reduction
@@ -90,11 +102,6 @@ class RunPlan(ConvPlan):
         return (self.depth + self.head) * sum(self.widths(channels))
 
 
-def fits(conv: Conv) -> bool:
-    """Whether the weights are constant and the channels of a pixel neighbours."""
-    return conv.weight_strides is None and (conv.input_strides[3] == 1 or conv.in_channels == 1)
-
-
 def best_tile(kind: type[RunPlan], conv: Conv) -> RunPlan:
     """The register tile of the fewest instructions."""
     return min(candidates(kind, conv), key=lambda p: (instructions(p), p.rows, p.columns))
@@ -125,6 +132,7 @@ def instructions(p: RunPlan) -> float:
 def pack(p: RunPlan, weight: np.ndarray) -> np.ndarray:
     """The weight [kh, kw, ci, co] as panels, one after the other: the head, then the chunks of every run."""
     run = p.runs[1]
+    weight = weight.transpose(0, 2, 1, 3) if p.planar else weight
     shape = (weight.size // (run * p.conv.out_channels), sum(p.chunks), p.conv.out_channels)
     matrix = np.zeros(shape, weight.dtype)
     matrix[:, :run] = weight.reshape(-1, run, p.conv.out_channels)
