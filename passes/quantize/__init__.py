@@ -14,11 +14,11 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
+from edgec.passes.quantize.channels import trace
 from edgec.passes.quantize.emit import Emitted, emit
-from edgec.passes.quantize.equalise import equalise, links
+from edgec.passes.quantize.equalise import equalise
 from edgec.passes.quantize.execution import ModelRunner, Sample
 from edgec.passes.quantize.learn import Fit, learn
-from edgec.passes.quantize.operators import channel_axis
 from edgec.passes.quantize.placement import Placement, place
 from edgec.passes.quantize.prediction import Prediction
 from edgec.passes.quantize.ranges import Ranges, choose_ranges
@@ -95,12 +95,10 @@ class _Work:
     def _equalise(self) -> int:
         if not self.recipe.equalise:
             return 0
-        found = links(self.model.graph, self.recipe)
-        if not found:
-            return 0
-        axes = {link.value: channel_axis(link.readers[0].node) for link in found}
-        statistics = observe(self.model, self.samples, axes, progress=self._of_samples("channels"))
-        return equalise(self.model, statistics, self.samples, found, self._step("equalisation"))
+        found = trace(self.model, self.recipe.layers)
+        axes = {port.value: port.axis for port in found.readers}
+        largest = observe(self.model, self.samples, axes, progress=self._of_samples("channels")).channels
+        return equalise(self.model, found, largest, self.samples, self._step("equalisation"))
 
     def _histograms(
         self, seen: Mapping[ir.Value, tuple[float, float]], *placements: Placement

@@ -187,6 +187,6 @@ def _raise_opset(model: ir.Model) -> None:
                 f"{node.op_type} node '{node.name}' means something else at opset {_INT16_OPSET}, which 16-bit "
                 "activations need; say int8 or float in the recipe, or export the model with a newer opset"
             )
-    for container in (model, *model.functions.values()):
-        container.opset_imports[""] = _INT16_OPSET
+    for imports in (model.opset_imports, *(function.opset_imports for function in model.functions.values())):
+        imports[""] = _INT16_OPSET
     model.ir_version = max(model.ir_version, 10)

@@ -1,11 +1,12 @@
 """Cross-layer equalisation: channels of one tensor scaled against each other, at no cost in the float model.
 
-A channel of what a product gives can be divided by s > 0 in its weights and bias, if what reads it, through functions
-that keep a positive factor, is products only, whose weights for this input channel are then multiplied by s (Nagel et
-al. 2019, arXiv 1906.04721). All channels of the tensor share one grid, so it is finer for those that were small; the
-reader's weights, one scale for each of its outputs, may get coarser. Between the two stands an exponent α, s =
-rᵅ · uᵅ⁻¹ with the channel's range r and the magnitude u of the weights that read it (as in SmoothQuant, Xiao et al.
-2023, arXiv 2211.10438); it is chosen by the error of the readers' results, with no equalisation as one of the choices.
+A channel can be divided by s > 0 in the weights of what writes it, if the weights of all that read it are multiplied by
+s (Nagel et al. 2019, arXiv 1906.04721; :mod:`edgec.passes.quantize.channels` finds the channels, also behind
+concatenations, shuffles and sums). All channels of a tensor share one grid, so it gets finer for those that were small;
+the readers' weights, one scale for each of their outputs, may get coarser. Between the two stands an exponent α,
+s = rᵅ · uᵅ⁻¹ with the channel's range r and the magnitude u of the weights that read it (as in SmoothQuant, Xiao et al.
+2023, arXiv 2211.10438). It is chosen by the error of the readers' results, with no equalisation as one of the choices,
+for each region: the channels that meet in a tensor, which choose together.
 
 A ReLU6 does not keep a factor where it clamps. Channels that come near 6 on the samples are left alone, and the others
 are enlarged no further than their range still fits below 6.
@@ -13,21 +14,26 @@ are enlarged no further than their range still fits below 6.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
+from edgec.passes.quantize.channels import (
+    Channels,
+    Port,
+    divide_outputs,
+    magnitudes,
+    multiply_inputs,
+    scaled_parameters,
+)
 from edgec.passes.quantize.execution import NodeRunner, Sample
 from edgec.passes.quantize.grid import grid_of, round_weights, weight_scales
-from edgec.passes.quantize.operators import Role, channel_axis, is_clamp, role_of, weight_axis
-from edgec.passes.quantize.placement import is_float
-from edgec.passes.quantize.products import Product, product_of
-from edgec.passes.quantize.recipe import Recipe
-from edgec.passes.quantize.statistics import Statistics
+from edgec.passes.quantize.operators import weight_axis
+from edgec.passes.quantize.products import product_of
 from edgec.passes.quantize.tape import Tape, few
-from edgec.values import constant_of, input_of, shape_of
+from edgec.values import shape_of
 
 _EXPONENTS = (1.0, 0.75, 0.5, 0.25)
 _GAIN = 0.95
@@ -40,184 +46,169 @@ _HEADROOM = 1.1
 """Room that is kept between a channel's range on samples and the clamp behind it."""
 
 _SAMPLES = 16
-_HOMOGENEOUS = (
-    "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Identity", "LeakyRelu", "MaxPool", "PRelu", "Relu",
-)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Link:
-    """A product whose output channels can be scaled, and what reads them.
+@dataclass
+class Region:
+    """Channels that choose their factors together.
 
     Attributes:
-        writer: the product.
-        value: what the readers read, behind the functions between.
-        readers: products.
-        bound: the least upper clamp on the way; infinite where there is none.
+        readers: what reads them, in the order of the graph.
+        channels: the numbers that can be scaled.
     """
 
-    writer: Product
-    value: ir.Value
-    readers: tuple[Product, ...]
-    bound: float
+    readers: list[Port]
+    channels: list[int]
 
 
-def links(graph: ir.Graph, recipe: Recipe) -> list[Link]:
-    """The places where ``graph`` can be equalised, in order."""
-    found = []
-    for node in graph:
-        product = product_of(node)
-        if product is not None and not is_float(node, recipe.layers) and (link := _follow(product, recipe)):
-            found.append(link)
-    return found
+def regions(found: Channels) -> list[Region]:
+    """The regions of a graph's channels that have anything to scale."""
+    parent = list(range(found.count))
+
+    def find(number: int) -> int:
+        while parent[number] != number:
+            parent[number] = number = parent[parent[number]]
+        return number
+
+    free = [[n for n in dict.fromkeys(found.roots(port.numbers).tolist()) if n] for port in found.readers]
+    for numbers in free:
+        for number in numbers[1:]:
+            parent[find(number)] = find(numbers[0])
+    grouped: dict[int, Region] = {}
+    for port, numbers in zip(found.readers, free, strict=True):
+        if numbers:
+            region = grouped.setdefault(find(numbers[0]), Region([], []))
+            region.readers.append(port)
+            region.channels += [n for n in numbers if n not in region.channels]
+    return list(grouped.values())
 
 
 def equalise(
     model: ir.Model,
-    statistics: Statistics,
+    found: Channels,
+    largest: Mapping[ir.Value, np.ndarray],
     samples: Sequence[Sample],
-    found: Sequence[Link],
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Scale channels of ``model`` in place; how many of the links ``found`` gained by it.
+    """Scale channels of ``model`` in place; how many regions gained by it.
 
-    ``statistics`` has the ranges of the channels of each link's value.
+    ``largest`` is the largest magnitude of each channel of what the readers read.
     """
+    waiting = {region.readers[-1].node: region for region in regions(found)}
+    kept = {port.node: port for region in waiting.values() for port in region.readers}
     runner, tape = NodeRunner(model), Tape(model.graph, few(model.graph, samples, _SAMPLES))
-    waiting = {link.readers[0].node: link for link in found}
-    largest = dict(statistics.channels)
-    done = changed = 0
-    for node in model.graph:
+    read: dict[ir.Node, np.ndarray] = {}
+    factors = np.ones(found.count, np.float32)
+    changed = 0
+    nodes = list(model.graph)
+    for done, node in enumerate(nodes, 1):
+        if node in kept:
+            read[node] = tape[kept[node].value]
+        tape.store(node, runner.run(node, tape.inputs(node)))
         if node in waiting:
-            link = waiting[node]
-            factors = _best_factors(link, largest[link.value], tape[link.value], runner)
-            if factors is not None:
-                _apply(link, factors, model.graph)
-                tape[link.value] = tape[link.value] / _along(factors, link.value)
-                changed += 1
-            done += 1
-            if progress:
-                progress(done, len(found))
-        weights = {i: a for i, v in enumerate(node.inputs[1:], 1) if (a := constant_of(v)) is not None}
-        product = product_of(node)
-        tape.store(node, runner.run(node, tape.inputs(node), weights if product else None))
+            region = waiting[node]
+            changed += _choose(region, found, factors, largest, read, runner)
+            for port in region.readers:
+                del read[port.node]
+        if progress:
+            progress(done, len(nodes))
+    _apply(found, factors, model.graph)
     return changed
 
 
-def _follow(writer: Product, recipe: Recipe) -> Link | None:
-    """The readers of ``writer``, if all are products that read its channels as they are."""
-    value, bound = writer.result, float("inf")
-    while True:
-        if value.is_graph_output() or not value.uses():
-            return None
-        readers = [product_of(reader) for reader in value.consumers()]
-        if all(reader is not None for reader in readers):
-            found = tuple(reader for reader in readers if reader is not None)
-            fits = all(_reads_channels(use.idx, value, each, writer, recipe)
-                       for use, each in zip(value.uses(), found, strict=True))
-            return Link(writer, value, found, bound) if fits else None
-        if len(value.uses()) > 1:
-            return None
-        (node,) = value.consumers()
-        if not _keeps_factors(node, writer):
-            return None
-        if node.op_type == "Clip":
-            high = constant_of(input_of(node, 2))
-            bound = min(bound, float("inf") if high is None else float(high.reshape(-1)[0]))
-        value = node.outputs[0]
-
-
-def _reads_channels(index: int, value: ir.Value, reader: Product, writer: Product, recipe: Recipe) -> bool:
-    axis, rank = channel_axis(reader.node), len(shape_of(value))
-    plain = reader.node.op_type != "ConvTranspose" and not is_float(reader.node, recipe.layers)
-    return plain and index == 0 and shape_of(value)[axis] == _channels(writer) and (axis == 1 or axis == rank - 1)
-
-
-def _channels(product: Product) -> int:
-    return int(product.weight.shape[weight_axis(product.node)])
-
-
-def _keeps_factors(node: ir.Node, writer: Product) -> bool:
-    """Whether ``node`` computes f(s·x) = s·f(x) channel by channel, and leaves the channels where they are."""
-    value, output = node.inputs[0], node.outputs[0]
-    if role_of(node) is Role.FLOAT:
-        return False
-    if node.op_type == "Clip":
-        low = constant_of(input_of(node, 1))
-        return is_clamp(node) and low is not None and not low.any()
-    if node.op_type in ("Flatten", "Reshape"):
-        before, after = shape_of(value), shape_of(output)
-        return len(before) > 2 and after == (*before[:2],) and writer.node.op_type == "Conv"
-    return node.op_type in _HOMOGENEOUS and not (node.op_type == "PRelu" and channel_axis(writer.node) != 1)
-
-
-def _best_factors(link: Link, largest: np.ndarray, x: np.ndarray, runner: NodeRunner) -> np.ndarray | None:
-    """The factors [channels] with the least error of the readers; None where none is worth it."""
-    exact = [_run(reader, x, reader.weight, runner) for reader in link.readers]
-    best, chosen = _GAIN * _error(link, np.ones(len(largest), np.float32), x, exact, runner), None
+def _choose(
+    region: Region,
+    found: Channels,
+    factors: np.ndarray,
+    largest: Mapping[ir.Value, np.ndarray],
+    read: Mapping[ir.Node, np.ndarray],
+    runner: NodeRunner,
+) -> bool:
+    """Set the factors of a region in place to the ones with the least error; False where none is worth it."""
+    exact = {port.node: runner.run(port.node, {0: read[port.node]})[0] for port in region.readers}
+    ranges, uses = _extents(region, found, largest)
+    best, chosen = _GAIN * _error(region, found, factors, read, exact, runner), None
     for exponent in _EXPONENTS:
-        factors = _factors(link, largest, exponent)
-        if np.ptp(factors) == 0:
-            continue
-        error = _error(link, factors, x, exact, runner)
+        tried = factors.copy()
+        tried[region.channels] = _factors(region, found, ranges, uses, exponent)
+        error = _error(region, found, tried, read, exact, runner)
         if error < best:
-            best, chosen = error, factors
-    return chosen
+            best, chosen = error, tried
+    if chosen is None:
+        return False
+    factors[:] = chosen
+    return True
 
 
-def _factors(link: Link, largest: np.ndarray, exponent: float) -> np.ndarray:
-    """What each channel is divided by, float32 [channels], 1 for the largest."""
-    use = np.max([_magnitudes(reader, len(largest)) for reader in link.readers], axis=0)
-    alive = (largest > 0) & (use > 0)
-    raw = np.where(alive, np.maximum(largest, 1e-12) ** exponent / np.maximum(use, 1e-12) ** (1 - exponent), 0)
+def _extents(
+    region: Region, found: Channels, largest: Mapping[ir.Value, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The range of each channel of the region and the magnitude of the weights that read it."""
+    ranges, uses = np.zeros(found.count), np.zeros(found.count)
+    for port in region.readers:
+        roots = found.roots(port.numbers)
+        np.maximum.at(ranges, roots, largest[port.value])
+        np.maximum.at(uses, roots, magnitudes(port))
+    return ranges[region.channels], uses[region.channels]
+
+
+def _factors(
+    region: Region, found: Channels, ranges: np.ndarray, uses: np.ndarray, exponent: float
+) -> np.ndarray:
+    """What each channel is divided by, float32, 1 for the largest."""
+    alive = (ranges > 0) & (uses > 0)
     if not alive.any():
-        return np.ones(len(largest), np.float32)
+        return np.ones(len(ranges), np.float32)
+    raw = np.where(alive, np.maximum(ranges, 1e-12) ** exponent / np.maximum(uses, 1e-12) ** (1 - exponent), 0)
     factors = np.where(alive, np.maximum(raw / raw.max(), 1 / _MOST), 1)
-    if np.isfinite(link.bound):
-        factors = np.clip(factors, np.minimum(1, _HEADROOM * largest / link.bound), 1)
-    return factors.astype(np.float32)
+    bounds = _bounds(found)
+    bound = np.array([bounds.get(number, np.inf) for number in region.channels])
+    least = np.where(np.isfinite(bound), np.minimum(1, _HEADROOM * ranges / bound), 0)
+    return np.maximum(factors, least).astype(np.float32)
 
 
-def _magnitudes(reader: Product, channels: int) -> np.ndarray:
-    """How large the weights of each input channel are, as a share of the largest of the same output."""
-    rows = np.abs(reader.rows(reader.weight))
-    share = rows / np.maximum(rows.max(axis=2, keepdims=True), 1e-30)
-    return share.reshape(reader.groups, rows.shape[1], channels // reader.groups, -1).max(axis=(1, 3)).reshape(-1)
+def _bounds(found: Channels) -> dict[int, float]:
+    bounds: dict[int, float] = {}
+    for number, bound in found.bounds.items():
+        root = found.find(number)
+        bounds[root] = min(bound, bounds.get(root, np.inf))
+    return bounds
 
 
 def _error(
-    link: Link, factors: np.ndarray, x: np.ndarray, exact: Sequence[np.ndarray], runner: NodeRunner
+    region: Region,
+    found: Channels,
+    factors: np.ndarray,
+    read: Mapping[ir.Node, np.ndarray],
+    exact: Mapping[ir.Node, np.ndarray],
+    runner: NodeRunner,
 ) -> float:
     """Sum over the readers of the mean square error of their quantised results, over their variance."""
-    scaled = x / _along(factors, link.value)
-    rounded = grid_of(float(scaled.min()), float(scaled.max())).round(scaled)
     total = 0.0
-    for reader, wanted in zip(link.readers, exact, strict=True):
-        weight, axis = reader.scaled_inputs(reader.weight, factors), weight_axis(reader.node)
-        weight = round_weights(weight, weight_scales(weight, axis), axis).dequantise()
-        found = _run(reader, rounded, weight, runner)
-        total += float(np.square(found - wanted).mean() / max(float(wanted.var()), 1e-20))
+    for port in region.readers:
+        own = factors[found.roots(port.numbers)]
+        scaled = read[port.node] / _along(own, port)
+        rounded = grid_of(float(scaled.min()), float(scaled.max())).round(scaled)
+        constants = scaled_parameters(port, own)
+        if product_of(port.node) is not None:
+            weight, axis = constants[1].astype(np.float32), weight_axis(port.node)
+            constants[1] = round_weights(weight, weight_scales(weight, axis), axis).dequantise()
+        result = runner.run(port.node, {0: rounded}, {i: a.astype(np.float32) for i, a in constants.items()})[0]
+        wanted = exact[port.node]
+        total += float(np.square(result - wanted).mean() / max(float(wanted.var()), 1e-20))
     return total
 
 
-def _run(product: Product, x: np.ndarray, weight: np.ndarray, runner: NodeRunner) -> np.ndarray:
-    constants = {i: a for i, v in enumerate(product.node.inputs[1:], 1) if (a := constant_of(v)) is not None}
-    return runner.run(product.node, {0: x}, {**constants, 1: weight})[0]
+def _apply(found: Channels, factors: np.ndarray, graph: ir.Graph) -> None:
+    for ports, change in ((found.writers, divide_outputs), (found.readers, multiply_inputs)):
+        for port in ports:
+            own = factors[found.roots(port.numbers)]
+            if (own != 1).any():
+                change(port, own, graph)
 
 
-def _apply(link: Link, factors: np.ndarray, graph: ir.Graph) -> None:
-    writer = link.writer
-    writer.set_weight(writer.scaled_outputs(writer.weight, 1 / factors), graph)
-    if writer.bias is not None:
-        writer.set_bias(writer.bias / factors, graph)
-    for reader in link.readers:
-        reader.set_weight(reader.scaled_inputs(reader.weight, factors), graph)
-
-
-def _along(factors: np.ndarray, value: ir.Value) -> np.ndarray:
+def _along(factors: np.ndarray, port: Port) -> np.ndarray:
     """``factors`` in the shape that meets [samples, *shape] at the channels."""
-    rank, channels = len(shape_of(value)), len(factors)
-    axis = 1 if shape_of(value)[1] == channels and rank != 3 else rank - 1
-    shape = [1] * (rank + 1)
-    shape[axis + 1] = channels
+    shape = [1] * (len(shape_of(port.value)) + 1)
+    shape[port.axis + 1] = -1
     return factors.reshape(shape)

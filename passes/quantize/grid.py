@@ -12,6 +12,7 @@ import numpy as np
 
 WEIGHT_LIMIT = 127
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+_SMALLEST_SHARE = 1e-9
 _BIAS_LIMIT = 2.0**30
 """Largest bias in steps of its scale; half of int32, so that the sum of products has the other half."""
 
@@ -106,10 +107,14 @@ class Weights:
 
 
 def weight_scales(weight: np.ndarray, axis: int) -> np.ndarray:
-    """float32 scale of each output channel: its largest magnitude is 127 steps; 1 for a channel of zeros."""
+    """float32 scale of each output channel: its largest magnitude is 127 steps.
+
+    A channel that is next to nothing beside the others has a scale that a product of scales does not underflow with.
+    """
     others = tuple(index for index in range(weight.ndim) if index != axis)
     largest = np.abs(weight).max(axis=others)
-    return np.where(largest > 0, largest / WEIGHT_LIMIT, 1).astype(np.float32)
+    least = _SMALLEST_SHARE * largest.max()
+    return (np.maximum(largest, least) / WEIGHT_LIMIT if least > 0 else np.ones(len(largest))).astype(np.float32)
 
 
 def scales_for_bias(scales: np.ndarray, bias: np.ndarray, x_scale: float) -> np.ndarray:

@@ -5,7 +5,8 @@ role       treatment
 =========  ============================================================================================
 PRODUCT    convolution or matrix product with constant weights: integer input, integer weights
 BIAS       addition of a constant vector to a matrix product: part of the product
-CLAMP      Relu, Clip behind a product or a sum: the end of its output's range
+EPILOGUE   Relu, Clip, PRelu or BatchNormalization on the only use of a product's, a sum's or each other's result:
+           computed with it, before it becomes an integer
 POINTWISE  a function of one tensor, element by element: integers in and out, a table of 256 entries
 SUM        arithmetic of several tensors: integers in and out
 POOL       averages and interpolation: integers in and out, each with a scale of its own
@@ -16,7 +17,7 @@ FLOAT      stays float: norms, products of two activations and what stands betwe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum, auto
 
 import numpy as np
@@ -30,7 +31,7 @@ class Role(Enum):
 
     PRODUCT = auto()
     BIAS = auto()
-    CLAMP = auto()
+    EPILOGUE = auto()
     POINTWISE = auto()
     SUM = auto()
     POOL = auto()
@@ -40,6 +41,7 @@ class Role(Enum):
 
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _CLAMPS = ("Relu", "Clip")
+_CHANNEL_FUNCTIONS = ("BatchNormalization", "PRelu")
 _ROLES: Mapping[Role, frozenset[str]] = {
     Role.POINTWISE: frozenset({
         "Abs", "BatchNormalization", "Celu", "Clip", "Elu", "Erf", "Exp", "Gelu", "GeluTanh", "HardSigmoid",
@@ -66,16 +68,17 @@ def role_of(node: ir.Node) -> Role:
         return Role.PRODUCT if _is_product(node) else Role.FLOAT
     if is_bias(node):
         return Role.BIAS
-    if is_clamp(node) and clamped_value(node) is not None:
-        return Role.CLAMP
+    if _is_epilogue(node):
+        return Role.EPILOGUE
     role = next((role for role, operators in _ROLES.items() if node.op_type in operators), Role.FLOAT)
-    return _CHECKS.get(node.op_type, lambda node, role: role)(node, role)
+    check = _CHECKS.get(node.op_type)
+    return check(node, role) if check else role
 
 
 def quantised_inputs(node: ir.Node) -> list[int]:
     """The indices of the inputs that are integers where ``node`` is quantised."""
     role = role_of(node)
-    if role in (Role.FLOAT, Role.BIAS, Role.CLAMP):
+    if role in (Role.FLOAT, Role.BIAS, Role.EPILOGUE):
         return []
     if role is Role.SUM or node.op_type in _JOINING:
         return [i for i, value in enumerate(node.inputs) if value is not None and not _is_scalar_constant(value)]
@@ -108,19 +111,7 @@ def bias_index(node: ir.Node) -> int | None:
 
 def is_clamp(node: ir.Node) -> bool:
     """Whether ``node`` is a Relu, or a Clip between constants."""
-    if node.domain != "" or node.op_type not in _CLAMPS:
-        return False
-    return all(value is None or value.const_value is not None for value in node.inputs[1:])
-
-
-def clamped_value(node: ir.Node) -> ir.Value | None:
-    """The input of a clamp, where it is the only use of a product's or a sum's result."""
-    value = node.inputs[0]
-    producer = None if value is None else value.producer()
-    if value is None or producer is None or not _is_private(value):
-        return None
-    whole = producer.op_type in _PRODUCTS and _is_product(producer)
-    return value if whole or is_bias(producer) or role_of(producer) is Role.SUM else None
+    return node.domain == "" and node.op_type in _CLAMPS and _has_constant_parameters(node)
 
 
 def weight_axis(node: ir.Node) -> int:
@@ -135,6 +126,23 @@ def weight_axis(node: ir.Node) -> int:
 def channel_axis(node: ir.Node) -> int:
     """The axis of a product's input and output along which its channels lie."""
     return 1 if node.op_type in ("Conv", "ConvTranspose", "Gemm") else len(shape_of(node.outputs[0])) - 1
+
+
+def _is_epilogue(node: ir.Node) -> bool:
+    """Whether ``node`` is a function channel by channel of a result that nothing else reads."""
+    value = node.inputs[0] if node.domain == "" and node.inputs else None
+    producer = None if value is None else value.producer()
+    if value is None or producer is None or not _is_private(value):
+        return False
+    if not is_clamp(node) and not (node.op_type in _CHANNEL_FUNCTIONS and _has_constant_parameters(node)):
+        return False
+    return producer.op_type in _CHANNEL_FUNCTIONS or role_of(producer) in (
+        Role.PRODUCT, Role.BIAS, Role.EPILOGUE, Role.SUM
+    )  # fmt: skip
+
+
+def _has_constant_parameters(node: ir.Node) -> bool:
+    return all(value is None or value.const_value is not None for value in node.inputs[1:])
 
 
 def _is_product(node: ir.Node) -> bool:
@@ -163,7 +171,7 @@ def _is_scalar_constant(value: ir.Value) -> bool:
 
 
 def _constant_parameters(node: ir.Node, role: Role) -> Role:
-    return role if all(value is None or value.const_value is not None for value in node.inputs[1:]) else Role.FLOAT
+    return role if _has_constant_parameters(node) else Role.FLOAT
 
 
 def _sum(node: ir.Node, role: Role) -> Role:
@@ -198,7 +206,7 @@ def _one_output(node: ir.Node, role: Role) -> Role:
     return role if len(node.outputs) == 1 else Role.FLOAT
 
 
-_CHECKS = {
+_CHECKS: Mapping[str, Callable[[ir.Node, Role], Role]] = {
     "BatchNormalization": _constant_parameters,
     "Clip": _constant_parameters,
     "PRelu": _constant_parameters,

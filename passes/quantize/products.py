@@ -7,6 +7,7 @@ input for each position of the output.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -121,11 +122,13 @@ class Product:
         view = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=axes)
         steps = tuple(slice(None, None, s) for s in w.strides)
         inner = tuple(slice(None, None, d) for d in w.dilations)
-        view = view[(slice(None), slice(None), *steps, *inner)]
+        wanted = (slice(None), slice(None), *steps, *inner)
+        view = view[wanted]
         places = (view.shape[0], *view.shape[2 : x.ndim])
         depth = int(np.prod(self.weight.shape[1:]))
-        chosen = np.unravel_index(_evenly(int(np.prod(places)), depth), places)
-        found = view[(chosen[0], slice(None), *chosen[1:])]
+        image, *position = np.unravel_index(_evenly(int(np.prod(places)), depth), places)
+        patch: tuple[Any, ...] = (image, slice(None), *position)
+        found = view[patch]
         return np.ascontiguousarray(found.reshape(len(found), self.groups, depth).transpose(1, 0, 2))
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +19,7 @@ from edgec.passes.quantize.execution import ModelRunner, Sample
 from edgec.passes.quantize.prediction import Prediction
 from edgec.passes.quantize.ranges import EXACT, Range, Ranges
 from edgec.summary import summarise
+from edgec.values import shape_of
 
 _FACTORS = (0.93, 1.08)
 _MOST_STEPS = 3
@@ -27,9 +29,14 @@ _GAIN = 0.998
 """A move is kept where it lowers the distance to this share."""
 
 _WORK = 2.0e12
-"""MACs to spend, all evaluations together; a node counts as ``_NODE_WORK`` of them."""
+"""MACs to spend, all evaluations together. An element of an activation counts as ``_ELEMENT_WORK`` of them, a node as
+``_NODE_WORK``: about what they take in ONNX Runtime."""
 
-_NODE_WORK = 1e5
+_ELEMENT_WORK = 50
+_NODE_WORK = 2e5
+_TRIES = 3
+"""Evaluations a tensor, about."""
+
 _MOST_SAMPLES = 512
 _FEWEST_SAMPLES = 16
 
@@ -88,7 +95,9 @@ def _moved(before: Range, scale: float) -> Range:
 
 def _few(model: ir.Model, samples: Sequence[Sample], keys: int) -> list[Sample]:
     """As many samples as the work allows."""
-    cost = (summarise(model).macs + _NODE_WORK * len(model.graph)) * (2.5 * keys + 1)
+    elements = sum(prod(shape_of(value)) for node in model.graph for value in node.outputs if value.name)
+    run = summarise(model).macs + _ELEMENT_WORK * elements + _NODE_WORK * len(model.graph)
+    cost = run * (_TRIES * keys + 1)
     count = int(np.clip(_WORK / cost, _FEWEST_SAMPLES, _MOST_SAMPLES))
     return [samples[index] for index in np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)]
 

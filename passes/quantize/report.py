@@ -112,8 +112,8 @@ def describe(
 
 
 def _precision(node: ir.Node, placement: Placement) -> str:
-    """The node's; a clamp or a bias has that of what it belongs to."""
-    while placement.roles[node] in (Role.CLAMP, Role.BIAS):
+    """The node's; an epilogue or a bias has that of what it belongs to."""
+    while placement.roles[node] in (Role.EPILOGUE, Role.BIAS):
         feeding = [v.producer() for v in node.inputs if v is not None and v.const_value is None]
         assert feeding[0] is not None
         node = feeding[0]
