@@ -53,7 +53,9 @@ def together(models: Iterable[onnx.ModelProto]) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=parts[0].opset_import, ir_version=parts[0].ir_version)
 
 
-def emulated(model: onnx.ModelProto, inputs: dict[str, np.ndarray], folder: Path, target: str, cpu: str) -> dict[str, np.ndarray]:
+def emulated(
+    model: onnx.ModelProto, inputs: dict[str, np.ndarray], folder: Path, target: str, cpu: str
+) -> dict[str, np.ndarray]:
     """The outputs of ``model``, compiled for ``target``, on an emulated ``cpu``."""
     path = folder / f"{target}.so"
     if not path.exists():
@@ -85,5 +87,5 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_integer_convolutions(emulator, layers, wanted, folder, target, cpu) -> None:
     got = emulated(*layers, folder, target, cpu)
     names = [f"{name}, {dtype}" for name in SHAPES | MORE_SHAPES for dtype in ("int8", "uint8")]
-    different = [name for index, name in enumerate(names) if not np.array_equal(got[f"{index}_y"], wanted[f"{index}_y"])]
-    assert not different
+    same = [np.array_equal(got[f"{index}_y"], wanted[f"{index}_y"]) for index in range(len(names))]
+    assert not [name for name, equal in zip(names, same, strict=True) if not equal]

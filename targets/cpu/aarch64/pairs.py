@@ -75,13 +75,11 @@ class _PairWriter(RunWriter):
                 offset = weights + (step * len(acc.widths) + vector) * size
                 weight = self.body.bind("w", load_channels(self.weight, offset, size))
                 for pixel, value in enumerate(pixels):
-                    self._multiply(acc, pixel, vector, value, weight, size)
+                    self._multiply_add(acc, pixel, vector, value, weight, size)
             pixels = [self.body.hold(turned(value, PAIR, size)) for value in pixels]
 
-    def _multiply(self, acc: Tile, pixel: int, vector: int, value: Any, weight: Any, size: int) -> None:
-        products = [
-            long_product(part(value, first, HALF), part(weight, first, HALF)) for first in range(0, size, HALF)
-        ]
+    def _multiply_add(self, acc: Tile, pixel: int, vector: int, value: Any, weight: Any, size: int) -> None:
+        products = [long_product(part(value, first, HALF), part(weight, first, HALF)) for first in range(0, size, HALF)]
         total = products[0] if len(products) == 1 else products[0] + products[1]
         acc.update(pixel, vector, acc.value(pixel, vector) + pair_sums(self.body.hold(total)))
 

@@ -20,7 +20,7 @@ from tvm import tirx
 
 from edgec.program import Conv
 from edgec.targets.cpu.aarch64.neon import special
-from edgec.targets.cpu.aarch64.tile import LANES, Tile, bias_apart, start_vectors
+from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile, bias_apart
 from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvPlan, ConvWriter
 from edgec.targets.cpu.tile import SHORT, Accumulators, Point, Store, tiles
 from edgec.targets.cpu.tir import Kernel
@@ -155,8 +155,10 @@ class RunWriter(ConvWriter):
 
     def __init__(self, p: RunPlan, kernel: Kernel) -> None:
         super().__init__(p, kernel)
-        epilogue, self.bias = bias_apart(p.conv.epilogue, p.conv.accumulator_dtype)
-        self.target = Store(self.body, kernel.buffers[:-1], kernel.buffers[-1], epilogue, p.conv.store)
+        operands, dtype = kernel.buffers[:-1], p.conv.accumulator_dtype
+        epilogue, bias = bias_apart(p.conv.epilogue, dtype)
+        self.start = Start(self.body, operands, dtype, bias)
+        self.target = Store(self.body, operands, kernel.buffers[-1], epilogue, p.conv.store)
 
     @abstractmethod
     def _pixel(self, offset: Any, chunk: int) -> Any:
@@ -169,9 +171,9 @@ class RunWriter(ConvWriter):
     def _accumulators(
         self, points: list[Point], widths: list[int], channel: Any, channels: int, panel: Any
     ) -> Accumulators:
-        dtype, head = self.conv.accumulator_dtype, (self.weight, panel) if self.plan.head else None
-        start = start_vectors(self.body, dtype, self.target.operands, self.bias, channel, channels, len(widths), head)
-        return Tile(self.body, dtype, points, start)
+        head = (self.weight, panel) if self.plan.head else None
+        start = self.start.vectors(channel, channels, len(widths), head)
+        return Tile(self.body, self.start.dtype, points, start)
 
     def _reduce(self, acc: Accumulators, corner: Any, panel: Any, k_step: int) -> None:
         outer, _ = self.plan.runs

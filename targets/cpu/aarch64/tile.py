@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
@@ -22,8 +23,8 @@ RESULTS = 16
 
 
 def bias_apart(epilogue: Expr, dtype: str) -> tuple[Expr, Expr | None]:
-    """``epilogue`` of sums (of ``dtype``) that start from the bias, and the bias: a load for each channel that is added to the sum,
-    which is used nowhere else. None where there is no such."""
+    """``epilogue`` of sums (of ``dtype``) that start from the bias, and the bias: a load for each channel that is
+    added to the sum, which is used nowhere else. None where there is no such."""
     acc = scalar.accumulator(dtype)
     users = [node for node in scalar.walk(epilogue) if any(child is acc for child in node.children)]
     if len(users) != 1 or users[0].op != "add":
@@ -36,47 +37,48 @@ def bias_apart(epilogue: Expr, dtype: str) -> tuple[Expr, Expr | None]:
     return scalar.rewrite(epilogue, lambda node: acc if node is users[0] else None), bias
 
 
-def start_vectors(
-    body: Body,
-    dtype: str,
-    operands: Sequence[Any],
-    bias: Expr | None,
-    channel: Any,
-    channels: int,
-    count: int,
-    head: tuple[Any, Any] | None,
-) -> list[Any]:
-    """What the sums of ``channels`` from ``channel`` on start from, in ``count`` vectors.
+@dataclass(frozen=True)
+class Start:
+    """What the sums of a tile start from.
 
-    Args:
+    Attributes:
         body: the kernel in hand.
-        dtype: of the sums.
         operands: its buffers.
-        bias: see :func:`bias_apart`; it is not read past the last channel.
-        channel: the first one.
-        channels: how many there are.
-        count: vectors that cover them.
-        head: a buffer and an offset in it, where an int32 for each lane is to be added; or None.
+        dtype: of the sums.
+        bias: see :func:`bias_apart`.
     """
-    vectors = []
-    for index in range(count):
-        value = _bias_vector(body, dtype, operands, bias, channel + index * LANES, channels - index * LANES)
-        if head is not None:
-            buffer, offset = head
-            value = value + tirx.reinterpret("int32x4", vector_load(buffer, offset + index * RESULTS, RESULTS))
-        vectors.append(body.hold(value))
-    return vectors
 
+    body: Body
+    operands: Sequence[Any]
+    dtype: str
+    bias: Expr | None
 
-def _bias_vector(body: Body, dtype: str, operands: Sequence[Any], bias: Expr | None, channel: Any, channels: int) -> Any:
-    zero = tirx.const(0, dtype)
-    if bias is None or channels <= 0:
-        return tirx.Broadcast(zero, LANES)
-    axes = dict.fromkeys(range(CHANNEL_AXIS), tirx.const(0, "int32"))
-    if channels >= LANES:
-        return Emitter(body, operands, {**axes, CHANNEL_AXIS: channel}, CHANNEL_AXIS, LANES).vector(bias)
-    each = [Emitter(body, operands, {**axes, CHANNEL_AXIS: channel + lane})(bias) for lane in range(channels)]
-    return join([*each, *[zero] * (LANES - channels)])
+    def vectors(self, channel: Any, channels: int, count: int, head: tuple[Any, Any] | None = None) -> list[Any]:
+        """The start of ``channels`` from ``channel`` on, in ``count`` vectors; no bias is read past the last channel.
+
+        ``head`` is a buffer and an offset in it, where an int32 for each lane is to be added.
+        """
+        vectors = []
+        for index in range(count):
+            value = self._vector(channel + index * LANES, channels - index * LANES)
+            if head is not None:
+                buffer, offset = head
+                value = value + tirx.reinterpret("int32x4", vector_load(buffer, offset + index * RESULTS, RESULTS))
+            vectors.append(self.body.hold(value))
+        return vectors
+
+    def _vector(self, channel: Any, channels: int) -> Any:
+        zero = tirx.const(0, self.dtype)
+        if self.bias is None or channels <= 0:
+            return tirx.Broadcast(zero, LANES)
+        if channels >= LANES:
+            return self._at(channel, LANES).vector(self.bias)
+        each = [self._at(channel + lane, 1)(self.bias) for lane in range(channels)]
+        return join([*each, *[zero] * (LANES - channels)])
+
+    def _at(self, channel: Any, lanes: int) -> Emitter:
+        axes = dict.fromkeys(range(CHANNEL_AXIS), tirx.const(0, "int32"))
+        return Emitter(self.body, self.operands, {**axes, CHANNEL_AXIS: channel}, CHANNEL_AXIS, lanes)
 
 
 class Tile(Accumulators):
