@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgec.program import Conv, Depthwise, Kernel, Loops
-from edgec.targets.cpu.aarch64 import depthwise, dot, floats, interleave, loops, pairs, runs
+from edgec.targets.cpu.aarch64 import depthwise, dot, floats, interleave, loops, pairs, runs, winograd
 from edgec.targets.cpu.loops import contract
 from edgec.targets.cpu.template import Template
 from edgec.targets.target import Target
@@ -11,6 +11,7 @@ from edgec.targets.target import Target
 DOT = Template(dot.plan, dot.generate, runs.contract, runs.pack)
 PAIRS = Template(pairs.plan, pairs.generate, runs.contract, runs.pack)
 FLOATS = Template(floats.plan, floats.generate, runs.contract, runs.pack)
+WINOGRAD = Template(winograd.plan, winograd.generate, winograd.contract, winograd.pack)
 DEPTHWISE = Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack)
 INTERLEAVE = Template(interleave.plan, interleave.generate, interleave.contract)
 LOOPS = Template(loops.plan, loops.generate, contract)
@@ -20,7 +21,7 @@ def template_for(kernel: Kernel, target: Target) -> Template | None:
     """The template of this architecture for ``kernel``, where there is one."""
     if isinstance(kernel, Conv) and kernel.weight_strides is None:
         if kernel.input_dtype == "float32":
-            return FLOATS
+            return WINOGRAD if winograd.fits(kernel) else FLOATS
         return DOT if "dotprod" in target.features else PAIRS
     if isinstance(kernel, Depthwise) and depthwise.fits(kernel):
         return DEPTHWISE
