@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from tvm import tirx
-from tvm.tirx import stmt
 
 from edgec.program import Conv
 from edgec.targets.cpu.aarch64.neon import special
@@ -33,8 +32,8 @@ SCRATCH_BYTES = 256 * 1024
 """Of a block's transformed inputs and sums, at most: they lie on the stack, and in the L2 cache."""
 
 WEIGHT_TRANSFORM = np.array(
-    [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6],
-     [0, 0, 1]]
+    [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
+     [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
 )  # fmt: skip
 """G of the paper: the window's three weights along an axis at six points."""
 
@@ -64,7 +63,8 @@ def _block(conv: Conv) -> int:
     """Tiles of a block: a divisor of an image's tiles; 0 where the scratch would be too large."""
     count = conv.out_height // OUT * (conv.out_width // OUT)
     bytes_per_tile = POINTS * (conv.in_channels + conv.out_channels) * 4
-    return max((n for n in range(1, BLOCK_TILES + 1) if count % n == 0 and n * bytes_per_tile <= SCRATCH_BYTES), default=0)
+    most = min(BLOCK_TILES, SCRATCH_BYTES // bytes_per_tile)
+    return max((n for n in range(1, most + 1) if count % n == 0), default=0)
 
 
 def plan(conv: Conv, target: Target) -> WinogradPlan:
@@ -119,28 +119,26 @@ class _WinogradWriter:
         n_step, h_step, w_step, _ = self.conv.input_strides
         corner = self.conv.input_offset + image * n_step + row * h_step + column * w_step
         with self.body.loop(self.conv.in_channels // LANES) as vector:
-            first = self.body.bind("corner", corner + vector * LANES)
-            given = [
-                [self.body.bind("d", load_channels(self.input, first + i * h_step + j * w_step, LANES)) for j in range(IN)]
-                for i in range(IN)
-            ]
+            given = self._square(self.input, corner + vector * LANES, h_step, w_step)
             self._put(self._both_ways(given, self._input_axis), self.inputs, tile, self.conv.in_channels, vector)
 
     def _transform_sums(self, image: Any, tile: Any, row: Any, column: Any) -> None:
         channels = self.conv.out_channels
         with self.body.loop(channels // LANES) as vector:
-            first = self.body.bind("first", tile * channels + vector * LANES)
             step = self.plan.tiles * channels
-            given = [
-                [self.body.bind("m", load_channels(self.sums, first + (i * IN + j) * step, LANES)) for j in range(IN)]
-                for i in range(IN)
-            ]
+            given = self._square(self.sums, tile * channels + vector * LANES, IN * step, step)
             results = self._both_ways(given, self._output_axis)
             for i, line in enumerate(results):
                 for j, value in enumerate(line):
                     axes = {0: image, 1: row + i, 2: column + j, 3: vector * LANES}
                     offset, result = self.target.evaluate(axes, 0, LANES, value)
                     self.body.emit(vector_store(self.target.output, result, offset))
+
+    def _square(self, buffer: Any, offset: Any, row_step: int, column_step: int) -> list[list[Any]]:
+        """Six by six vectors of channels."""
+        first = self.body.bind("first", offset)
+        offsets = [[first + i * row_step + j * column_step for j in range(IN)] for i in range(IN)]
+        return [[self.body.bind("d", load_channels(buffer, each, LANES)) for each in line] for line in offsets]
 
     def _both_ways(self, given: list[list[Any]], transform: Any) -> list[list[Any]]:
         """``transform`` along the columns, then along the rows."""
@@ -200,10 +198,11 @@ class _WinogradWriter:
                     for t, value in enumerate(inputs):
                         every = tirx.Shuffle([value], [tirx.const(lane, "int32")] * LANES)
                         tile.add_product(t, vector, every, weight)
+        first = self.body.bind("first", point * (count * self.conv.out_channels) + channel)
         for t in range(count):
             for vector in range(channels // LANES):
-                offset = point * (count * self.conv.out_channels) + t * self.conv.out_channels + channel + vector * LANES
-                self.body.emit(stmt.BufferStore(self.sums, tile.value(t, vector), [tirx.Ramp(offset, 1, LANES)]))
+                offset = first + (t * self.conv.out_channels + vector * LANES)
+                self.body.emit(vector_store(self.sums, tile.value(t, vector), offset))
 
 
 def _times(factor: int, value: Any) -> Any:
@@ -213,4 +212,5 @@ def _times(factor: int, value: Any) -> Any:
 def contract(p: WinogradPlan) -> str:
     """The kernel's name."""
     c = p.conv
-    return f"f32_conv_n{c.batch}h{c.out_height}w{c.out_width}c{c.out_channels}_k3x3i{c.in_channels}__t{p.tiles}_winograd4"
+    shape = f"n{c.batch}h{c.out_height}w{c.out_width}c{c.out_channels}"
+    return f"f32_conv_{shape}_k3x3i{c.in_channels}__t{p.tiles}_winograd4"
