@@ -40,8 +40,8 @@ MORE_SHAPES = {
 }  # fmt: skip
 """Input, weights, attributes, beside those that every target is tested with."""
 
-CORES = [("rpi3", "cortex-a53"), ("rpi3", "cortex-a72"), ("rpi5", "cortex-a76"), ("rpi5", "max")]
-"""Targets without and with dot product, and the cores that run them."""
+CORES = [("rpi3", "cortex-a53", 1), ("rpi3", "cortex-a72", 3), ("rpi5", "cortex-a76", 3), ("rpi5", "max", 1)]
+"""Targets without and with dot product, the cores that run them, and on how many threads."""
 
 LAYERS = [
     (name, shape, ("int8", "uint8")[index % 2]) for index, (name, shape) in enumerate((SHAPES | MORE_SHAPES).items())
@@ -62,13 +62,13 @@ def together(models: Iterable[onnx.ModelProto]) -> onnx.ModelProto:
 
 
 def emulated(
-    model: onnx.ModelProto, inputs: dict[str, np.ndarray], folder: Path, target: str, cpu: str
+    model: onnx.ModelProto, inputs: dict[str, np.ndarray], folder: Path, target: str, cpu: str, threads: int = 1
 ) -> dict[str, np.ndarray]:
     """The outputs of ``model``, compiled for ``target``, on an emulated ``cpu``."""
     path = folder / f"{target}.so"
     if not path.exists():
         edgec.compile(model, target, path)
-    results = QemuDevice(cpu).run(path, Samples(1, None, lambda index: inputs))
+    results = QemuDevice(cpu).run(path, Samples(1, None, lambda index: inputs), threads=threads)
     return {name: array[0] for name, array in results.outputs.items()}
 
 
@@ -91,9 +91,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("aarch64")
 
 
-@pytest.mark.parametrize(("target", "cpu"), CORES)
-def test_integer_convolutions(emulator, layers, wanted, folder, target, cpu) -> None:
-    got = emulated(*layers, folder, target, cpu)
+@pytest.mark.parametrize(("target", "cpu", "threads"), CORES)
+def test_integer_convolutions(emulator, layers, wanted, folder, target, cpu, threads) -> None:
+    got = emulated(*layers, folder, target, cpu, threads)
     same = [np.array_equal(got[f"{index}_y"], wanted[f"{index}_y"]) for index in range(len(LAYERS))]
     assert not [name for (name, _, _), equal in zip(LAYERS, same, strict=True) if not equal]
 
@@ -131,7 +131,8 @@ def test_float_convolutions(emulator, tmp_path) -> None:
     inputs = {f"{index}_x": values["x"] for index, (_, values) in enumerate(made)}
     model = together(each for each, _ in made)
     wanted = run_reference(program_of(model), inputs)
-    assert_close(emulated(model, inputs, tmp_path, "rpi5", "cortex-a76"), wanted)
+    for threads in (1, 3):
+        assert_close(emulated(model, inputs, tmp_path, "rpi5", "cortex-a76", threads), wanted)
 
 
 def test_bytes(emulator, tmp_path) -> None:
@@ -147,7 +148,7 @@ def test_bytes(emulator, tmp_path) -> None:
         outputs.append(g.pair(g.add("GlobalAveragePool", g.input(1, width, 4, 4))))
     model, inputs = g.build(*outputs), g.samples()
     wanted = run_reference(program_of(model), inputs)
-    for target, cpu in CORES[1:3]:
-        got = emulated(model, inputs, tmp_path, target, cpu)
+    for target, cpu, threads in CORES[1:3]:
+        got = emulated(model, inputs, tmp_path, target, cpu, threads)
         for name, array in wanted.items():
             np.testing.assert_array_equal(got[name], array, err_msg=name)
