@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,20 @@ class Library:
             (Path(folder) / "code.o").write_bytes(code)
             subprocess.run(["cc", "-shared", "-o", "code.so", "code.o", "-lm"], check=True, cwd=folder)
             self.symbols = ctypes.CDLL(str(Path(folder) / "code.so"))
+        self._arrays: list[np.ndarray] = []
 
     def bound(self, symbol: str, arrays: list[np.ndarray]) -> Callable[[], None]:
         """A call of ``symbol`` on ``arrays`` by one thread."""
-        arguments = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
         function = getattr(self.symbols, symbol)
-        return lambda: function(*arguments, ctypes.c_int32(0), ctypes.c_int32(1))
+        self._arrays += arrays
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
+        arguments = [*pointers, ctypes.c_int32(0), ctypes.c_int32(1)]
+        return partial(_call, self, function, arguments)
+
+
+def _call(_: Library, function: Callable[..., None], arguments: list[Any]) -> None:
+    """Call a function of a library, which lives at least as long."""
+    function(*arguments)
 
 
 def fastest(call: Callable[[], None]) -> float:
@@ -156,7 +165,7 @@ def layer_call(layer: Layer, target: Target, dtype: str, depthwise: bool) -> tup
     program.steps.append(Step(kernel, used, y, ("layer",)))
     code = compile_program(program, target, lambda what, done, total: None)
     data = {id(buffers[0]): x, id(y): np.zeros(y.elements, dtype)}
-    arrays = [data[id(b)] if id(b) in data else np.ascontiguousarray(b.data) for b in code.calls[0].operands]
+    arrays = [data[id(b.root)] if id(b.root) in data else np.ascontiguousarray(b.data) for b in code.calls[0].operands]
     library = Library(code.object_bytes)
     return library.bound(code.calls[0].symbol, arrays), kernel.macs, x.nbytes + y.nbytes
 

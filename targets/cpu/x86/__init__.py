@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from edgec.program import Conv, Kernel
+from edgec.program import Conv, Depthwise, Kernel
 from edgec.targets.cpu.template import Template
-from edgec.targets.cpu.x86 import conv
+from edgec.targets.cpu.x86 import conv, depthwise
 from edgec.targets.target import Target
 
 CONV = Template(conv.plan, conv.generate, conv.contract, conv.pack)
+DEPTHWISE = Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack)
 
 
 def template_for(kernel: Kernel, target: Target) -> Template | None:
     """The template of this architecture for ``kernel``, where there is one."""
     if isinstance(kernel, Conv) and conv.fits(kernel):
         return CONV
+    if isinstance(kernel, Depthwise) and depthwise.fits(kernel):
+        return DEPTHWISE
     return None

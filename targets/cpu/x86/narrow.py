@@ -121,5 +121,3 @@ def _round(isa: Isa, narrow: Narrowing, value: Any, bind: Bind) -> Any:
     least = [tirx.max(x, constant(narrow.low - narrow.zero, x)) for x in rounded]
     total = join(least)
     return total + constant(narrow.zero, total) if narrow.zero else total
-
-

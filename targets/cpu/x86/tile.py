@@ -43,7 +43,7 @@ def bias_apart(epilogue: Expr) -> tuple[Expr, Expr | None]:
 
 @dataclass(frozen=True)
 class Panel:
-    """How the weights of a block of channels lie: its head, then [step, channel, tap].
+    """How the weights of a block of channels lie: its head, then [step, channel, tap], ``taps`` of them a step.
 
     The head is there for an int8 input, which is read as the uint8 x + 128: 64 bytes of 128, and for each channel
     −128 · Σ w as int32.
@@ -51,10 +51,11 @@ class Panel:
 
     steps: int
     signed: bool
+    taps: int = TAPS
 
     def size(self, lanes: int) -> int:
         """Bytes of a panel of ``lanes`` channels."""
-        return self.head(lanes) + self.steps * lanes * TAPS
+        return self.head(lanes) + self.steps * lanes * self.taps
 
     def head(self, lanes: int) -> int:
         """Bytes in front of the weights."""
@@ -178,5 +179,3 @@ class IntegerTile(Accumulators):
                 results += [(offset, part(packed, n * lanes, lanes)) for n, (offset, _) in enumerate(own)]
         for offset, value in results:
             self.body.emit(vector_store(target.output, value, offset))
-
-
