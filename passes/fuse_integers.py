@@ -68,8 +68,7 @@ class FuseIntegers(FusePass):
         if node.op_type in ("Conv", "Gemm", "MatMul"):
             return _dequantising(model, node)
         grid = grid_of(node, "QuantizeLinear")
-        last = None if node.inputs[0] is None else node.inputs[0].producer()
-        if grid is None or last is None:
+        if grid is None or node.inputs[0] is None or node.inputs[0].producer() is None:
             return None
         site = _Site(model, node, grid)
         return site.table() or site.operator()

@@ -47,6 +47,12 @@ def repeated(value: Any, group: int) -> Any:
     return tirx.reinterpret("int8x16", tirx.Shuffle([words], [tirx.const(group, "int32")] * 4))
 
 
+def turned(value: Any, by: int, lanes: int) -> Any:
+    """The first ``lanes`` of a vector, turned ``by`` lanes toward the first (``ext``); the others do not matter."""
+    order = [(lane + by) % lanes if lane < lanes else lane for lane in range(lanes_of(value))]
+    return tirx.Shuffle([value], [tirx.const(lane, "int32") for lane in order])
+
+
 def dot(total: Any, left: Any, right: Any) -> Any:
     """``total`` int32x4 plus the products of int8x16, summed in groups of four (``sdot``)."""
     return instruction("int32x4", "aarch64.neon.sdot.v4i32.v16i8", total, left, right)

@@ -36,21 +36,45 @@ def bias_apart(epilogue: Expr) -> tuple[Expr, Expr | None]:
     return scalar.rewrite(epilogue, lambda node: acc if node is users[0] else None), bias
 
 
-def bias_vectors(body: Body, operands: Sequence[Any], bias: Expr | None, axes: dict[int, Any], channels: int) -> list[Any]:
-    """The bias of ``channels``, vector by vector; zeros where there is none. Nothing is read past the last channel."""
+def start_vectors(
+    body: Body,
+    operands: Sequence[Any],
+    bias: Expr | None,
+    channel: Any,
+    channels: int,
+    count: int,
+    head: tuple[Any, Any] | None,
+) -> list[Any]:
+    """What the sums of ``channels`` from ``channel`` on start from, in ``count`` vectors.
+
+    Args:
+        body: the kernel in hand.
+        operands: its buffers.
+        bias: see :func:`bias_apart`; it is not read past the last channel.
+        channel: the first one.
+        channels: how many there are.
+        count: vectors that cover them.
+        head: a buffer and an offset in it, where an int32 for each lane is to be added; or None.
+    """
     vectors = []
-    for first in range(0, channels, LANES):
-        lanes = min(LANES, channels - first)
-        point = {**axes, CHANNEL_AXIS: axes[CHANNEL_AXIS] + first}
-        if bias is None:
-            value = tirx.Broadcast(tirx.const(0, "int32"), LANES)
-        elif lanes == LANES:
-            value = Emitter(body, operands, point, CHANNEL_AXIS, LANES).vector(bias)
-        else:
-            each = [Emitter(body, operands, {**axes, CHANNEL_AXIS: axes[CHANNEL_AXIS] + first + i})(bias) for i in range(lanes)]
-            value = join([*each, *[tirx.const(0, "int32")] * (LANES - lanes)])
+    for index in range(count):
+        value = _bias_vector(body, operands, bias, channel + index * LANES, channels - index * LANES)
+        if head is not None:
+            buffer, offset = head
+            value = value + tirx.reinterpret("int32x4", vector_load(buffer, offset + index * RESULTS, RESULTS))
         vectors.append(body.hold(value))
     return vectors
+
+
+def _bias_vector(body: Body, operands: Sequence[Any], bias: Expr | None, channel: Any, channels: int) -> Any:
+    zero = tirx.const(0, "int32")
+    if bias is None or channels <= 0:
+        return tirx.Broadcast(zero, LANES)
+    axes = dict.fromkeys(range(CHANNEL_AXIS), zero)
+    if channels >= LANES:
+        return Emitter(body, operands, {**axes, CHANNEL_AXIS: channel}, CHANNEL_AXIS, LANES).vector(bias)
+    each = [Emitter(body, operands, {**axes, CHANNEL_AXIS: channel + lane})(bias) for lane in range(channels)]
+    return join([*each, *[zero] * (LANES - channels)])
 
 
 def result_widths(channels: int) -> list[int]:
@@ -75,14 +99,12 @@ class IntegerTile(Accumulators):
 
     def write(self, target: Store, origin: dict[int, Any], channels: int) -> None:
         """See :meth:`Accumulators.write`; each pixel's results leave in vectors as wide as a register of bytes."""
-        results = []
         for pixel, axes in enumerate(self.axes(origin)):
             first = 0
             for width in result_widths(channels):
-                results.append(target.evaluate(axes, first, width, self._sums(pixel, first, width)))
+                offset, value = target.evaluate(axes, first, width, self._sums(pixel, first, width))
+                self.body.emit(vector_store(target.output, value, offset))
                 first += width
-        for offset, value in results:
-            self.body.emit(vector_store(target.output, value, offset))
 
     def _sums(self, pixel: int, first: int, width: int) -> Any:
         if width < LANES:
@@ -90,6 +112,9 @@ class IntegerTile(Accumulators):
         return join([self.value(pixel, index // LANES) for index in range(first, first + width, LANES)])
 
 
-def load_bytes(buffer: Any, offset: Any, lanes: int = RESULTS) -> Any:
-    """``lanes`` bytes as int8, of weights or of an input."""
-    return vector_load(buffer, offset, lanes)
+def load_input(buffer: Any, offset: Any, lanes: int = RESULTS) -> Any:
+    """``lanes`` bytes of an input as int8; of a uint8 input, less 128."""
+    value = vector_load(buffer, offset, lanes)
+    if buffer.dtype == "int8":
+        return value
+    return tirx.reinterpret(f"int8x{lanes}", tirx.bitwise_xor(value, tirx.Broadcast(tirx.const(128, "uint8"), lanes)))
