@@ -5,13 +5,15 @@ from __future__ import annotations
 import platform
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from edgec.targets.target import Target, load_target
 from tests.programs import HostProgram, program_of, run_reference
+from tests.random_layers import random_layers
+from tests.test_aarch64_kernels import together
 from tests.test_integer_kernels import SHAPES, layer
 
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 only")
@@ -37,59 +39,27 @@ def target(generation: str) -> Target:
     return replace(host, cpu=cpu, vector_bytes=size, vector_registers=registers, features=(*kept, *features))
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8"])
 @pytest.mark.parametrize("generation", GENERATIONS)
-@pytest.mark.parametrize("name", SHAPES)
-def test_every_generation(name: str, generation: str, dtype: str, tmp_path: Path) -> None:
-    check(layer(*SHAPES[name], dtype), tmp_path, target(generation))
-
-
-def check(made: tuple[Any, dict[str, np.ndarray]], folder: Path, machine: Target | None = None) -> None:
-    """Compare a layer's kernels with the reference, on one thread and on three."""
-    model, inputs = made
-    program = program_of(model)
-    want = run_reference(program, inputs)["y"]
-    compiled = HostProgram(program, folder, machine)
-    for threads in (1, 3):
-        np.testing.assert_array_equal(compiled.run(inputs, threads)["y"], want)
-
-
-def random_layer(seed: int) -> tuple[Any, dict[str, np.ndarray]]:
-    """A convolution of odd shape: dense, grouped or depthwise, of either dtype."""
-    draw = np.random.default_rng(seed)
-    kernel = [int(size) for size in draw.choice([1, 1, 2, 3, 3, 5], 2)]
-    dilations = [int(step) if size > 1 else 1 for step, size in zip(draw.choice([1, 1, 2], 2), kernel, strict=True)]
-    depthwise = bool(draw.integers(2))
-    groups = 1 if depthwise else int(draw.choice([1, 1, 1, 2, 3]))
-    inputs = int(draw.choice([1, 2, 3, 5, 7, 8, 16, 17, 24, 33, 48, 127]))
-    inputs = max(inputs, 2) if depthwise else -(-inputs // groups) * groups
-    outputs = inputs if depthwise else int(draw.choice([1, 3, 4, 7, 10, 16, 17, 24, 31, 40, 64])) * groups
-    groups = inputs if depthwise else groups
-    sizes = [int(draw.integers((size - 1) * step + 1, 17)) for size, step in zip(kernel, dilations, strict=True)]
-    attributes = {
-        "pads": [int(pad) for pad in draw.integers(0, 2, 4)],
-        "strides": [int(stride) for stride in draw.choice([1, 1, 2, 3], 2)],
-        "dilations": dilations,
-        "group": groups,
-    }
-    shape = (int(draw.choice([1, 1, 2])), inputs, *sizes)
-    return layer(shape, (outputs, inputs // groups, *kernel), attributes, str(draw.choice(["int8", "uint8"])), seed)
-
-
-@pytest.mark.parametrize("seed", range(0, 200, 20))
-def test_random_layers(seed: int, tmp_path: Path) -> None:
-    for index in range(seed, seed + 20):
-        folder = tmp_path / str(index)
-        folder.mkdir()
-        check(random_layer(index), folder)
+def test_every_generation(generation: str, tmp_path: Path) -> None:
+    layers = [layer(*shape, ("int8", "uint8")[index % 2]) for index, shape in enumerate(SHAPES.values())]
+    inputs = {f"{index}_x": own["x"] for index, (_, own) in enumerate(layers)}
+    check(together(model for model, _ in layers), inputs, tmp_path, target(generation))
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("generation", GENERATIONS)
-@pytest.mark.parametrize("seed", range(1000, 3000, 200))
-def test_many_random_layers(seed: int, generation: str, tmp_path: Path) -> None:
-    machine = target(generation)
-    for index in range(seed, seed + 200):
-        folder = tmp_path / str(index)
-        folder.mkdir()
-        check(random_layer(index), folder, machine)
+def test_many_random_layers_of_every_generation(generation: str, tmp_path: Path) -> None:
+    for seed in range(3000, 3020):
+        (tmp_path / str(seed)).mkdir()
+        model, inputs = random_layers(seed, 20, ("int8", "uint8")[seed % 2])
+        check(model, inputs, tmp_path / str(seed), target(generation))
+
+
+def check(model: onnx.ModelProto, inputs: dict[str, np.ndarray], folder: Path, machine: Target) -> None:
+    """Compare the kernels of a model with the reference, on one thread and on three."""
+    program = program_of(model)
+    want = run_reference(program, inputs)
+    compiled = HostProgram(program, folder, machine)
+    for threads in (1, 3):
+        for name, values in compiled.run(inputs, threads).items():
+            np.testing.assert_array_equal(values, want[name], err_msg=name)

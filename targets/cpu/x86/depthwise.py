@@ -18,11 +18,11 @@ import numpy as np
 from tvm import tirx
 
 from edgec.program import Depthwise
-from edgec.targets.cpu.tile import SHORT, Point, Store, padded_pieces, tiles
+from edgec.targets.cpu.tile import SHORT, Point, Store, bias_apart, padded_pieces, tiles
 from edgec.targets.cpu.tir import Kernel, vector_load
 from edgec.targets.cpu.x86.isa import Isa, dot, pair_sums, part
 from edgec.targets.cpu.x86.narrow import special
-from edgec.targets.cpu.x86.tile import SIGN_BYTES, TAPS, IntegerTile, Panel, bias_apart, bias_vectors
+from edgec.targets.cpu.x86.tile import SIGN_BYTES, TAPS, IntegerTile, Panel, bias_vectors
 from edgec.targets.target import Target
 
 PAIR = 2

@@ -10,8 +10,6 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx import stmt
 
-from edgec import scalar
-from edgec.nest import coefficient
 from edgec.scalar import Expr
 from edgec.targets.cpu.tile import CHANNEL_AXIS, Accumulators, Point, Store, pieces, starts
 from edgec.targets.cpu.tir import Body, Emitter, vector_store
@@ -24,21 +22,6 @@ SIGN = 128
 """What makes an int8 a uint8, as a difference or by its highest bit."""
 SIGN_BYTES = 64
 """Bytes of :data:`SIGN` in front of a panel for int8; as constants, LLVM 22 would loop over them for ever."""
-
-
-def bias_apart(epilogue: Expr) -> tuple[Expr, Expr | None]:
-    """``epilogue`` of sums that start from the bias, and the bias: a load for each channel that is added to the sum,
-    which is used nowhere else. None where there is no such."""
-    acc = scalar.accumulator("int32")
-    users = [node for node in scalar.walk(epilogue) if any(child is acc for child in node.children)]
-    if len(users) != 1 or users[0].op != "add":
-        return epilogue, None
-    left, right = users[0].args
-    bias = right if left is acc else left
-    fixed = bias.op == "load" and all(coefficient(bias.args[1], axis) == 0 for axis in range(CHANNEL_AXIS))
-    if not fixed or coefficient(bias.args[1], CHANNEL_AXIS) != 1:
-        return epilogue, None
-    return scalar.rewrite(epilogue, lambda node: acc if node is users[0] else None), bias
 
 
 @dataclass(frozen=True)
