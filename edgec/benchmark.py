@@ -126,8 +126,8 @@ def bench(
 
     if open_device(device).is_emulated:
         raise EdgecError(
-            "an emulator's time is not a device's latency, so edgec bench does not run on qemu; bench on the "
-            "device, and check results with edgec run --device qemu"
+            "an emulator's time is not a device's latency; bench on the device, or count the instructions of the "
+            "emulator with edgec bench --device qemu"
         )
     if against and model is None:
         raise EdgecError("--against needs the ONNX file that the artifact was compiled from; add --model MODEL.onnx")
