@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from edgec.program import Conv, Depthwise, Kernel
+from functools import partial
+
+from edgec.program import Conv, Depthwise, Kernel, Loops
+from edgec.targets.cpu.loops import contract
 from edgec.targets.cpu.template import Template
-from edgec.targets.cpu.x86 import conv, depthwise
+from edgec.targets.cpu.x86 import conv, depthwise, loops
 from edgec.targets.target import Target
 
 CONV = Template(conv.plan, conv.generate, conv.contract, conv.pack)
@@ -17,4 +20,6 @@ def template_for(kernel: Kernel, target: Target) -> Template | None:
         return CONV
     if isinstance(kernel, Depthwise) and depthwise.fits(kernel):
         return DEPTHWISE
+    if isinstance(kernel, Loops):
+        return Template(loops.plan, partial(loops.generate, target), contract)
     return None

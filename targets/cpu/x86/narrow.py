@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
+from edgec.nest import looked_up
 from edgec.scalar import Expr
 from edgec.targets.cpu.math import Bind, constant
-from edgec.targets.cpu.tir import Special, lanes_of
-from edgec.targets.cpu.x86.isa import Isa, join, nearest, pack_bytes, pack_words, part, saturated_sum
+from edgec.targets.cpu.tir import Special, lanes_of, vector_load
+from edgec.targets.cpu.x86.isa import Isa, instruction, join, nearest, pack_bytes, pack_words, part, saturated_sum
 
 GROUP = 4
 """int32 vectors that fill one vector of bytes."""
+REGISTER_BYTES = 64
+TABLE = 256
+"""Entries of a table of bytes."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,10 @@ def special(isa: Isa) -> Special:
     return partial(_special, isa)
 
 
-def _special(isa: Isa, node: Expr, value_of: Callable[[Expr], Any], bind: Bind) -> Any | None:
+def _special(isa: Isa, node: Expr, value_of: Callable[[Expr], Any], operands: Sequence[Any], bind: Bind) -> Any | None:
+    byte = looked_up(node)
+    if byte is not None:
+        return _lookup(isa, operands[node.args[0]], value_of(byte), bind)
     found = narrowing(node)
     if found is not None:
         return _narrow(isa, found, value_of(found.value), bind)
@@ -121,3 +128,19 @@ def _round(isa: Isa, narrow: Narrowing, value: Any, bind: Bind) -> Any:
     least = [tirx.max(x, constant(narrow.low - narrow.zero, x)) for x in rounded]
     total = join(least)
     return total + constant(narrow.zero, total) if narrow.zero else total
+
+
+def _lookup(isa: Isa, table: Any, byte: Any, bind: Bind) -> Any | None:
+    """Bytes from a table of 256 by the bytes of a register: two permutations of 128 entries, and a choice."""
+    lanes = lanes_of(byte)
+    if not isa.vbmi or lanes != REGISTER_BYTES:
+        return None
+    dtype = str(table.dtype)
+    kind, index = f"{dtype}x{lanes}", bind(tirx.reinterpret(f"uint8x{lanes}", byte))
+    rows = [bind(vector_load(table, tirx.const(first, "int32"), lanes)) for first in range(0, TABLE, lanes)]
+    low, high = (
+        bind(instruction(kind, "x86.avx512.vpermi2var.qi.512", rows[half], index, rows[half + 1])) for half in (0, 2)
+    )
+    # an index of int8 counts from the least one, so that its highest bit is turned
+    first = tirx.LT(index, constant(128, index))
+    return tirx.Select(first, low, high) if str(byte.ty.dtype).startswith("uint8") else tirx.Select(first, high, low)
