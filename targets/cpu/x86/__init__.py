@@ -5,9 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 from edgec.program import Conv, Depthwise, Kernel, Loops
+from edgec.targets.cpu import interleave
 from edgec.targets.cpu.loops import contract
 from edgec.targets.cpu.template import Template
 from edgec.targets.cpu.x86 import conv, depthwise, loops
+from edgec.targets.cpu.x86.isa import Isa
+from edgec.targets.cpu.x86.narrow import special
 from edgec.targets.target import Target
 
 CONV = Template(conv.plan, conv.generate, conv.contract, conv.pack)
@@ -20,6 +23,8 @@ def template_for(kernel: Kernel, target: Target) -> Template | None:
         return CONV
     if isinstance(kernel, Depthwise) and depthwise.fits(kernel):
         return DEPTHWISE
+    if isinstance(kernel, Loops) and interleave.fits(kernel):
+        return Template(interleave.plan, partial(interleave.generate, special(Isa.of(target))), interleave.contract)
     if isinstance(kernel, Loops):
         return Template(loops.plan, partial(loops.generate, target), contract)
     return None
