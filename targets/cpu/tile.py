@@ -80,6 +80,14 @@ class Accumulators:
         first = tirx.const(pixel * self._row + self._starts[vector] + skip, "int32")
         return first if width == 1 else tirx.Ramp(first, tirx.const(1, "int32"), width)
 
+    def value(self, pixel: int, vector: int) -> Any:
+        """One vector of sums."""
+        return tirx.BufferLoad(self.buffer, [self._index(pixel, vector, self.widths[vector])])
+
+    def update(self, pixel: int, vector: int, value: Any) -> None:
+        """Replace one vector of sums."""
+        self.body.emit(stmt.BufferStore(self.buffer, value, [self._index(pixel, vector, self.widths[vector])]))
+
     def add_product(self, pixel: int, vector: int, left: Any, right: Any) -> None:
         """acc[pixel, vector] += left · right, both converted to the sum's dtype; ``left`` may be a scalar."""
         width = self.widths[vector]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx import stmt
 
 from edgec.scalar import Expr
 from edgec.targets.cpu.aarch64.neon import join, part
@@ -69,14 +68,6 @@ class Tile(Accumulators):
 
     def __init__(self, body: Body, dtype: str, points: Sequence[Point], start: Sequence[Any]) -> None:
         super().__init__(body, dtype, points, [LANES] * len(start), start)
-
-    def update(self, pixel: int, vector: int, value: Any) -> None:
-        """Replace one vector of sums."""
-        self.body.emit(stmt.BufferStore(self.buffer, value, [self._index(pixel, vector, LANES)]))
-
-    def value(self, pixel: int, vector: int) -> Any:
-        """One vector of sums."""
-        return tirx.BufferLoad(self.buffer, [self._index(pixel, vector, LANES)])
 
     def write(self, target: Store, origin: dict[int, Any], channels: int) -> None:
         """See :meth:`Accumulators.write`; each pixel's results leave before the next one's are computed."""

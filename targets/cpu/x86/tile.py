@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from tvm import tirx
-from tvm.tirx import stmt
 
 from edgec.scalar import Expr
 from edgec.targets.cpu.tile import CHANNEL_AXIS, Accumulators, Point, Store, pieces, starts
@@ -126,14 +125,6 @@ class IntegerTile(Accumulators):
     ) -> None:
         super().__init__(body, "int32", points, widths, start)
         self.isa = isa
-
-    def value(self, pixel: int, vector: int) -> Any:
-        """One vector of sums."""
-        return tirx.BufferLoad(self.buffer, [self._index(pixel, vector, self.widths[vector])])
-
-    def update(self, pixel: int, vector: int, value: Any) -> None:
-        """Replace one vector of sums."""
-        self.body.emit(stmt.BufferStore(self.buffer, value, [self._index(pixel, vector, self.widths[vector])]))
 
     def write(self, target: Store, origin: dict[int, Any], channels: int) -> None:
         """See :meth:`Accumulators.write`; whole vectors leave four at a time."""
