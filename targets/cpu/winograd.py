@@ -87,8 +87,12 @@ class WinogradWriter:
         self.plan, self.conv, self.kernel, self.body = p, p.conv, kernel, kernel.body
         self.input, self.weight = kernel.buffers[:2]
         self.target = Store(self.body, kernel.buffers[:-1], kernel.buffers[-1], p.conv.epilogue, p.conv.store)
-        self.inputs = self.body.local("float32", POINTS * p.tiles * p.conv.in_channels)
-        self.sums = self.body.local("float32", POINTS * p.tiles * p.conv.out_channels)
+        self.inputs, self.sums = (self.body.local("float32", elements) for elements in self._scratch())
+
+    def _scratch(self) -> tuple[int, int]:
+        """Elements of the transformed inputs and of the sums."""
+        points = POINTS * self.plan.tiles
+        return points * self.conv.in_channels, points * self.conv.out_channels
 
     def write(self) -> None:
         (rows, columns), zero = self.plan.grid, tirx.const(0, "int32")
@@ -96,10 +100,10 @@ class WinogradWriter:
             first, count = self.kernel.share(rows * columns // self.plan.tiles)
             with self.body.loop(count, first) as block:
                 start = self.body.bind("t", block * self.plan.tiles)
-                self._each_tile(start, lambda *place: self._transform_inputs(image, *place))
+                self._each_tile(start, lambda *place: self._transform_inputs(image, zero, *place))
                 self._multiply()
                 channels = self.conv.out_channels
-                self._each_tile(start, lambda *place: self._transform_sums(image, *place, zero, channels))
+                self._each_tile(start, lambda *place: self._transform_sums(image, zero, channels, *place))
 
     def _each_tile(self, start: Any, inner: Any) -> None:
         """``inner`` for every tile of the block from ``start`` on: its number, its first row and its first column."""
@@ -109,7 +113,7 @@ class WinogradWriter:
             row = self.body.bind("row", tirx.truncdiv(index, columns) * OUT)
             inner(tile, row, self.body.bind("column", tirx.truncmod(index, columns) * OUT))
 
-    def _transform_inputs(self, image: Any, tile: Any, row: Any, column: Any, base: Any = 0) -> None:
+    def _transform_inputs(self, image: Any, base: Any, tile: Any, row: Any, column: Any) -> None:
         """One tile's inputs into the scratch of a block, which begins at ``base``."""
         n_step, h_step, w_step, _ = self.conv.input_strides
         corner = self.conv.input_offset + image * n_step + row * h_step + column * w_step
@@ -119,7 +123,7 @@ class WinogradWriter:
             first = self.body.bind("first", base + tile * channels + vector * self.plan.lanes)
             self._put(self._both_ways(given, self._input_axis), self.inputs, first, self.plan.tiles * channels)
 
-    def _transform_sums(self, image: Any, tile: Any, row: Any, column: Any, channel: Any, channels: int) -> None:
+    def _transform_sums(self, image: Any, channel: Any, channels: int, tile: Any, row: Any, column: Any) -> None:
         """One tile's sums of ``channels`` from ``channel`` on, which are all that the scratch holds, into outputs."""
         with self.body.loop(channels // self.plan.lanes) as vector:
             step = self.plan.tiles * channels

@@ -42,7 +42,7 @@ def narrowing(node: Expr) -> Narrowing | None:
     if node.dtype not in ("int8", "uint8"):
         return None
     if node.op == "saturate":
-        return Narrowing(*node.args, node.dtype)
+        return _saturation(node)
     limits = np.iinfo(node.dtype)
     low, high, inner, clamps = int(limits.min), int(limits.max), node.args[0], set()
     if node.op != "cast" or inner.dtype != "int32":
@@ -53,6 +53,11 @@ def narrowing(node: Expr) -> Narrowing | None:
         clamps.add(inner.op)
         inner = inner.args[0]
     return Narrowing(inner, None, low, high, node.dtype) if clamps == {"min", "max"} and low <= high else None
+
+
+def _saturation(node: Expr) -> Narrowing:
+    value, zero, low, high = node.args
+    return Narrowing(value, zero, low, high, node.dtype)
 
 
 def whole(narrow: Narrowing, value: Any) -> Any:
@@ -103,7 +108,7 @@ def _special(isa: Isa, node: Expr, value_of: Callable[[Expr], Any], operands: Se
     if found is not None:
         return _narrow(isa, found, value_of(found.value), bind)
     if node.op == "saturate" and lanes_of(value_of(node.args[0])) % GROUP == 0:
-        return _round(isa, Narrowing(*node.args, node.dtype), value_of(node.args[0]), bind)
+        return _round(isa, _saturation(node), value_of(node.args[0]), bind)
     return None
 
 

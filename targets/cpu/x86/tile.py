@@ -100,20 +100,16 @@ def bias_vectors(
     body: Body, operands: Sequence[Any], bias: Expr | None, axes: dict[int, Any], widths: Sequence[int], channels: int
 ) -> list[Any]:
     """The bias of ``channels`` in vectors of ``widths``, zeros behind the last; nothing is read past it."""
+    if bias is None:
+        return [tirx.Broadcast(tirx.const(0, "int32"), width) for width in widths]
     vectors = []
     for first, width in zip(starts(widths), widths, strict=True):
-        read = min(width, channels - first)
-        values = []
-        for lanes in pieces(read, width) if bias is not None else []:
+        values, read = [], min(width, channels - first)
+        for lanes in pieces(read, width):
             point = {**axes, CHANNEL_AXIS: axes[CHANNEL_AXIS] + first}
             values.append(Emitter(body, operands, point, CHANNEL_AXIS, lanes).vector(bias))
             first += lanes
-        rest = width - read if bias is not None else width
-        if rest == width:
-            values = [tirx.Broadcast(tirx.const(0, "int32"), width)]
-        elif rest:
-            values += [tirx.const(0, "int32")] * rest
-        vectors.append(join(values))
+        vectors.append(join([*values, *[tirx.const(0, "int32")] * (width - read)]))
     return vectors
 
 

@@ -85,8 +85,9 @@ class _SpreadingWriter(WinogradWriter):
     def __init__(self, p: WinogradPlan, kernel: Kernel) -> None:
         super().__init__(p, kernel)
         self.spread = self.body.local("float32", POINTS * (p.conv.in_channels * p.block + p.lanes))
-        self.inputs = self.body.local("float32", POINTS * prod(p.grid) * p.conv.in_channels)
-        self.sums = self.body.local("float32", POINTS * p.tiles * p.block)
+
+    def _scratch(self) -> tuple[int, int]:
+        return POINTS * prod(self.plan.grid) * self.conv.in_channels, POINTS * self.plan.tiles * self.plan.block
 
     def write(self) -> None:
         span, blocks = self.plan.tiles, prod(self.plan.grid) // self.plan.tiles
@@ -95,7 +96,7 @@ class _SpreadingWriter(WinogradWriter):
             first, count = self.kernel.share(blocks)
             with self.body.loop(count, first) as block:
                 base = self.body.bind("base", block * scratch)
-                self._each_tile(block * span, lambda *place: self._transform_inputs(image, *place, base))
+                self._each_tile(block * span, lambda *place: self._transform_inputs(image, base, *place))
             for start, channels, groups in tiles(self.conv.out_channels, self.plan.block):
                 with self.body.loop(groups) as group:
                     channel = self.body.bind("channel", start + group * channels)
@@ -109,7 +110,7 @@ class _SpreadingWriter(WinogradWriter):
         with self.body.loop(POINTS) as point:
             source = (block * POINTS + point) * (span * depth)
             self._products(source, channels, point * self._spread_step(channels), point * (span * channels), channels)
-        self._each_tile(block * span, lambda *place: self._transform_sums(image, *place, channel, channels))
+        self._each_tile(block * span, lambda *place: self._transform_sums(image, channel, channels, *place))
 
     def _spread_weights(self, channel: Any, channels: int) -> None:
         """The weights of a block of channels at the 36 points, as [point, ci, channel]."""
