@@ -24,8 +24,8 @@ from edgec.toolchain import find_toolchain, host_triple
 
 PLUGIN_SOURCE = SOURCE_FOLDER.parent / "qemu" / "count_instructions.c"
 
-CLOCK_CALLS = {"aarch64-linux-gnu": 113}
-"""The number of the system call ``clock_gettime``, by the system's triple."""
+CLOCK_CALLS = {"aarch64-linux-gnu": 113, "arm-linux-gnueabihf": 403}
+"""The number of the system call ``clock_gettime`` (of 64 bits), by the system's triple."""
 
 MARKS_BEFORE_RUNS = 2
 """How often the runner reads the clock before its first run: around opening the artifact."""

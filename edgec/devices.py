@@ -24,10 +24,43 @@ from edgec.data import Array, Samples, TensorSpec, specs
 from edgec.errors import EdgecError
 
 WORKING = "local and qemu[:cpu]"
-EMULATED_TRIPLE = "aarch64-linux-gnu"
-"""The one system that ``qemu`` emulates so far; every Linux board among the targets has it."""
-SYSROOT = Path("/usr") / EMULATED_TRIPLE
-"""Where Debian keeps the C library of the emulated system."""
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """What runs artifacts of another system: qemu-user, and that system's C library where Debian keeps it.
+
+    Attributes:
+        triple: the system's.
+        command: of qemu.
+        loader: the file name of the system's loader.
+        package: Debian's package of the C library.
+    """
+
+    triple: str
+    command: str
+    loader: str
+    package: str
+
+    @property
+    def sysroot(self) -> Path:
+        """The folder of the C library."""
+        return Path("/usr") / self.triple
+
+    @property
+    def has_library(self) -> bool:
+        """Whether the C library is installed."""
+        return (self.sysroot / "lib" / self.loader).exists()
+
+
+EMULATORS = {
+    emulator.triple: emulator
+    for emulator in (
+        Emulator("aarch64-linux-gnu", "qemu-aarch64", "ld-linux-aarch64.so.1", "libc6-arm64-cross"),
+        Emulator("arm-linux-gnueabihf", "qemu-arm", "ld-linux-armhf.so.3", "libc6-armhf-cross"),
+    )
+}
+"""By the system's triple; every Linux board among the targets has one of these systems."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -143,11 +176,11 @@ def emulate(
     """
     from edgec.runtimes.build import build_runtime
 
-    _require_emulator(artifact, manifest)
-    runner = build_runtime(EMULATED_TRIPLE).runner
+    emulator = _require_emulator(artifact, manifest)
+    runner = build_runtime(emulator.triple).runner
     _write_inputs(folder / "inputs.bin", specs(manifest["inputs"]), samples)
     command = [
-        *_emulator(cpu or manifest["cpu"]), *options, str(runner), str(artifact.resolve()),
+        *_command(emulator, cpu or manifest["cpu"]), *options, str(runner), str(artifact.resolve()),
         "--inputs", "inputs.bin", "--outputs", "outputs.bin", "--count", str(len(samples)), *flags,
     ]  # fmt: skip
     _emulate(command, folder)
@@ -184,24 +217,26 @@ def _empty_outputs(outputs: Sequence[TensorSpec], runs: int) -> dict[str, Array]
     return {spec.name: np.empty((runs, *spec.shape), spec.dtype) for spec in outputs}
 
 
-def _require_emulator(artifact: Path, manifest: dict[str, Any]) -> None:
-    """Refuse artifacts for another system, and say what to install when the emulator cannot run."""
-    if manifest["triple"] != EMULATED_TRIPLE:
+def _require_emulator(artifact: Path, manifest: dict[str, Any]) -> Emulator:
+    """The emulator of the artifact's system; refuses other systems, and says what to install when it cannot run."""
+    emulator = EMULATORS.get(manifest["triple"])
+    if emulator is None:
         raise EdgecError(
             f"'{artifact}' is for {manifest['triple']} (target {manifest['target']}), and qemu runs only "
-            f"{EMULATED_TRIPLE} artifacts; compile it for rpi4, for example, or use --device local"
+            f"{' and '.join(EMULATORS)} artifacts; compile it for rpi4, for example, or use --device local"
         )
-    if shutil.which("qemu-aarch64") is None:
-        raise EdgecError("--device qemu needs qemu-aarch64; run: apt-get install qemu-user")
-    if not (SYSROOT / "lib" / "ld-linux-aarch64.so.1").exists():
+    if shutil.which(emulator.command) is None:
+        raise EdgecError(f"--device qemu needs {emulator.command}; run: apt-get install qemu-user")
+    if not emulator.has_library:
         raise EdgecError(
-            f"--device qemu needs the C library of {EMULATED_TRIPLE} in {SYSROOT}; "
-            "run: apt-get install libc6-arm64-cross"
+            f"--device qemu needs the C library of {emulator.triple} in {emulator.sysroot}; "
+            f"run: apt-get install {emulator.package}"
         )
+    return emulator
 
 
-def _emulator(cpu: str) -> list[str]:
-    return ["qemu-aarch64", "-cpu", "max" if cpu == "generic" else cpu, "-L", str(SYSROOT)]
+def _command(emulator: Emulator, cpu: str) -> list[str]:
+    return [emulator.command, "-cpu", "max" if cpu == "generic" else cpu, "-L", str(emulator.sysroot)]
 
 
 def _emulate(command: Sequence[str], folder: Path) -> None:
@@ -214,7 +249,7 @@ def _emulate(command: Sequence[str], folder: Path) -> None:
     if done.returncode == 2 and message.startswith("edgert-run: "):
         raise EdgecError(message.removeprefix("edgert-run: "))
     if "unable to find CPU model" in message:
-        raise EdgecError(f"qemu knows no cpu '{command[2]}'; 'qemu-aarch64 -cpu help' lists those it knows")
+        raise EdgecError(f"qemu knows no cpu '{command[2]}'; '{command[0]} -cpu help' lists those it knows")
     raise EdgecError(f"qemu with cpu '{command[2]}' {_end(done.returncode)}: {message or 'it left no message'}")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
-from edgec.devices import EMULATED_TRIPLE, SYSROOT
+from edgec.devices import EMULATORS
 from edgec.errors import EdgecError
 from edgec.runtimes.build import cache_folder
 from edgec.targets.target import host_target, load_target, target_names
@@ -106,16 +106,16 @@ def _processor() -> Check:
 
 
 def _emulator() -> Iterator[Check]:
-    path = shutil.which("qemu-aarch64")
-    yield Check(
-        "qemu-aarch64 (--device qemu)", path is not None, _qemu_version(path) if path else "missing", False,
-        "" if path else "apt-get install qemu-user",
-    )  # fmt: skip
-    there = (SYSROOT / "lib" / "ld-linux-aarch64.so.1").exists()
-    yield Check(
-        f"C library of {EMULATED_TRIPLE} (--device qemu)", there, str(SYSROOT) if there else "missing", False,
-        "" if there else "apt-get install libc6-arm64-cross",
-    )  # fmt: skip
+    for emulator in EMULATORS.values():
+        path, there = shutil.which(emulator.command), emulator.has_library
+        yield Check(
+            f"{emulator.command} (--device qemu)", path is not None, _qemu_version(path) if path else "missing", False,
+            "" if path else "apt-get install qemu-user",
+        )  # fmt: skip
+        yield Check(
+            f"C library of {emulator.triple} (--device qemu)", there, str(emulator.sysroot) if there else "missing",
+            False, "" if there else f"apt-get install {emulator.package}",
+        )  # fmt: skip
 
 
 def _qemu_version(path: str) -> str:

@@ -51,7 +51,8 @@ class Target:
     def llvm(self) -> dict[str, object]:
         """The target as TVM takes it."""
         attributes = [f"+{feature}" for feature in self.features]
-        return {"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu, "mattr": attributes}
+        found: dict[str, object] = {"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu, "mattr": attributes}
+        return {**found, "mfloat-abi": "hard"} if self.triple.endswith("hf") else found
 
     @property
     def activation_dtype(self) -> str:

@@ -49,6 +49,15 @@ def emulator() -> str:
 
 
 @pytest.fixture(scope="session")
+def emulator_32() -> str:
+    """The URL of an emulated 32-bit ARM board."""
+    for tool in ("qemu-arm", "arm-linux-gnueabihf-gcc"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed; .ci/install-tools does it")
+    return "qemu"
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Conv, Relu, Flatten, Gemm: input ``x`` float32 [1, 3, 7, 5], output ``y`` [1, 4]."""
     generator = np.random.default_rng(5)

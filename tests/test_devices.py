@@ -111,7 +111,7 @@ def test_a_missing_emulator_or_library_is_named(tiny_board_artifact, samples, mo
         patch.setattr(devices.shutil, "which", lambda name: None)
         QemuDevice().run(tiny_board_artifact, samples)
     monkeypatch.setattr(devices.shutil, "which", lambda name: name)
-    monkeypatch.setattr(devices, "SYSROOT", tmp_path)
+    monkeypatch.setattr(devices.Emulator, "sysroot", tmp_path)
     with pytest.raises(EdgecError, match="apt-get install libc6-arm64-cross"):
         QemuDevice().run(tiny_board_artifact, samples)
 
