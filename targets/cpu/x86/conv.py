@@ -82,7 +82,7 @@ def fits(conv: Conv) -> bool:
 
 def plan(conv: Conv, target: Target) -> GroupedPlan:
     """The register tile with the smallest cost estimate (see :func:`cost`)."""
-    return min(candidates(conv, Isa.of(target)), key=lambda p: (cost(p), p.rows, p.columns))
+    return min(candidates(conv, Isa.of(target)), key=lambda p: (cost(p), p.vectors, p.rows, p.columns))
 
 
 def candidates(conv: Conv, isa: Isa) -> Iterator[GroupedPlan]:
