@@ -40,6 +40,8 @@ CONVS = {
     "pointwise, stride 2": conv_model((1, 16, 9, 7), 24, (1, 1), stride=(2, 2), bias=False),
     "one output channel": conv_model((1, 17, 6, 6), 1, (3, 3)),
     "kernel as large as the input": conv_model((1, 7, 5, 5), 33, (5, 5)),
+    "3x3, whole tiles": conv_model((2, 16, 12, 8), 48, (3, 3), pads=(1, 1, 1, 1), act="Relu"),
+    "3x3, whole tiles, deep": conv_model((1, 64, 10, 6), 80, (3, 3), bias=False),
     "grouped": conv_model((1, 12, 7, 7), 20, (3, 3), group=4, pads=(1, 1, 1, 1)),
     "depthwise": conv_model((1, 17, 9, 11), 17, (3, 3), group=17, pads=(1, 1, 1, 1), act="Relu"),
     "depthwise, 5x5, stride 2, dilated": conv_model(

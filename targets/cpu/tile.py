@@ -10,6 +10,7 @@ from tvm import tirx
 from tvm.tirx import stmt
 
 from edgec import scalar
+from edgec.nest import coefficient
 from edgec.scalar import Expr
 from edgec.targets.cpu.tir import Body, Emitter, lanes_of, vector_load, vector_store, widen
 
@@ -38,6 +39,21 @@ def starts(widths: Sequence[int]) -> list[int]:
     return [sum(widths[:index]) for index in range(len(widths))]
 
 
+def bias_apart(epilogue: Expr, dtype: str) -> tuple[Expr, Expr | None]:
+    """``epilogue`` of sums (of ``dtype``) that start from the bias, and the bias: a load for each channel that is
+    added to the sum, which is used nowhere else. None where there is no such."""
+    acc = scalar.accumulator(dtype)
+    users = [node for node in scalar.walk(epilogue) if any(child is acc for child in node.children)]
+    if len(users) != 1 or users[0].op != "add":
+        return epilogue, None
+    left, right = users[0].args
+    bias = right if left is acc else left
+    fixed = bias.op == "load" and all(coefficient(bias.args[1], axis) == 0 for axis in range(CHANNEL_AXIS))
+    if not fixed or coefficient(bias.args[1], CHANNEL_AXIS) != 1:
+        return epilogue, None
+    return scalar.rewrite(epilogue, lambda node: acc if node is users[0] else None), bias
+
+
 @dataclass(frozen=True)
 class Point:
     """One output pixel of a tile: its row and column from the tile's corner."""
@@ -63,6 +79,14 @@ class Accumulators:
     def _index(self, pixel: int, vector: int, width: int, skip: int = 0) -> Any:
         first = tirx.const(pixel * self._row + self._starts[vector] + skip, "int32")
         return first if width == 1 else tirx.Ramp(first, tirx.const(1, "int32"), width)
+
+    def value(self, pixel: int, vector: int) -> Any:
+        """One vector of sums."""
+        return tirx.BufferLoad(self.buffer, [self._index(pixel, vector, self.widths[vector])])
+
+    def update(self, pixel: int, vector: int, value: Any) -> None:
+        """Replace one vector of sums."""
+        self.body.emit(stmt.BufferStore(self.buffer, value, [self._index(pixel, vector, self.widths[vector])]))
 
     def add_product(self, pixel: int, vector: int, left: Any, right: Any) -> None:
         """acc[pixel, vector] += left · right, both converted to the sum's dtype; ``left`` may be a scalar."""

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from edgec.program import Conv, Depthwise, Kernel, Loops
-from edgec.targets.cpu.aarch64 import depthwise, dot, floats, interleave, loops, pairs, runs, winograd
+from edgec.targets.cpu import interleave
+from edgec.targets.cpu.aarch64 import depthwise, dot, floats, loops, pairs, runs, winograd
+from edgec.targets.cpu.aarch64.neon import special
 from edgec.targets.cpu.loops import contract
 from edgec.targets.cpu.template import Template
+from edgec.targets.cpu.winograd import contract as contract_winograd
+from edgec.targets.cpu.winograd import pack as pack_winograd
 from edgec.targets.target import Target
 
 DOT = Template(dot.plan, dot.generate, runs.contract, runs.pack)
 PAIRS = Template(pairs.plan, pairs.generate, runs.contract, runs.pack)
 FLOATS = Template(floats.plan, floats.generate, runs.contract, runs.pack)
-WINOGRAD = Template(winograd.plan, winograd.generate, winograd.contract, winograd.pack)
+WINOGRAD = Template(winograd.plan, winograd.generate, contract_winograd, pack_winograd)
 DEPTHWISE = Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack)
-INTERLEAVE = Template(interleave.plan, interleave.generate, interleave.contract)
+INTERLEAVE = Template(interleave.plan, partial(interleave.generate, special), interleave.contract)
 LOOPS = Template(loops.plan, loops.generate, contract)
 
 

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx import stmt
 
-from edgec import scalar
-from edgec.nest import coefficient
 from edgec.scalar import Expr
 from edgec.targets.cpu.aarch64.neon import join, part
 from edgec.targets.cpu.tile import CHANNEL_AXIS, Accumulators, Point, Store, pieces
@@ -20,21 +17,6 @@ LANES = 4
 """Sums in a register."""
 RESULTS = 16
 """Bytes in a register: as many channels leave at a time."""
-
-
-def bias_apart(epilogue: Expr, dtype: str) -> tuple[Expr, Expr | None]:
-    """``epilogue`` of sums (of ``dtype``) that start from the bias, and the bias: a load for each channel that is
-    added to the sum, which is used nowhere else. None where there is no such."""
-    acc = scalar.accumulator(dtype)
-    users = [node for node in scalar.walk(epilogue) if any(child is acc for child in node.children)]
-    if len(users) != 1 or users[0].op != "add":
-        return epilogue, None
-    left, right = users[0].args
-    bias = right if left is acc else left
-    fixed = bias.op == "load" and all(coefficient(bias.args[1], axis) == 0 for axis in range(CHANNEL_AXIS))
-    if not fixed or coefficient(bias.args[1], CHANNEL_AXIS) != 1:
-        return epilogue, None
-    return scalar.rewrite(epilogue, lambda node: acc if node is users[0] else None), bias
 
 
 @dataclass(frozen=True)
@@ -86,14 +68,6 @@ class Tile(Accumulators):
 
     def __init__(self, body: Body, dtype: str, points: Sequence[Point], start: Sequence[Any]) -> None:
         super().__init__(body, dtype, points, [LANES] * len(start), start)
-
-    def update(self, pixel: int, vector: int, value: Any) -> None:
-        """Replace one vector of sums."""
-        self.body.emit(stmt.BufferStore(self.buffer, value, [self._index(pixel, vector, LANES)]))
-
-    def value(self, pixel: int, vector: int) -> Any:
-        """One vector of sums."""
-        return tirx.BufferLoad(self.buffer, [self._index(pixel, vector, LANES)])
 
     def write(self, target: Store, origin: dict[int, Any], channels: int) -> None:
         """See :meth:`Accumulators.write`; each pixel's results leave before the next one's are computed."""
