@@ -29,8 +29,8 @@ class Placement:
     Attributes:
         roles: of every node.
         bits: of a node's integer inputs, by node and input index; what is not there is float.
+        outputs: the bits of the graph's outputs that are on a grid.
         group: the representative of the values that share a grid, by value.
-        tail: the nodes behind the last product that stay float.
     """
 
     roles: Mapping[ir.Node, Role]
