@@ -109,7 +109,7 @@ class _Work:
         if not self.recipe.equalise:
             return 0
         found = trace(self.model, self.recipe.layers)
-        axes = {place.value: place.axis for place in (*found.readers, *found.taps)}
+        axes = {port.value: port.axis for port in found.readers} | {tap.value: tap.axis for tap in found.taps}
         largest = observe(self.model, self.samples, axes, progress=self._of_samples("channels")).channels
         return equalise(self.model, found, largest, self.samples, self._step("equalisation"))
 

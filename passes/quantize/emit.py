@@ -18,7 +18,7 @@ from edgec.passes.rewriting import free_name, new_constant
 _INT16_OPSET = 21
 """The opset from which QuantizeLinear takes 16 bits."""
 
-_CHANGED_SINCE_18 = frozenset({"DFT", "GroupNormalization"})
+_CHANGED_SINCE_18 = frozenset({"DFT"})
 """Operators that mean something else at that opset; all the others only learned new types."""
 
 

@@ -140,8 +140,8 @@ def _choose(
     exact = {port.node: runner.run(port.node, {0: seen[port.value]})[0] for port in region.readers}
     best, chosen = _GAIN * _error(region, found, factors, seen, exact, runner), None
     uses = _spread(region.readers, [magnitudes(port) for port in region.readers], found)[region.channels]
-    inner = [*region.readers, *region.taps]
-    for sources in ([region.readers, inner] if region.taps else [region.readers]):
+    choices: list[list[Port | Tap]] = [[*region.readers], [*region.readers, *region.taps]]
+    for sources in choices[: 2 if region.taps else 1]:
         ranges = _spread(sources, [largest[source.value] for source in sources], found)[region.channels]
         for exponent in _EXPONENTS:
             tried = factors.copy()

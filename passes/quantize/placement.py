@@ -123,7 +123,7 @@ def _groups(
     ranges: Mapping[ir.Value, tuple[float, float]],
 ) -> dict[ir.Value, ir.Value]:
     groups = _Groups()
-    read = {node.inputs[index] for node, index in bits} | set(outputs)
+    read = [*(node.inputs[index] for node, index in bits), *outputs]
     for node in graph:
         if roles[node] is Role.MOVE and any((node, index) in bits for index in quantised_inputs(node)):
             for index in quantised_inputs(node):
