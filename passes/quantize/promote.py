@@ -1,13 +1,15 @@
 """Layers that need 16 bits, where 8 bits everywhere would leave too much noise in the output.
 
 A classifier's choice survives noise that a detector's boxes or a mask do not, so this is for outputs that are maps. The
-tensors whose rounding alone makes most of the noise get 16 bits, as few as bring it down to ``_LEAST`` dB.
+tensors whose rounding alone makes most of the noise for the work of their readers get 16 bits, as few as bring it down
+to ``_LEAST`` dB.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -20,12 +22,15 @@ from edgec.passes.quantize.placement import Placement
 from edgec.passes.quantize.prediction import Prediction
 from edgec.passes.quantize.ranges import Range, Ranges
 from edgec.passes.quantize.tape import few
+from edgec.summary import node_macs
 from edgec.values import shape_of
 
-_LEAST = 21.5
+_LEAST = 24.0
 """dB that the outputs are to have on samples: 20, and what unseen inputs may cost."""
 
-_SAMPLES = 16
+_SAMPLES = 24
+_ELEMENT_WORK = 50
+"""MACs that an element of a result counts as."""
 
 
 def promote(
@@ -54,8 +59,9 @@ def promote(
     if noise <= allowed:
         return []
     shares = _shares(model, placement, ranges, chosen, prediction, progress)
+    work = _work(placement)
     worst = []
-    for root in sorted(shares, key=lambda root: -shares[root]):
+    for root in sorted(shares, key=lambda root: -shares[root] / work[root]):
         if noise <= allowed:
             break
         worst.append(root)
@@ -92,6 +98,16 @@ def _shares(
         if progress:
             progress(done, len(eights))
     return shares
+
+
+def _work(placement: Placement) -> dict[ir.Value, float]:
+    """What the readers of each group take, by the group's representative."""
+    work: dict[ir.Value, float] = {}
+    for node, index in placement.bits:
+        elements = sum(prod(shape_of(value)) for value in node.outputs if value.name)
+        root = _group(placement, node, index)
+        work[root] = work.get(root, 0) + node_macs(node) + _ELEMENT_WORK * elements
+    return work
 
 
 def _is_map(value: ir.Value) -> bool:

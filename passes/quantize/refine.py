@@ -2,8 +2,8 @@
 arXiv 2212.07048): one tensor after the other, a few factors each.
 
 What a layer's own error says of a tensor is local; which steps the prediction needs, only the prediction knows. A move
-must help on either half of the samples, or it would only suit those that happen to be there. The work is bounded by a count, not by a clock, so that the same inputs give the
-same scales everywhere.
+must help on either half of the samples, or it would only suit those that happen to be there. The work is bounded by a
+count, not by a clock, so that the same inputs give the same scales everywhere.
 """
 
 from __future__ import annotations
