@@ -164,7 +164,8 @@ def test_concat_rescales_what_another_layer_reads_finer() -> None:
              node("Add", ["d", "e"], ["y"], name="add")]  # fmt: skip
     constants = {"w": random(2, 3, 1, 1), "v": 20 * random(3, 3, 1, 1), "u": random(2, 5, 1, 1),
                  "t": random(2, 2, 1, 1)}  # fmt: skip
-    model = quantised(nodes, SHAPE, constants, Recipe(equalise=False, refine=False)).model
+    layers = {each.name: "int8" for each in nodes}
+    model = quantised(nodes, SHAPE, constants, Recipe(equalise=False, refine=False, layers=layers)).model
     assert scale_of(named(model, "concat"), 0) == scale_of(named(model, "other")) != scale_of(named(model, "last"))
 
 

@@ -36,6 +36,9 @@ Progress = Callable[[str, int, int], None]
 _OUTPUT_SHARE = 0.1
 """Outputs are quantised where that alone makes at most this share of the network's error."""
 
+_PROMOTIONS = 3
+"""How often layers are given 16 bits: what they make of the noise is only estimated before."""
+
 _JUDGED = 64
 """Samples on which that is judged."""
 
@@ -80,9 +83,14 @@ class _Work:
         inside, whole = self._places(recipe.layers, seen)
         statistics = self._histograms(seen, inside, whole)
         ranges, fits, emitted = self._fit(inside, statistics)
-        short = promote(self.model, inside, ranges, emitted, self.samples, self._step("noise"))
-        if short:
-            inside, whole = self._places({**{str(n.name): "int16" for n in short}, **recipe.layers}, seen)
+        layers = dict(recipe.layers)
+        for _ in range(_PROMOTIONS):
+            short = promote(self.model, inside, ranges, emitted, self.samples, self._step("noise"))
+            short = [node for node in short if str(node.name) not in layers]
+            if not short:
+                break
+            layers.update({str(node.name): "int16" for node in short})
+            inside, whole = self._places(layers, seen)
             ranges, fits, emitted = self._fit(inside, statistics)
         if recipe.refine:
             ranges = refine(self.model, emitted, ranges, self.samples, self._step("scales"))
