@@ -83,14 +83,14 @@ class _Work:
         inside, whole = self._places(recipe.layers, seen)
         statistics = self._histograms(seen, inside, whole)
         ranges, fits, emitted = self._fit(inside, statistics)
-        layers = dict(recipe.layers)
+        precisions = dict(recipe.layers)
         for _ in range(_PROMOTIONS):
             short = promote(self.model, inside, ranges, emitted, self.samples, self._step("noise"))
-            short = [node for node in short if str(node.name) not in layers]
+            short = [node for node in short if str(node.name) not in precisions]
             if not short:
                 break
-            layers.update({str(node.name): "int16" for node in short})
-            inside, whole = self._places(layers, seen)
+            precisions.update({str(node.name): "int16" for node in short})
+            inside, whole = self._places(precisions, seen)
             ranges, fits, emitted = self._fit(inside, statistics)
         if recipe.refine:
             ranges = refine(self.model, emitted, ranges, self.samples, self._step("scales"))
