@@ -1,8 +1,8 @@
 """Post-training quantisation: a float graph and samples in, a standard QDQ graph of the same function out.
 
 The steps, each in the module of its name: equalise channels, place the integers, choose their ranges, learn weights and
-biases, refine the scales by the prediction, learn again with those, and quantise the outputs where that shows in
-nothing.
+biases, promote what needs 16 bits, refine the scales by the prediction, learn again with those, and quantise the
+outputs where that costs next to nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from edgec.passes.quantize.execution import ModelRunner, Sample
 from edgec.passes.quantize.learn import Fit, learn
 from edgec.passes.quantize.placement import Placement, place
 from edgec.passes.quantize.prediction import Prediction
+from edgec.passes.quantize.promote import promote
 from edgec.passes.quantize.ranges import Ranges, choose_ranges
 from edgec.passes.quantize.recipe import OBSERVERS, PRECISIONS, ROUNDINGS, Recipe
 from edgec.passes.quantize.refine import refine
@@ -34,6 +35,9 @@ Progress = Callable[[str, int, int], None]
 
 _OUTPUT_SHARE = 0.1
 """Outputs are quantised where that alone makes at most this share of the network's error."""
+
+_PROMOTIONS = 3
+"""How often layers are given 16 bits: what they make of the noise is only estimated before."""
 
 _JUDGED = 64
 """Samples on which that is judged."""
@@ -75,15 +79,19 @@ class _Work:
     def run(self) -> Quantized:
         equalised = self._equalise()
         graph, recipe = self.model.graph, self.recipe
-        ranges_seen = observe(self.model, self.samples, progress=self._of_samples("ranges")).ranges
-        inside = place(graph, recipe.layers, ranges_seen, quantise_outputs=False)
-        whole = place(graph, recipe.layers, ranges_seen, quantise_outputs=True)
-        statistics = self._histograms(ranges_seen, inside, whole)
-        ranges = choose_ranges(
-            self.model, inside, statistics, self.samples, recipe.observer, self._step("observers")
-        )
-        fits = learn(self.model, inside, ranges, self.samples, recipe, self._step("weights"))
-        emitted = emit(self.model, inside, ranges, fits)
+        seen = observe(self.model, self.samples, progress=self._of_samples("ranges")).ranges
+        inside, whole = self._places(recipe.layers, seen)
+        statistics = self._histograms(seen, inside, whole)
+        ranges, fits, emitted = self._fit(inside, statistics)
+        precisions = dict(recipe.layers)
+        for _ in range(_PROMOTIONS):
+            short = promote(self.model, inside, ranges, emitted, self.samples, self._step("noise"))
+            short = [node for node in short if str(node.name) not in precisions]
+            if not short:
+                break
+            precisions.update({str(node.name): "int16" for node in short})
+            inside, whole = self._places(precisions, seen)
+            ranges, fits, emitted = self._fit(inside, statistics)
         if recipe.refine:
             ranges = refine(self.model, emitted, ranges, self.samples, self._step("scales"))
             fits = learn(self.model, inside, ranges, self.samples, recipe, self._step("weights again"))
@@ -92,11 +100,24 @@ class _Work:
         layers = tuple(describe(graph, placement, ranges, fits, statistics))
         return Quantized(emitted.model, layers, equalised)
 
+    def _places(
+        self, layers: Mapping[str, str], seen: Mapping[ir.Value, tuple[float, float]]
+    ) -> tuple[Placement, Placement]:
+        """Where the integers are with float outputs, and with integers up to the outputs."""
+        inside, whole = (place(self.model.graph, layers, seen, quantise_outputs=each) for each in (False, True))
+        return inside, whole
+
+    def _fit(self, placement: Placement, statistics: Statistics) -> tuple[Ranges, dict[ir.Node, Fit], Emitted]:
+        observers = self._step("observers")
+        ranges = choose_ranges(self.model, placement, statistics, self.samples, self.recipe.observer, observers)
+        fits = learn(self.model, placement, ranges, self.samples, self.recipe, self._step("weights"))
+        return ranges, fits, emit(self.model, placement, ranges, fits)
+
     def _equalise(self) -> int:
         if not self.recipe.equalise:
             return 0
         found = trace(self.model, self.recipe.layers)
-        axes = {port.value: port.axis for port in found.readers}
+        axes = {port.value: port.axis for port in found.readers} | {tap.value: tap.axis for tap in found.taps}
         largest = observe(self.model, self.samples, axes, progress=self._of_samples("channels")).channels
         return equalise(self.model, found, largest, self.samples, self._step("equalisation"))
 

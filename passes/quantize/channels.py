@@ -39,16 +39,32 @@ class Port:
         node: that one.
         value: its data input, or its result.
         numbers: int64 [channels].
+        axis: where the channels lie in the value.
     """
 
     node: ir.Node
     value: ir.Value
     numbers: np.ndarray
+    axis: int
 
-    @property
-    def axis(self) -> int:
-        """The channels' axis in the value."""
-        return 1 if self.node.op_type == "BatchNormalization" else channel_axis(self.node)
+
+@dataclass(frozen=True)
+class Tap:
+    """A term of a sum, or a factor of a product: it has a grid of its own before its channels are read.
+
+    Attributes:
+        node: the sum or the product.
+        value: the term, or the factor whose channels are numbered.
+        gate: the other factor; None for a sum.
+        numbers: int64 [channels].
+        axis: where the channels lie in the value.
+    """
+
+    node: ir.Node
+    value: ir.Value
+    gate: ir.Value | None
+    numbers: np.ndarray
+    axis: int
 
 
 @dataclass
@@ -58,11 +74,13 @@ class Channels:
     Attributes:
         writers: where they come from.
         readers: where they go.
+        taps: where else they become integers on the way.
         bounds: the least upper clamp that a channel passes.
     """
 
     writers: list[Port] = field(default_factory=list)
     readers: list[Port] = field(default_factory=list)
+    taps: list[Tap] = field(default_factory=list)
     bounds: dict[int, float] = field(default_factory=dict)
     _parent: list[int] = field(default_factory=lambda: [_FIXED])
 
@@ -130,11 +148,47 @@ def _step(node: ir.Node, numbers: dict[ir.Value, np.ndarray], found: Channels, r
         first, second = (numbers[value] for value in node.inputs if value is not None)
         found.join(first, second)
         numbers[output] = first
+        for value in node.inputs:
+            _tap(node, value, None, numbers, found)
         return True
+    if node.op_type == "Mul" and len(node.inputs) == 2:
+        return _gate(node, numbers, found)
     if node.op_type in _MOVING or node.op_type == "ReduceMean":
         _move(node, numbers, runner)
         return True
     return False
+
+
+def _gate(node: ir.Node, numbers: dict[ir.Value, np.ndarray], found: Channels) -> bool:
+    """Carry the numbers of one factor of a product, as large as the result; the other factor's stay as they are."""
+    for value, other in (node.inputs, reversed(node.inputs)):
+        if value in numbers and shape_of(value) == shape_of(node.outputs[0]) and value is not other:
+            if other in numbers:
+                found.fix(numbers[other])
+            numbers[node.outputs[0]] = numbers[value]
+            _tap(node, value, other, numbers, found)
+            return True
+    return False
+
+
+def _tap(
+    node: ir.Node,
+    value: ir.Value | None,
+    gate: ir.Value | None,
+    numbers: Mapping[ir.Value, np.ndarray],
+    found: Channels,
+) -> None:
+    assert value is not None
+    axis = _axis_of(numbers[value])
+    if axis is not None:
+        own = _by_channel(numbers[value], axis)
+        assert own is not None
+        found.taps.append(Tap(node, value, gate, own, axis))
+
+
+def _axis_of(numbers: np.ndarray) -> int | None:
+    """The axis of the channels: 1 or the last; None where a channel has several numbers."""
+    return next((axis for axis in (1, numbers.ndim - 1) if _by_channel(numbers, axis) is not None), None)
 
 
 def _port(node: ir.Node, numbers: dict[ir.Value, np.ndarray], found: Channels) -> bool:
@@ -144,7 +198,7 @@ def _port(node: ir.Node, numbers: dict[ir.Value, np.ndarray], found: Channels) -
     assert value is not None
     axis = 1 if product is None else channel_axis(node)
     count = shape_of(result)[axis]
-    writer = Port(node, result, found.new(count))
+    writer = Port(node, result, found.new(count), axis)
     found.writers.append(writer)
     numbers[node.outputs[0]] = _spread(writer.numbers, node.outputs[0], axis)
     if value not in numbers or (product is not None and node.op_type == "ConvTranspose"):
@@ -152,14 +206,14 @@ def _port(node: ir.Node, numbers: dict[ir.Value, np.ndarray], found: Channels) -
     read = _by_channel(numbers[value], axis)
     if read is None:
         return False
-    found.readers.append(Port(node, value, read))
+    found.readers.append(Port(node, value, read, axis))
     return True
 
 
 def _pass_on(node: ir.Node, source: ir.Value, numbers: dict[ir.Value, np.ndarray], found: Channels) -> bool:
     """Keep each channel's number where ``node`` is a function of each channel, which lie along axis 1 or the last."""
     before, after = shape_of(source), shape_of(node.outputs[0])
-    axis = next((a for a in (1, len(before) - 1) if _by_channel(numbers[source], a) is not None), None)
+    axis = _axis_of(numbers[source])
     if axis is None or len(before) != len(after) or before[axis] != after[axis]:
         return False
     own = _by_channel(numbers[source], axis)

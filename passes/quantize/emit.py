@@ -18,7 +18,7 @@ from edgec.passes.rewriting import free_name, new_constant
 _INT16_OPSET = 21
 """The opset from which QuantizeLinear takes 16 bits."""
 
-_CHANGED_SINCE_18 = frozenset({"DFT", "GroupNormalization"})
+_CHANGED_SINCE_18 = frozenset({"DFT"})
 """Operators that mean something else at that opset; all the others only learned new types."""
 
 
@@ -178,15 +178,23 @@ def _remove_unread(graph: ir.Graph) -> None:
             del graph.initializers[name]
 
 
+def obstacle_to_int16(model: ir.Model) -> ir.Node | None:
+    """A node that keeps ``model`` from the opset that 16-bit activations need; None where nothing does."""
+    if model.opset_imports[""] >= _INT16_OPSET:
+        return None
+    changed = (n for n in model.graph.all_nodes() if n.op_type in _CHANGED_SINCE_18 and n.domain == "")
+    return next(changed, None)
+
+
 def _raise_opset(model: ir.Model) -> None:
+    node = obstacle_to_int16(model)
+    if node is not None:
+        raise EdgecError(
+            f"{node.op_type} node '{node.name}' means something else at opset {_INT16_OPSET}, which 16-bit "
+            "activations need; say int8 or float in the recipe, or export the model with a newer opset"
+        )
     if model.opset_imports[""] >= _INT16_OPSET:
         return
-    for node in model.graph.all_nodes():
-        if node.op_type in _CHANGED_SINCE_18 and node.domain == "":
-            raise EdgecError(
-                f"{node.op_type} node '{node.name}' means something else at opset {_INT16_OPSET}, which 16-bit "
-                "activations need; say int8 or float in the recipe, or export the model with a newer opset"
-            )
     for imports in (model.opset_imports, *(function.opset_imports for function in model.functions.values())):
         imports[""] = _INT16_OPSET
     model.ir_version = max(model.ir_version, 10)

@@ -23,6 +23,7 @@ import onnx_ir as ir
 from edgec.passes.quantize.channels import (
     Channels,
     Port,
+    Tap,
     divide_outputs,
     magnitudes,
     multiply_inputs,
@@ -33,7 +34,7 @@ from edgec.passes.quantize.grid import grid_of, round_weights, weight_scales
 from edgec.passes.quantize.operators import weight_axis
 from edgec.passes.quantize.products import product_of
 from edgec.passes.quantize.tape import Tape, few
-from edgec.values import shape_of
+from edgec.values import constant_of, shape_of
 
 _EXPONENTS = (1.0, 0.75, 0.5, 0.25)
 _GAIN = 0.95
@@ -54,10 +55,12 @@ class Region:
 
     Attributes:
         readers: what reads them, in the order of the graph.
+        taps: sums and products that read them on the way.
         channels: the numbers that can be scaled.
     """
 
     readers: list[Port]
+    taps: list[Tap]
     channels: list[int]
 
 
@@ -77,9 +80,13 @@ def regions(found: Channels) -> list[Region]:
     grouped: dict[int, Region] = {}
     for port, numbers in zip(found.readers, free, strict=True):
         if numbers:
-            region = grouped.setdefault(find(numbers[0]), Region([], []))
+            region = grouped.setdefault(find(numbers[0]), Region([], [], []))
             region.readers.append(port)
             region.channels += [n for n in numbers if n not in region.channels]
+    for tap in found.taps:
+        numbers = [n for n in found.roots(tap.numbers).tolist() if n]
+        if numbers and (owner := grouped.get(find(numbers[0]))):
+            owner.taps.append(tap)
     return list(grouped.values())
 
 
@@ -95,25 +102,30 @@ def equalise(
     ``largest`` is the largest magnitude of each channel of what the readers read.
     """
     waiting = {region.readers[-1].node: region for region in regions(found)}
-    kept = {port.node: port for region in waiting.values() for port in region.readers}
+    kept = {value for region in waiting.values() for value in _values_of(region)}
     runner, tape = NodeRunner(model), Tape(model.graph, few(model.graph, samples, _SAMPLES))
-    read: dict[ir.Node, np.ndarray] = {}
+    seen: dict[ir.Value, np.ndarray] = {v: tape[v] for v in model.graph.inputs if v in kept}
     factors = np.ones(found.count, np.float32)
     changed = 0
     nodes = list(model.graph)
     for done, node in enumerate(nodes, 1):
-        if node in kept:
-            read[node] = tape[kept[node].value]
-        tape.store(node, runner.run(node, tape.inputs(node)))
         if node in waiting:
-            region = waiting[node]
-            changed += _choose(region, found, factors, largest, read, runner)
-            for port in region.readers:
-                del read[port.node]
+            changed += _choose(waiting[node], found, factors, largest, seen, runner)
+            for value in _values_of(waiting.pop(node)) - {v for region in waiting.values() for v in _values_of(region)}:
+                del seen[value]
+        outputs = runner.run(node, tape.inputs(node))
+        seen.update({v: array for v, array in zip(node.outputs, outputs, strict=True) if v in kept})
+        tape.store(node, outputs)
         if progress:
             progress(done, len(nodes))
     _apply(found, factors, model.graph)
     return changed
+
+
+def _values_of(region: Region) -> set[ir.Value]:
+    """What has to be seen to choose the factors of ``region``."""
+    gates = {tap.gate for tap in region.taps if tap.gate is not None and tap.gate.const_value is None}
+    return {port.value for port in region.readers} | {tap.value for tap in region.taps} | gates
 
 
 def _choose(
@@ -121,35 +133,34 @@ def _choose(
     found: Channels,
     factors: np.ndarray,
     largest: Mapping[ir.Value, np.ndarray],
-    read: Mapping[ir.Node, np.ndarray],
+    seen: Mapping[ir.Value, np.ndarray],
     runner: NodeRunner,
 ) -> bool:
     """Set the factors of a region in place to the ones with the least error; False where none is worth it."""
-    exact = {port.node: runner.run(port.node, {0: read[port.node]})[0] for port in region.readers}
-    ranges, uses = _extents(region, found, largest)
-    best, chosen = _GAIN * _error(region, found, factors, read, exact, runner), None
-    for exponent in _EXPONENTS:
-        tried = factors.copy()
-        tried[region.channels] = _factors(region, found, ranges, uses, exponent)
-        error = _error(region, found, tried, read, exact, runner)
-        if error < best:
-            best, chosen = error, tried
+    exact = {port.node: runner.run(port.node, {0: seen[port.value]})[0] for port in region.readers}
+    best, chosen = _GAIN * _error(region, found, factors, seen, exact, runner), None
+    uses = _spread(region.readers, [magnitudes(port) for port in region.readers], found)[region.channels]
+    choices: list[list[Port | Tap]] = [[*region.readers], [*region.readers, *region.taps]]
+    for sources in choices[: 2 if region.taps else 1]:
+        ranges = _spread(sources, [largest[source.value] for source in sources], found)[region.channels]
+        for exponent in _EXPONENTS:
+            tried = factors.copy()
+            tried[region.channels] = _factors(region, found, ranges, uses, exponent)
+            error = _error(region, found, tried, seen, exact, runner)
+            if error < best:
+                best, chosen = error, tried
     if chosen is None:
         return False
     factors[:] = chosen
     return True
 
 
-def _extents(
-    region: Region, found: Channels, largest: Mapping[ir.Value, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The range of each channel of the region and the magnitude of the weights that read it."""
-    ranges, uses = np.zeros(found.count), np.zeros(found.count)
-    for port in region.readers:
-        roots = found.roots(port.numbers)
-        np.maximum.at(ranges, roots, largest[port.value])
-        np.maximum.at(uses, roots, magnitudes(port))
-    return ranges[region.channels], uses[region.channels]
+def _spread(places: Sequence[Port | Tap], values: Sequence[np.ndarray], found: Channels) -> np.ndarray:
+    """The largest of the ``values`` of the channels at all ``places``, by number."""
+    result = np.zeros(found.count)
+    for place, each in zip(places, values, strict=True):
+        np.maximum.at(result, found.roots(place.numbers), each)
+    return result
 
 
 def _factors(
@@ -179,24 +190,42 @@ def _error(
     region: Region,
     found: Channels,
     factors: np.ndarray,
-    read: Mapping[ir.Node, np.ndarray],
+    seen: Mapping[ir.Value, np.ndarray],
     exact: Mapping[ir.Node, np.ndarray],
     runner: NodeRunner,
 ) -> float:
     """Sum over the readers of the mean square error of their quantised results, over their variance."""
+    noises = [(found.roots(tap.numbers), _tap_noise(tap, found, factors, seen)) for tap in region.taps]
     total = 0.0
     for port in region.readers:
-        own = factors[found.roots(port.numbers)]
-        scaled = read[port.node] / _along(own, port)
-        rounded = grid_of(float(scaled.min()), float(scaled.max())).round(scaled)
-        constants = scaled_parameters(port, own)
+        roots = found.roots(port.numbers)
+        scaled = seen[port.value] / _along(factors[roots], port)
+        rounded = _rounded(scaled)
+        for numbers, noise in noises:
+            if noise.shape == rounded.shape and np.array_equal(numbers, roots):
+                rounded = rounded + noise
+        constants = {i: a.astype(np.float32) for i, a in scaled_parameters(port, factors[roots]).items()}
         if product_of(port.node) is not None:
-            weight, axis = constants[1].astype(np.float32), weight_axis(port.node)
-            constants[1] = round_weights(weight, weight_scales(weight, axis), axis).dequantise()
-        result = runner.run(port.node, {0: rounded}, {i: a.astype(np.float32) for i, a in constants.items()})[0]
-        wanted = exact[port.node]
+            axis = weight_axis(port.node)
+            constants[1] = round_weights(constants[1], weight_scales(constants[1], axis), axis).dequantise()
+        result, wanted = runner.run(port.node, {0: rounded}, constants)[0], exact[port.node]
         total += float(np.square(result - wanted).mean() / max(float(wanted.var()), 1e-20))
     return total
+
+
+def _tap_noise(tap: Tap, found: Channels, factors: np.ndarray, seen: Mapping[ir.Value, np.ndarray]) -> np.ndarray:
+    """What rounding the term or factor adds to the result."""
+    scaled = seen[tap.value] / _along(factors[found.roots(tap.numbers)], tap)
+    noise = _rounded(scaled) - scaled
+    if tap.gate is None:
+        return noise
+    constant = constant_of(tap.gate)
+    return noise * (seen[tap.gate] if constant is None else constant)
+
+
+def _rounded(x: np.ndarray) -> np.ndarray:
+    """``x`` on the 8-bit grid of its range."""
+    return grid_of(float(x.min()), float(x.max())).round(x)
 
 
 def _apply(found: Channels, factors: np.ndarray, graph: ir.Graph) -> None:
@@ -207,7 +236,7 @@ def _apply(found: Channels, factors: np.ndarray, graph: ir.Graph) -> None:
                 change(port, own, graph)
 
 
-def _along(factors: np.ndarray, port: Port) -> np.ndarray:
+def _along(factors: np.ndarray, port: Port | Tap) -> np.ndarray:
     """``factors`` in the shape that meets [samples, *shape] at the channels."""
     shape = [1] * (len(shape_of(port.value)) + 1)
     shape[port.axis + 1] = -1

@@ -72,8 +72,10 @@ def exact_grid(levels: np.ndarray) -> Grid | None:
     """The 8-bit grid on which all of the sorted, different ``levels`` lie, as pixels do; None where there is none."""
     if not 2 <= len(levels) <= 256:
         return None
-    step = float(np.diff(levels.astype(np.float64)).min())
-    steps = levels.astype(np.float64) / step
+    exact = levels.astype(np.float64)
+    span = float(exact[-1] - exact[0])
+    step = span / np.rint(span / np.diff(exact).min())  # not the least difference itself, which has lost digits
+    steps = exact / step
     low, high = min(float(steps[0]), 0.0), max(float(steps[-1]), 0.0)
     if np.abs(steps - np.rint(steps)).max() > 0.01 or high - low > 255.01:
         return None

@@ -29,8 +29,8 @@ class Placement:
     Attributes:
         roles: of every node.
         bits: of a node's integer inputs, by node and input index; what is not there is float.
+        outputs: the bits of the graph's outputs that are on a grid.
         group: the representative of the values that share a grid, by value.
-        tail: the nodes behind the last product that stay float.
     """
 
     roles: Mapping[ir.Node, Role]
@@ -123,7 +123,7 @@ def _groups(
     ranges: Mapping[ir.Value, tuple[float, float]],
 ) -> dict[ir.Value, ir.Value]:
     groups = _Groups()
-    read = {node.inputs[index] for node, index in bits} | set(outputs)
+    read = [*(node.inputs[index] for node, index in bits), *outputs]
     for node in graph:
         if roles[node] is Role.MOVE and any((node, index) in bits for index in quantised_inputs(node)):
             for index in quantised_inputs(node):

@@ -48,7 +48,7 @@ def choose_ranges(
         key: [found] if (found := _settled(key, members, placement, statistics, samples)) else
         _candidates(group_histogram(members, statistics), observer)
         for root, members in placement.members().items()
-        for key in {(root, bits) for member in members for bits in placement.grids_of(member)}
+        for key in dict.fromkeys((root, bits) for member in members for bits in placement.grids_of(member))
     }  # fmt: skip
     open_keys = {key for key, ranges in candidates.items() if len(ranges) > 1}
     errors = _errors(model, placement, candidates, open_keys, samples, progress) if open_keys else {}

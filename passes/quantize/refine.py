@@ -1,8 +1,9 @@
 """Scales of activations, moved to where the network's prediction changes least (PD-Quant, Liu et al. 2023,
 arXiv 2212.07048): one tensor after the other, a few factors each.
 
-What a layer's own error says of a tensor is local; which steps the prediction needs, only the prediction knows. The
-work is bounded by a count, not by a clock, so that the same inputs give the same scales everywhere.
+What a layer's own error says of a tensor is local; which steps the prediction needs, only the prediction knows. A move
+must help on either half of the samples, or it would only suit those that happen to be there. The work is bounded by a
+count, not by a clock, so that the same inputs give the same scales everywhere.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _MOST_STEPS = 3
 """How often a tensor's scale may move by the same factor."""
 
 _GAIN = 0.998
-"""A move is kept where it lowers the distance to this share."""
+"""A move is kept where it lowers the distance on both halves to this share."""
 
 _WORK = 2.0e12
 """MACs to spend, all evaluations together. An element of an activation counts as ``_ELEMENT_WORK`` of them, a node as
@@ -51,13 +52,15 @@ def refine(
     """``ranges`` with better scales; ``quantised`` is emitted with them."""
     keys = [key for key, each in ranges.items() if each.observer != EXACT]
     chosen = _few(float_model, samples, len(keys))
-    prediction = Prediction(ModelRunner(float_model).run_all(chosen))
+    halves = [half for half in (chosen[::2], chosen[1::2]) if half]
+    predictions = [Prediction(ModelRunner(float_model).run_all(half)) for half in halves]
     names = {key: quantised.scales[key] for key in keys}
     runner = ModelRunner(quantised.model, open_constants=list(names.values()))
     current = {names[key]: _array(ranges[key].grid.scale) for key in keys}
 
-    def distance(scales: dict[str, np.ndarray]) -> float:
-        return prediction.distance(runner.run_all(chosen, scales))
+    def distance(scales: dict[str, np.ndarray]) -> np.ndarray:
+        pairs = zip(predictions, halves, strict=True)
+        return np.array([prediction.distance(runner.run_all(half, scales)) for prediction, half in pairs])
 
     best = distance(current)
     for done, key in enumerate(keys, 1):
@@ -70,15 +73,15 @@ def refine(
 
 
 def _move(
-    name: str, scales: dict[str, np.ndarray], best: float, distance: Callable[[dict[str, np.ndarray]], float]
-) -> float:
-    """Move one scale in place as long as that helps; the distance afterwards."""
+    name: str, scales: dict[str, np.ndarray], best: np.ndarray, distance: Callable[[dict[str, np.ndarray]], np.ndarray]
+) -> np.ndarray:
+    """Move one scale in place as long as that helps; the distances of the halves afterwards."""
     for factor in _FACTORS:
         moved = False
         for _ in range(_MOST_STEPS):
             tried = {**scales, name: _array(float(scales[name]) * factor)}
             found = distance(tried)
-            if found >= _GAIN * best:
+            if (found >= _GAIN * best).any():
                 break
             best, moved = found, True
             scales.update(tried)
