@@ -38,8 +38,10 @@ class Code:
 
 _TEMPLATES: dict[type, Template] = {
     Loops: Template(loops.plan, loops.generate, loops.contract),
-    Conv: Template(conv.plan, conv.generate, conv.contract, conv.pack),
-    Depthwise: Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack),
+    Conv: Template(conv.plan, conv.generate, conv.contract, conv.pack, candidates=conv.candidates),
+    Depthwise: Template(
+        depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack, candidates=depthwise.candidates
+    ),
     Fill: Template(fill.plan, fill.generate, fill.contract, table=fill.table),
 }
 """What any processor runs."""

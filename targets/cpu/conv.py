@@ -104,11 +104,16 @@ class ConvPlan:
 
 def plan(conv: Conv, target: Target) -> ConvPlan:
     """Choose the register tile with the smallest cost estimate (see :func:`cost`)."""
-    lanes = target.lanes(4)
-    return min(candidates(conv, lanes, target.vector_registers), key=lambda p: (cost(p), p.rows, p.columns))
+    return candidates(conv, target)[0]
 
 
-def candidates(conv: Conv, lanes: int, registers: int) -> Iterator[ConvPlan]:
+def candidates(conv: Conv, target: Target) -> list[ConvPlan]:
+    """Every register tile that fits, the cheapest first."""
+    found = register_tiles(conv, target.lanes(4), target.vector_registers)
+    return sorted(found, key=lambda p: (cost(p), p.rows, p.columns))
+
+
+def register_tiles(conv: Conv, lanes: int, registers: int) -> Iterator[ConvPlan]:
     """Every register tile that fits the register file."""
     for vectors in range(1, max(1, -(-conv.out_channels // lanes)) + 1):
         if vectors > 8:
