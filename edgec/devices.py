@@ -143,11 +143,12 @@ def emulate(
     """
     from edgec.runtimes.build import build_runtime
 
-    _require_emulator(artifact, manifest)
+    _require_system(artifact, manifest)
+    require_emulator()
     runner = build_runtime(EMULATED_TRIPLE).runner
     _write_inputs(folder / "inputs.bin", specs(manifest["inputs"]), samples)
     command = [
-        *_emulator(cpu or manifest["cpu"]), *options, str(runner), str(artifact.resolve()),
+        *emulator(cpu or manifest["cpu"]), *options, str(runner), str(artifact.resolve()),
         "--inputs", "inputs.bin", "--outputs", "outputs.bin", "--count", str(len(samples)), *flags,
     ]  # fmt: skip
     _emulate(command, folder)
@@ -184,13 +185,21 @@ def _empty_outputs(outputs: Sequence[TensorSpec], runs: int) -> dict[str, Array]
     return {spec.name: np.empty((runs, *spec.shape), spec.dtype) for spec in outputs}
 
 
-def _require_emulator(artifact: Path, manifest: dict[str, Any]) -> None:
-    """Refuse artifacts for another system, and say what to install when the emulator cannot run."""
+def _require_system(artifact: Path, manifest: dict[str, Any]) -> None:
+    """Refuse artifacts for another system than the emulated one."""
     if manifest["triple"] != EMULATED_TRIPLE:
         raise EdgecError(
             f"'{artifact}' is for {manifest['triple']} (target {manifest['target']}), and qemu runs only "
             f"{EMULATED_TRIPLE} artifacts; compile it for rpi4, for example, or use --device local"
         )
+
+
+def require_emulator() -> None:
+    """Refuse to go on where the emulator is not installed.
+
+    Raises:
+        EdgecError: saying what to install.
+    """
     if shutil.which("qemu-aarch64") is None:
         raise EdgecError("--device qemu needs qemu-aarch64; run: apt-get install qemu-user")
     if not (SYSROOT / "lib" / "ld-linux-aarch64.so.1").exists():
@@ -200,7 +209,8 @@ def _require_emulator(artifact: Path, manifest: dict[str, Any]) -> None:
         )
 
 
-def _emulator(cpu: str) -> list[str]:
+def emulator(cpu: str) -> list[str]:
+    """The command that runs a program on an emulated ``cpu``, named as LLVM names it."""
     return ["qemu-aarch64", "-cpu", "max" if cpu == "generic" else cpu, "-L", str(SYSROOT)]
 
 

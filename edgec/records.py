@@ -32,7 +32,7 @@ SHIPPED = TARGET_FOLDER / "records.jsonl"
 """The records that come with the package."""
 
 METHODS = ("time", "instructions")
-"""How costs were found: nanoseconds on the processor, or instructions under an emulator; the earlier is trusted more."""
+"""How costs were found: nanoseconds on the processor or instructions under an emulator; the first is trusted more."""
 
 WORTH = 0.98
 """A plan replaces the untuned one when it costs at most this much of it: less is noise."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgec.passes.base import PassReport
     from edgec.targets.target import Target
     from edgec.transformation import Transformed
+    from edgec.tuning import Tuned
 
 
 def print_transformed(done: Transformed, explain: bool) -> None:
@@ -61,8 +62,34 @@ def print_compiled(compiled: Compiled, explain: bool) -> None:
             ("arena", facts["arena_bytes"], f"{slack:.2f} × the largest live set of {facts['arena_lower_bound']:,}"),
         ],
     )
+    if compiled.tuned:
+        print_tuned(compiled.tuned)
     times = [*report.seconds.items(), ("all", sum(report.seconds.values()))]
     print_table("time", ("stage", "s"), ((stage, round(seconds, 3)) for stage, seconds in times))
+
+
+def print_tuned(found: Tuned) -> None:
+    """What the tuner measured, and what it is worth."""
+    unit = "µs" if found.method == "time" else "k instructions"
+    print_table(
+        f"tuned by {found.method} on {found.machine or 'this machine'}",
+        ("kernel", "steps", "plans", "failed", f"untuned {unit}", f"best {unit}", "ratio", "plan"),
+        (
+            (
+                c.kernel, c.steps, c.plans, c.failed, _thousandth(c.untuned), _thousandth(c.best), c.ratio,
+                " ".join(f"{name}={value}" for name, value in c.parameters.items()),
+            )
+            for c in found.choices
+        ),
+    )  # fmt: skip
+    print_text(
+        f"{found.measured} plans in {found.seconds:.0f} s, until {found.ended}: {found.ratio:.3f} × untuned; "
+        f"take them with --tune-db {found.records}"
+    )
+
+
+def _thousandth(value: float | None) -> float | None:
+    return None if value is None else value / 1e3
 
 
 def _change(before: int, after: int) -> str:
