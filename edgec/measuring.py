@@ -157,7 +157,7 @@ class _Batch:
                 self.functions[place] = self.task.template.generate(plan, self.task.dtypes)
                 self.left.append(place)
             except Exception as error:  # whatever a generator or TVM trips over is the plan's failure
-                self.outcomes[place] = Outcome(error=_first_line(error))
+                self.outcomes[place] = Outcome(error=_reason(error))
 
     def succeed(self, costs: Iterable[float]) -> None:
         """Give those left their costs."""
@@ -190,12 +190,12 @@ class _Batch:
             raise
         except Exception as error:  # TVM's compiler has no common class of errors
             if len(self.left) == 1:
-                raise EdgecError(f"no plan of '{self.task.name}' can be compiled: {_first_line(error)}") from error
+                raise EdgecError(f"no plan of '{self.task.name}' can be compiled: {_reason(error)}") from error
         for place in list(self.left):
             try:
                 build_object({f"k{place}": self.functions[place]}, self.target)
             except Exception as error:
-                self.fail(self.left.index(place), _first_line(error))
+                self.fail(self.left.index(place), _reason(error))
         return self._object()
 
     def _table(self) -> str:
@@ -298,6 +298,7 @@ def _last_tried(output: str) -> int:
     return int(tried[-1])
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """The last line of a message, where TVM says what happened."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[-1][:200]

@@ -39,6 +39,13 @@ WORTH = 0.98
 
 Parameters = dict[str, int | str]
 
+_NUMBER, _MAYBE_TEXT = (int, float), (str, type(None))
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "kernel": str, "processor": str, "tvm": str, "plan": str, "parameters": dict, "method": str,
+    "cost": (*_NUMBER, type(None)), "untuned": _NUMBER, "error": _MAYBE_TEXT, "machine": _MAYBE_TEXT,
+}  # fmt: skip
+"""What JSON has in each field of a record."""
+
 _PLACES = ("input_offset", "weight_offset")
 """Fields of a kernel that say where its operands start, and nothing of how long it takes."""
 
@@ -260,12 +267,12 @@ def _parse(path: Path, number: int, line: bytes) -> Record:
     schema = values.pop("schema")
     if schema != SCHEMA:
         raise EdgecError(f"{where} has schema {schema} and this edgec reads {SCHEMA}; tune again with edgec tune")
-    missing = {field.name for field in fields(Record)} ^ values.keys()
-    if missing:
-        raise EdgecError(f"{where} lacks or should not have the fields {', '.join(sorted(missing))}; remove the line")
+    if odd := sorted(_KINDS.keys() ^ values.keys()):
+        raise EdgecError(f"{where} lacks or should not have the fields {', '.join(odd)}; remove the line")
+    wrong = [name for name, kinds in _KINDS.items() if not isinstance(values[name], kinds)]
+    if wrong or values["method"] not in METHODS or not values["untuned"] > 0:
+        raise EdgecError(f"{where} has a wrong value of {', '.join(wrong) or 'method or untuned'}; remove the line")
     record = Record(**values)
     if record.tvm != tvm_pair():
         raise EdgecError(f"{where} was measured with {record.tvm} and this is {tvm_pair()}; tune again with edgec tune")
-    if record.method not in METHODS or not record.untuned > 0:
-        raise EdgecError(f"{where} has the method '{record.method}' and the untuned cost {record.untuned}; remove it")
     return record
