@@ -250,10 +250,17 @@ def evaluate_model(
 def bench(
     artifact: Artifact,
     against: Annotated[
-        str, typer.Option(metavar="NAME,…", help="Other runtimes, measured in turn: onnxruntime, openvino.")
+        str,
+        typer.Option(
+            metavar="NAME,…", help="Other runtimes, measured in turn: onnxruntime, openvino, litert, mnn, ncnn."
+        ),
     ] = "",
     model: Annotated[
         Path | None, typer.Option(metavar="MODEL.onnx", help="What the artifact was compiled from; for --against.")
+    ] = None,
+    peer_model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="Another file for one runtime, e.g. litert=m.tflite; may be repeated."),
     ] = None,
     input: Annotated[
         Path | None, typer.Option(metavar="IN.npz", help="Use its first sample instead of random values.")
@@ -263,18 +270,23 @@ def bench(
     seed: Annotated[int, typer.Option(help="Of the random input.")] = 0,
     profile: Annotated[bool, typer.Option("--profile", help="Measure every step, too.")] = False,
     device: Annotated[str, typer.Option(metavar="URL", help="Where it runs: local.")] = "local",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table to paste.")] = False,
     json: Json = False,
 ) -> None:
     """Measure an artifact's latency, side by side with other runtimes."""
     from edgec.benchmark import bench as measure
+    from edgec.benchmark import peer_files
 
     names = [name.strip() for name in against.split(",") if name.strip()]
     with console.progress(in_background=False) as progress:
         measured = measure(
-            artifact, against=names, model=model, inputs=input, threads=threads, rounds=rounds, device=device,
-            profile=profile, seed=seed, progress=progress,
+            artifact, against=names, model=model, peer_models=peer_files(peer_model or ()), inputs=input,
+            threads=threads, rounds=rounds, device=device, profile=profile, seed=seed, progress=progress,
         )  # fmt: skip
-    _show(measured, json, lambda: tables.print_benchmark(measured))
+    if markdown and not json:
+        console.print_text(measured.markdown())
+    else:
+        _show(measured.as_dict(), json, lambda: tables.print_benchmark(measured))
 
 
 @app.command()

@@ -21,6 +21,7 @@ import numpy as np
 from edgec.counting import CLOCK_CALLS, plugin
 from edgec.devices import emulator, require_emulator
 from edgec.errors import EdgecError
+from edgec.machine import cpu_model
 from edgec.nest import rebased
 from edgec.program import CONSTANT, Buffer, Kernel, Program
 from edgec.records import signature
@@ -230,10 +231,8 @@ class HostMeter(ProgramMeter):
     method = "time"
 
     def __init__(self, target: Target) -> None:
-        from edgec.benchmark import read_machine
-
         super().__init__(target)
-        self.machine = read_machine().cpu
+        self.machine = cpu_model()
 
     def costs(self, program: Path, plans: int) -> list[float]:
         output = start([str(program), str(BATCH_SECONDS), str(MOST_ROUNDS)])

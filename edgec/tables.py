@@ -126,7 +126,8 @@ def print_benchmark(measured: Benchmark) -> None:
     machine = measured.machine
     print_text(
         f"{machine.cpu or 'unknown CPU'}, {machine.cores} cores, governor {machine.governor or 'unknown'}, "
-        f"load {cell_text(machine.load)}"
+        f"load {cell_text(machine.load)}, {_share(machine.others)} of the time taken by others, "
+        f"throttled {cell_text(machine.throttled)} times"
     )
     print_table(
         f"latency in ms, {measured.threads} thread{'s' * (measured.threads > 1)}, {measured.rounds} rounds",
@@ -136,8 +137,14 @@ def print_benchmark(measured: Benchmark) -> None:
             for t in measured.timings
         ),
     )
-    if len(measured.timings) > 1:
-        print_text("ratio: its minimum over edgec's; error: of edgec's outputs against its, over their range")
+    if measured.ratio is not None:
+        print_text(
+            "ratio: its minimum over edgec's; error: of edgec's outputs against its, over their range\n"
+            f"edgec takes {measured.ratio:.2f} × the fastest other"
+        )
+    for timing in measured.timings:
+        if not timing.agrees:
+            print_text(f"{timing.name} does not agree with edgec: it may not compute the same network")
     total = sum(step.total_ns for step in measured.steps) or 1
     print_table(
         "steps of edgec",
@@ -147,6 +154,10 @@ def print_benchmark(measured: Benchmark) -> None:
             for s in measured.steps
         ),
     )
+
+
+def _share(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.0%}"
 
 
 def print_model(path: Path, found: ModelInspection) -> None:
