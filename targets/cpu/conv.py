@@ -44,6 +44,8 @@ CODE_CYCLES = 12
 do not stay in the instruction cache from one inference to the next, so every further size of tile costs."""
 RESIDENT_PANEL_BYTES = 20 * 1024
 """A weight panel up to this size stays in the L1 cache while all pixels pass by."""
+TEAMS = (2, 4)
+"""How many threads the work is shared out for."""
 CACHE_LINE, L1_SETS, L1_WAYS = 64, 64, 8
 """The L1 data cache that tiles are chosen for: 32 kB, as on most cores."""
 CONFLICT_CYCLES = 2
@@ -157,6 +159,13 @@ def conflicts(rows: int, row_step: int, columns: int, column_step: int) -> int:
     return sum(count for count in counts.values() if count > L1_WAYS)
 
 
+def balance(extent: int, size: int, threads: int) -> float:
+    """The mean share of the work over the largest, where ``threads`` share an axis in tiles of ``size``."""
+    whole, rest = divmod(extent, size)
+    largest = max(whole // threads * size + rest, -(-whole // threads) * size)
+    return extent / threads / largest
+
+
 def pack(p: ConvPlan, weight: np.ndarray) -> np.ndarray:
     """The weight [kh, kw, ci, co] as panels, one after the other, channels padded with zeros.
 
@@ -199,19 +208,19 @@ class ConvWriter:
 
     @property
     def shared_axis(self) -> str:
-        """What the threads share: the loop with the most iterations."""
+        """What the threads share: the loop that gives them the most equal parts."""
         conv, p = self.conv, self.plan
-        counts = {
-            "rows": conv.out_height // p.rows,
-            "columns": conv.out_width // p.columns,
-            "channels": conv.out_channels // p.block,
+        loops = {
+            "rows": (conv.out_height, p.rows),
+            "columns": (conv.out_width, p.columns),
+            "channels": (conv.out_channels, p.block),
         }
-        return max(counts, key=lambda name: counts[name])
+        return max(loops, key=lambda name: (sum(balance(*loops[name], team) for team in TEAMS), loops[name]))
 
     def _loop(self, axis: str, start: int, size: int, count: int, inner: Any) -> None:
         """``count`` tiles of ``size`` from ``start``; shared among threads if ``axis`` is the shared one.
 
-        A rest tile of the shared axis belongs to the last thread.
+        A rest tile of the shared axis belongs to the first thread, which has no more whole tiles than any other.
         """
         if axis != self.shared_axis:
             with self.body.loop(count) as index:
@@ -221,7 +230,7 @@ class ConvWriter:
             with self.body.loop(own, first) as index:
                 inner(start + index * size, index)
         else:
-            with self.body.when(tirx.EQ(self.kernel.thread, self.kernel.threads - 1)):
+            with self.body.when(tirx.EQ(self.kernel.thread, 0)):
                 inner(tirx.const(start, "int32"), tirx.const(0, "int32"))
 
     def _channel_blocks(self, inner: Any) -> None:
