@@ -188,7 +188,9 @@ def tune(
     shape: Shapes = None,
     device: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Where plans are measured: local, or qemu[:CPU], which counts instructions."),
+        typer.Option(
+            metavar="URL", help="Where plans are measured: local, ssh://[USER@]HOST[:PORT], or counted: qemu[:CPU]."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

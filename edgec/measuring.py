@@ -7,6 +7,7 @@ has failed; the others are measured without it.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tempfile
@@ -260,17 +261,45 @@ class QemuMeter(ProgramMeter):
         return [float(end - begin) for begin, end in zip(marks[::2], marks[1::2], strict=True)]
 
 
-def start(command: Sequence[str], folder: Path | None = None) -> str:
-    """Run a command and answer with its output.
+class SshMeter(ProgramMeter):
+    """A device over ssh, without passwords: the program goes there through ssh's own input and is deleted after it."""
+
+    method = "time"
+
+    def __init__(self, target: Target, host: str, port: int | None = None) -> None:
+        super().__init__(target)
+        ports = [] if port is None else ["-p", str(port)]
+        self.command = ["ssh", "-o", "BatchMode=yes", *ports, host]
+        self.machine = self._machine(host)
+
+    def _machine(self, host: str) -> str:
+        """What the device is, which shows that it can be reached and has the target's architecture."""
+        try:
+            arch = start([*self.command, "uname -m"]).strip()
+        except (Crashed, OSError) as error:
+            raise EdgecError(f"the device ssh://{host} cannot be reached: {error}; try: ssh {host} uname -m") from error
+        if arch != self.target.arch:
+            raise EdgecError(f"the device ssh://{host} is {arch} and the target {self.target.name} {self.target.arch}")
+        return host.rpartition("@")[2]
+
+    def costs(self, program: Path, plans: int) -> list[float]:
+        run = f"$f {BATCH_SECONDS} {MOST_ROUNDS}"
+        script = f"f=$(mktemp) && cat > $f && chmod +x $f && {run}; code=$?; rm -f $f; exit $code"
+        return list(_best(start([*self.command, script], given=program)))
+
+
+def start(command: Sequence[str], folder: Path | None = None, given: Path | None = None) -> str:
+    """Run a command, with the file ``given`` as its input, and answer with its output.
 
     Raises:
         Crashed: it ended badly, or did not end.
     """
     try:
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL,
-            timeout=PATIENCE_SECONDS, check=False,
-        )  # fmt: skip
+        with (given or Path(os.devnull)).open("rb") as source:
+            done = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, errors="replace", stdin=source,
+                timeout=PATIENCE_SECONDS, check=False,
+            )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         printed = error.stdout or b""
         output = printed.decode(errors="replace") if isinstance(printed, bytes) else printed

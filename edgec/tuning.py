@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from edgec import records
 from edgec.devices import EMULATED_TRIPLE
 from edgec.errors import EdgecError
-from edgec.measuring import TRIPLES, HostMeter, Meter, Outcome, QemuMeter, Task, tasks_of
+from edgec.measuring import TRIPLES, HostMeter, Meter, Outcome, QemuMeter, SshMeter, Task, tasks_of
 from edgec.records import Parameters, Record, Records
 from edgec.runtimes.build import cache_folder
 from edgec.targets.cpu.template import parameters
@@ -126,12 +126,18 @@ def meter_for(target: Target, device: str | None = None) -> Meter:
 
     Args:
         target: the processor.
-        device: ``local`` times plans on this machine, ``qemu[:cpu]`` counts instructions under the emulator; by
-            default the first for the target ``host`` and the second for any other.
+        device: ``local`` times plans on this machine, ``ssh://[user@]host[:port]`` on another, and ``qemu[:cpu]``
+            counts instructions under the emulator; by default the first for the target ``host`` and the last for any
+            other.
 
     Raises:
         EdgecError: the device cannot measure plans for this target.
     """
+    if device and device.startswith("ssh://"):
+        host, colon, port = device.removeprefix("ssh://").partition(":")
+        if not host or host.startswith("-") or (colon and not port.isdigit()):
+            raise EdgecError(f"the device '{device}' is not spelled ssh://[user@]host[:port]; correct it")
+        return SshMeter(target, host, int(port) if port else None)
     kind, _, cpu = (device or ("local" if target.name == "host" else "qemu")).partition(":")
     if kind == "local" and target.name == "host":
         return HostMeter(target)
