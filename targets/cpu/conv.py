@@ -39,8 +39,6 @@ FMA_LATENCY = 4
 LOADS_PER_CYCLE = 2
 TILE_OVERHEAD = 12
 """Cycles, about, to set up a tile, on top of its stores."""
-NARROW = 4
-"""Lanes of the registers of small cores, which issue few instructions a cycle: there every load has its price."""
 CODE_CYCLES = 12
 """Cycles, about, to fetch the code of one multiply-add and its share of loads and stores: a network's kernels
 do not stay in the instruction cache from one inference to the next, so every further size of tile costs."""
@@ -142,10 +140,7 @@ def cost(p: ConvPlan) -> float:
                 pixels, vectors = rows * columns, len(p.widths(channels))
                 fmas, loads = pixels * vectors, pixels + vectors
                 slow = conflicts(rows, row_step, columns, column_step) * CONFLICT_CYCLES
-                if p.lanes > NARROW:
-                    step = max(fmas, loads / LOADS_PER_CYCLE + slow, FMA_LATENCY) + 0.5
-                else:
-                    step = fmas + loads + slow + 0.5
+                step = max(fmas, loads / LOADS_PER_CYCLE + slow, FMA_LATENCY) + 0.5
                 setup = TILE_OVERHEAD + 1.5 * fmas
                 total += conv.batch * row_tiles * column_tiles * blocks * (p.depth * step + setup)
                 total += fmas * CODE_CYCLES
