@@ -146,8 +146,8 @@ def bench(
 
     if open_device(device).is_emulated:
         raise EdgecError(
-            "an emulator's time is not a device's latency, so edgec bench does not run on qemu; bench on the "
-            "device, and check results with edgec run --device qemu"
+            "an emulator's time is not a device's latency; bench on the device, or count the instructions of the "
+            "emulator with edgec bench --device qemu"
         )
     files = _files(against, model, peer_models or {})
     if rounds < 1:

@@ -271,14 +271,28 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="How often each runtime has its turn.")] = 30,
     seed: Annotated[int, typer.Option(help="Of the random input.")] = 0,
     profile: Annotated[bool, typer.Option("--profile", help="Measure every step, too.")] = False,
-    device: Annotated[str, typer.Option(metavar="URL", help="Where it runs: local.")] = "local",
+    device: Annotated[
+        str, typer.Option(metavar="URL", help="local, or qemu[:cpu], where instructions are counted instead.")
+    ] = "local",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table to paste.")] = False,
     json: Json = False,
 ) -> None:
-    """Measure an artifact's latency, side by side with other runtimes."""
+    """Measure an artifact's latency, side by side with other runtimes, or count its instructions on an emulator."""
     from edgec.benchmark import bench as measure
     from edgec.benchmark import peer_files
+    from edgec.counting import count
+    from edgec.devices import QemuDevice, open_device
 
+    board = open_device(device)
+    if isinstance(board, QemuDevice):
+        if against or threads != 1:
+            raise EdgecError(
+                "an emulator's time is not a device's latency: there edgec bench counts instructions, of the artifact "
+                "alone and on one thread; leave out --against and --threads"
+            )
+        counted = count(artifact, board, inputs=input, seed=seed)
+        _show(counted, json, lambda: tables.print_counts(counted, profile))
+        return
     names = [name.strip() for name in against.split(",") if name.strip()]
     with console.progress(in_background=False) as progress:
         measured = measure(

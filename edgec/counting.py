@@ -7,7 +7,6 @@ clock: before and after a run, and before and after each step of a run that is p
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from edgec.artifact import read_manifest
-from edgec.data import Array, Samples
+from edgec.benchmark import random_inputs
+from edgec.data import Array, Samples, load_npz, specs
 from edgec.devices import QemuDevice, emulate
 from edgec.errors import EdgecError
 from edgec.runtimes.build import SOURCE_FOLDER, cache_folder
@@ -56,6 +56,23 @@ class Counts:
     instructions: int
     macs: int
     steps: tuple[StepCount, ...]
+
+
+def count(artifact: Path, device: QemuDevice, *, inputs: Path | None = None, seed: int = 0) -> Counts:
+    """Count the instructions of one inference, of the first sample of an ``.npz`` or of random values.
+
+    Args:
+        artifact: what ``edgec compile`` wrote.
+        device: the emulated board.
+        inputs: the ``.npz``; random values (``seed``) without it.
+        seed: of the random input.
+
+    Raises:
+        EdgecError: see :func:`count_instructions`; an input that does not fit.
+    """
+    tensors = specs(read_manifest(artifact)["inputs"])
+    values = load_npz(inputs, tensors).read(0) if inputs else random_inputs(tensors, seed)
+    return count_instructions(artifact, values, device)
 
 
 def count_instructions(artifact: Path, values: Mapping[str, Array], device: QemuDevice) -> Counts:
@@ -110,7 +127,7 @@ def plugin() -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             scratch = tempfile.mkdtemp(prefix=".count-", dir=path.parent)
             # renamed when it is complete, so that whoever comes second finds a whole file
-            os.replace(toolchain.compile([PLUGIN_SOURCE], Path(scratch) / path.name), path)
+            toolchain.compile([PLUGIN_SOURCE], Path(scratch) / path.name).replace(path)
             shutil.rmtree(scratch)
         except OSError as error:
             raise EdgecError(f"the counting plugin cannot be written to '{path.parent}': {error.strerror}") from error

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from edgec import scalar
 from edgec.program import CONSTANT, Buffer, Conv, Depthwise, Fill, Kernel, Loops, Step
 from edgec.scalar import Expr
@@ -28,6 +30,18 @@ def coefficient(expr: Expr, axis: int) -> int | None:
     if first is None or second is None:
         return None
     return first + second if expr.op == "add" else first - second
+
+
+def looked_up(node: Expr) -> Expr | None:
+    """The byte by which ``node`` is a lookup in a table of 256 bytes: a load at a byte less its least value."""
+    if node.op != "load" or np.dtype(node.dtype).itemsize != 1:
+        return None
+    index, least = node.args[1], 0
+    if index.op == "sub" and index.args[1].op == "const":
+        index, least = index.args[0], int(index.args[1].args[0])
+    byte = index.args[0] if index.op == "cast" else index
+    is_byte = isinstance(byte, Expr) and byte.dtype in ("int8", "uint8") and byte.op != "const"
+    return byte if is_byte and least == np.iinfo(byte.dtype).min else None
 
 
 def simplify(nest: Loops) -> Loops:

@@ -11,6 +11,7 @@ from edgec.console import cell_text, print_table, print_text
 if TYPE_CHECKING:
     from edgec.benchmark import Benchmark
     from edgec.compiler import Compiled
+    from edgec.counting import Counts
     from edgec.data import ArraySummary
     from edgec.doctor import Check
     from edgec.evaluation import Evaluation
@@ -158,6 +159,18 @@ def print_benchmark(measured: Benchmark) -> None:
 
 def _share(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.0%}"
+
+
+def print_counts(counted: Counts, steps: bool) -> None:
+    """Instructions of an inference, and of its steps where they are asked for."""
+    per_mac = f", {counted.instructions / counted.macs:.3f} for each multiply-add" if counted.macs else ""
+    print_text(f"{counted.instructions:,} instructions per inference on an emulated {counted.cpu}{per_mac}")
+    if steps:
+        print_table(
+            "steps",
+            ("step", "kernel", "MACs", "instructions"),
+            ((s.name, s.kernel, s.macs, s.instructions) for s in counted.steps),
+        )
 
 
 def print_model(path: Path, found: ModelInspection) -> None:

@@ -16,7 +16,10 @@ from onnx import compose, helper
 import edgec
 from edgec.data import Samples
 from edgec.devices import QemuDevice
-from tests.programs import program_of, run_reference
+from tests import graphs
+from tests.operators import node
+from tests.programs import assert_close, program_of, run_reference
+from tests.quantised import Graph
 from tests.test_integer_kernels import SHAPES, layer
 
 MORE_SHAPES = {
@@ -37,7 +40,12 @@ MORE_SHAPES = {
 }  # fmt: skip
 """Input, weights, attributes, beside those that every target is tested with."""
 
-BOARDS = {"rpi3": "cortex-a53", "rpi4": "cortex-a72", "rpi5": "cortex-a76"}
+CORES = [("rpi3", "cortex-a53"), ("rpi3", "cortex-a72"), ("rpi5", "cortex-a76"), ("rpi5", "max")]
+"""Targets without and with dot product, and the cores that run them."""
+
+LAYERS = [
+    (name, shape, ("int8", "uint8")[index % 2]) for index, (name, shape) in enumerate((SHAPES | MORE_SHAPES).items())
+]
 
 
 def together(models: Iterable[onnx.ModelProto]) -> onnx.ModelProto:
@@ -53,7 +61,9 @@ def together(models: Iterable[onnx.ModelProto]) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=parts[0].opset_import, ir_version=parts[0].ir_version)
 
 
-def emulated(model: onnx.ModelProto, inputs: dict[str, np.ndarray], folder: Path, target: str, cpu: str) -> dict[str, np.ndarray]:
+def emulated(
+    model: onnx.ModelProto, inputs: dict[str, np.ndarray], folder: Path, target: str, cpu: str
+) -> dict[str, np.ndarray]:
     """The outputs of ``model``, compiled for ``target``, on an emulated ``cpu``."""
     path = folder / f"{target}.so"
     if not path.exists():
@@ -64,8 +74,8 @@ def emulated(model: onnx.ModelProto, inputs: dict[str, np.ndarray], folder: Path
 
 @pytest.fixture(scope="module")
 def layers() -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """Integer convolutions of int8 and uint8."""
-    made = [layer(*shape, dtype) for shape in (SHAPES | MORE_SHAPES).values() for dtype in ("int8", "uint8")]
+    """Integer convolutions of int8 and uint8 in turn."""
+    made = [layer(*shape, dtype) for _, shape, dtype in LAYERS]
     inputs = {f"{index}_x": values["x"] for index, (_, values) in enumerate(made)}
     return together(model for model, _ in made), inputs
 
@@ -81,9 +91,63 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("aarch64")
 
 
-@pytest.mark.parametrize(("target", "cpu"), [*BOARDS.items(), ("rpi5", "max")])
+@pytest.mark.parametrize(("target", "cpu"), CORES)
 def test_integer_convolutions(emulator, layers, wanted, folder, target, cpu) -> None:
     got = emulated(*layers, folder, target, cpu)
-    names = [f"{name}, {dtype}" for name in SHAPES | MORE_SHAPES for dtype in ("int8", "uint8")]
-    different = [name for index, name in enumerate(names) if not np.array_equal(got[f"{index}_y"], wanted[f"{index}_y"])]
-    assert not different
+    same = [np.array_equal(got[f"{index}_y"], wanted[f"{index}_y"]) for index in range(len(LAYERS))]
+    assert not [name for (name, _, _), equal in zip(LAYERS, same, strict=True) if not equal]
+
+
+FLOAT_SHAPES = {
+    "planes": ((1, 3, 9, 11), (13, 3, 3, 3), {"pads": [1, 1, 0, 1], "strides": [2, 2]}),
+    "planes, 1x1": ((1, 3, 5, 7), (8, 3, 1, 1), {}),
+    "one channel": ((1, 1, 17, 5), (20, 1, 5, 2), {}),
+    "pointwise": ((2, 17, 5, 5), (33, 17, 1, 1), {}),
+    "3x3": ((1, 7, 7, 17), (18, 7, 3, 3), {"pads": [1, 1, 1, 1]}),
+    "3x3, transformed": ((2, 20, 12, 8), (36, 20, 3, 3), {"pads": [1, 1, 1, 1]}),
+    "3x3, transformed, without padding": ((1, 64, 10, 14), (16, 64, 3, 3), {}),
+    "dilated": ((1, 5, 9, 8), (127, 5, 3, 2), {"dilations": [2, 3], "strides": [1, 2]}),
+    "grouped": ((1, 12, 5, 5), (20, 3, 3, 3), {"group": 4, "pads": [1, 0, 1, 2]}),
+    "depthwise": ((1, 19, 7, 9), (19, 1, 3, 3), {"group": 19, "pads": [1, 1, 1, 1]}),
+}  # fmt: skip
+"""Input, weights, attributes."""
+
+
+def float_layer(
+    shape: tuple[int, ...], weight: tuple[int, ...], attributes: dict[str, object]
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """A Conv with bias and ReLU, and an input."""
+    generator = np.random.default_rng([*shape, *weight])
+    constants = {
+        "w": generator.standard_normal(weight, np.float32),
+        "b": generator.standard_normal(weight[0], np.float32),
+    }
+    nodes = [node("Conv", "x w b", "c", **attributes), node("Relu", "c", "y")]
+    return graphs.build(nodes, {"x": shape}, ["y"], constants), {"x": generator.standard_normal(shape, np.float32)}
+
+
+def test_float_convolutions(emulator, tmp_path) -> None:
+    made = [float_layer(*shape) for shape in FLOAT_SHAPES.values()]
+    inputs = {f"{index}_x": values["x"] for index, (_, values) in enumerate(made)}
+    model = together(each for each, _ in made)
+    wanted = run_reference(program_of(model), inputs)
+    assert_close(emulated(model, inputs, tmp_path, "rpi5", "cortex-a76"), wanted)
+
+
+def test_bytes(emulator, tmp_path) -> None:
+    """Lookups, copies, sums, maxima and interleaved planes, at widths around a register's."""
+    g = Graph("int8", seed=3)
+    outputs = []
+    for width in (5, 16, 17, 35):
+        image = g.input(1, 3, 5, width)
+        outputs.append(g.pair(g.add("Sigmoid", g.input(1, 7, 3, width))))
+        outputs.append(g.pair(g.add("Add", f"{image} {g.input(1, 3, 5, width)}")))
+        outputs.append(g.pair(g.add("MaxPool", image, kernel_shape=[3, 3])))
+        outputs.append(g.pair(g.add("Conv", f"{image} {g.weights(4, 3, 2, 2)}")))
+        outputs.append(g.pair(g.add("GlobalAveragePool", g.input(1, width, 4, 4))))
+    model, inputs = g.build(*outputs), g.samples()
+    wanted = run_reference(program_of(model), inputs)
+    for target, cpu in CORES[1:3]:
+        got = emulated(model, inputs, tmp_path, target, cpu)
+        for name, array in wanted.items():
+            np.testing.assert_array_equal(got[name], array, err_msg=name)

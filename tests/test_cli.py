@@ -138,6 +138,16 @@ def test_eval_and_bench_report(tiny_artifact, tiny_model, data):
     assert "onnxruntime" in text and "governor" in text and "steps of edgec" in text
 
 
+def test_bench_counts_instructions_under_the_emulator(emulator, tiny_board_artifact, data):
+    """The count repeats, the steps make up nearly all of it, and it covers the multiply-adds."""
+    first, again = (results_of("bench", tiny_board_artifact, "--device", emulator) for _ in range(2))
+    assert first["instructions"] == again["instructions"] and first["cpu"] == "cortex-a72"
+    steps = sum(step["instructions"] for step in first["steps"])
+    assert first["macs"] / 4 < steps and abs(steps - first["instructions"]) < 100 * (len(first["steps"]) + 1)
+    text = call("bench", tiny_board_artifact, "--device", f"{emulator}:max", "--input", data, "--profile").stdout
+    assert "instructions per inference on an emulated max" in text and "f32_conv" in text
+
+
 def test_eval_of_a_board_artifact_under_the_emulator(emulator, tiny_board_artifact, tiny_model, data):
     found = results_of("eval", tiny_board_artifact, "--data", data, "--reference", tiny_model, "--device", emulator)
     assert found["agreement"]["top1"] == 1.0 and found["ms_per_sample"] is None
@@ -296,7 +306,7 @@ MISTAKES = {
     "output, no folder": ("run", "tiny.so --input data.npz -o absent/y.npz", "does not exist"),
     "not an artifact": ("run", "tiny.onnx --input data.npz", "is not an edgec artifact"),
     "device": ("run", "tiny.so --input data.npz --device ssh://pi@pi", "cannot be used yet"),
-    "bench on qemu": ("bench", "tiny.so --device qemu", "an emulator's time is not a device's latency"),
+    "bench on qemu": ("bench", "tiny.so --device qemu --threads 2", "an emulator's time is not a device's latency"),
     "no labels": ("eval", "tiny.so --data x.npz", "no labels to judge by"),
     "wrong name": ("run", "tiny.so --input y.npz", "no array for the input 'x'"),
     "wrong dtype": ("run", "tiny.so --input f64.npz", "convert them with"),

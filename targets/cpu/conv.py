@@ -79,12 +79,8 @@ class ConvPlan:
     @property
     def reduction(self) -> list[tuple[int, int]]:
         """The reduction loops: (extent, input elements per step), merged where the input is contiguous."""
-        conv = self.conv
-        (kh, kw), (dh, dw) = conv.kernel, conv.dilation
-        _, row, column, channel = conv.input_strides
-        loops = [(kh, dh * row), (kw, dw * column), (conv.in_channels, channel)]
         merged: list[tuple[int, int]] = []
-        for extent, step in loops:
+        for extent, step in self.taps:
             if extent == 1:
                 continue
             if merged and merged[-1][1] == step * extent:
@@ -92,6 +88,14 @@ class ConvPlan:
             else:
                 merged.append((extent, step))
         return merged
+
+    @property
+    def taps(self) -> list[tuple[int, int]]:
+        """Rows of the window, columns and channels: how many, and input elements per step."""
+        conv = self.conv
+        (kh, kw), (dh, dw) = conv.kernel, conv.dilation
+        _, row, column, channel = conv.input_strides
+        return [(kh, dh * row), (kw, dw * column), (conv.in_channels, channel)]
 
     @property
     def depth(self) -> int:

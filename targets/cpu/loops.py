@@ -15,11 +15,11 @@ import numpy as np
 from tvm import tirx
 
 from edgec import scalar
-from edgec.nest import coefficient, simplify
+from edgec.nest import coefficient, looked_up, simplify
 from edgec.program import Loops
 from edgec.targets.cpu import math
 from edgec.targets.cpu.tile import pieces
-from edgec.targets.cpu.tir import Emitter, Kernel, lanes_of, storage, vector_store, widen
+from edgec.targets.cpu.tir import Emitter, Kernel, Special, lanes_of, nothing_special, storage, vector_store, widen
 from edgec.targets.target import Target
 
 ACCUMULATORS = 4
@@ -93,7 +93,7 @@ def _vectorises(nest: Loops, axis: int) -> bool:
     if axis < 0 or nest.extents[axis] < 2 or coefficient(nest.store, axis) != 1:
         return False
     found = scalar.loads(nest.body) + (scalar.loads(nest.epilogue) if nest.epilogue else [])
-    steps = [coefficient(node.args[1], axis) for node in found]
+    steps = [coefficient(node.args[1], axis) for node in found if looked_up(node) is None]
     # a gather costs as much as scalars do; a reduction over contiguous elements is better the other way
     if nest.reduce and any(step not in (0, 1) for step in steps):
         return False
@@ -112,9 +112,9 @@ def _power_of_two(extent: int) -> int:
     return 1 << (extent.bit_length() - 1)
 
 
-def generate(planned: LoopsPlan, dtypes: list[str]) -> Any:
-    """The kernel: operands in order and the output last, as ``tirx.PrimFunc``."""
-    kernel = Kernel(dtypes)
+def generate(planned: LoopsPlan, dtypes: list[str], special: Special = nothing_special) -> Any:
+    """The kernel: operands in order and the output last, as ``tirx.PrimFunc``; see :data:`.tir.Special`."""
+    kernel = Kernel(dtypes, special)
     _LoopsWriter(planned, kernel).write()
     return kernel.function()
 

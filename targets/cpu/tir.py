@@ -33,19 +33,21 @@ def storage(dtype: str) -> str:
     return STORAGE.get(dtype, dtype)
 
 
-Special = Callable[[Expr, Callable[[Expr], Any], math.Bind], Any | None]
+Special = Callable[[Expr, Callable[[Expr], Any], Sequence[Any], math.Bind], Any | None]
 """An architecture's own code for an expression's node: called with the node, what gives the value of an expression
-below it, and what holds a value that is read again; None leaves the node to the general code."""
+below it, the kernel's operands, and what holds a value that is read again; None leaves the node to the general code."""
 
 
-def _nothing_special(node: Expr, value_of: Callable[[Expr], Any], bind: math.Bind) -> Any | None:
+def nothing_special(
+    node: Expr, value_of: Callable[[Expr], Any], operands: Sequence[Any], bind: math.Bind
+) -> Any | None:
     return None
 
 
 class Body:
     """Statements of a kernel, collected in order; ``special`` is what the architecture has own code for."""
 
-    def __init__(self, special: Special = _nothing_special) -> None:
+    def __init__(self, special: Special = nothing_special) -> None:
         self.special = special
         self._blocks: list[list[Any]] = [[]]
         self._names = 0
@@ -124,7 +126,7 @@ def sequence(statements: Sequence[Any]) -> Any:
 class Kernel:
     """A kernel's signature: one pointer per operand, the output, this thread and how many there are."""
 
-    def __init__(self, dtypes: Sequence[str], special: Special = _nothing_special) -> None:
+    def __init__(self, dtypes: Sequence[str], special: Special = nothing_special) -> None:
         self.body = Body(special)
         self.thread = tirx.Var("thread", "int32")
         self.threads = tirx.Var("threads", "int32")
@@ -240,11 +242,11 @@ class Emitter:
             return base
         if node.op == "acc":
             return self.accumulator
-        if node.op == "load":
-            return self._load(node)
-        own = self.body.special(node, self._value_of, self.body.hold)
+        own = self.body.special(node, self._value_of, self.operands, self.body.hold)
         if own is not None:
             return own
+        if node.op == "load":
+            return self._load(node)
         args = [self._made[id(child)] for child in node.children]
         if node.op == "saturate":
             _, zero, low, high = node.args

@@ -14,7 +14,7 @@ from tvm import tirx
 
 from edgec.program import Depthwise
 from edgec.targets.cpu.aarch64.neon import long_product, part, special
-from edgec.targets.cpu.aarch64.tile import LANES, IntegerTile, bias_apart, load_input, start_vectors
+from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile, bias_apart, load_input
 from edgec.targets.cpu.tile import SHORT, Point, Store, load_channels, starts, tiles
 from edgec.targets.cpu.tir import Kernel, lanes_of
 from edgec.targets.target import Target
@@ -85,8 +85,10 @@ class _DepthwiseWriter:
     def __init__(self, p: DepthwisePlan, kernel: Kernel) -> None:
         self.plan, self.conv, self.kernel, self.body = p, p.depthwise, kernel, kernel.body
         self.input, self.weight = kernel.buffers[:2]
-        epilogue, self.bias = bias_apart(self.conv.epilogue)
-        self.target = Store(self.body, kernel.buffers[:-1], kernel.buffers[-1], epilogue, self.conv.store)
+        operands = kernel.buffers[:-1]
+        epilogue, bias = bias_apart(self.conv.epilogue, "int32")
+        self.start = Start(self.body, operands, "int32", bias)
+        self.target = Store(self.body, operands, kernel.buffers[-1], epilogue, self.conv.store)
 
     def write(self) -> None:
         with self.body.loop(self.conv.batch) as image:
@@ -108,7 +110,8 @@ class _DepthwiseWriter:
     def _row(self, image: Any, row: Any, channel: Any, channels: int, width: int, weights: Any) -> None:
         for start, columns, count in tiles(self.conv.out_width, self.plan.columns):
             with self.body.loop(count) as index:
-                self._tile({0: image, 1: row, 2: start + index * columns, 3: channel}, columns, channels, width, weights)
+                origin = {0: image, 1: row, 2: start + index * columns, 3: channel}
+                self._tile(origin, columns, channels, width, weights)
 
     def _tile(self, origin: dict[int, Any], columns: int, channels: int, width: int, weights: Any) -> None:
         n_step, h_step, w_step, _ = self.conv.input_strides
@@ -116,8 +119,8 @@ class _DepthwiseWriter:
         corner = self.conv.input_offset + origin[0] * n_step + origin[1] * (sh * h_step)
         corner = self.body.bind("corner", corner + origin[2] * (sw * w_step) + origin[3])
         head = (self.weight, weights) if self.plan.head else None
-        start = start_vectors(self.body, self.target.operands, self.bias, origin[3], channels, width // LANES, head)
-        tile = IntegerTile(self.body, [Point(0, column) for column in range(columns)], start)
+        start = self.start.vectors(origin[3], channels, width // LANES, head)
+        tile = Tile(self.body, "int32", [Point(0, column) for column in range(columns)], start)
         weights = self.body.bind("w", weights + self.plan.head * width)
         for first in range(0, self.plan.taps, 2):
             taps = range(first, min(first + 2, self.plan.taps))
@@ -133,7 +136,7 @@ class _DepthwiseWriter:
         value = self.body.bind("x", load_input(self.input, corner + offset, width))
         return value, self.body.bind("w", load_channels(self.weight, weights + tap * width, width))
 
-    def _add(self, tile: IntegerTile, pixel: int, taps: list[tuple[Any, Any]]) -> None:
+    def _add(self, tile: Tile, pixel: int, taps: list[tuple[Any, Any]]) -> None:
         """Add the products of one or two taps to a pixel's sums."""
         for half in range(lanes_of(taps[0][0]) // NARROW):
             products = [long_product(part(x, half * NARROW, NARROW), part(w, half * NARROW, NARROW)) for x, w in taps]

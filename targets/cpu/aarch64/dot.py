@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgec.program import Conv
-from edgec.targets.cpu.aarch64.neon import dot, repeated
-from edgec.targets.cpu.aarch64.runs import CHUNK, RunPlan, RunWriter, best_tile
+from edgec.targets.cpu.aarch64.neon import BYTES, dot, repeated
+from edgec.targets.cpu.aarch64.runs import RunPlan, RunWriter, best_tile
 from edgec.targets.cpu.aarch64.runs import generate as generate_runs
-from edgec.targets.cpu.aarch64.tile import IntegerTile
+from edgec.targets.cpu.aarch64.tile import Tile, load_input
 from edgec.targets.cpu.tile import load_channels
 from edgec.targets.target import Target
 
@@ -28,9 +28,10 @@ class DotPlan(RunPlan):
 
     suffix: ClassVar[str] = "dot"
     spare: ClassVar[int] = 2
+    whole: ClassVar[int] = 16
 
-    def padded(self, rest: int) -> int:
-        return -(-rest // GROUP) * GROUP
+    def rest(self, elements: int) -> list[int]:
+        return [-(-elements // GROUP) * GROUP] if elements else []
 
     def products(self, chunk: int, pixels: int, vectors: int) -> float:
         return chunk // GROUP * (pixels * vectors + vectors / 2) + pixels
@@ -41,11 +42,14 @@ class DotPlan(RunPlan):
 
 
 class _DotWriter(RunWriter):
-    def _products(self, acc: IntegerTile, pixels: list[Any], weights: Any, chunk: int) -> None:
+    def _pixel(self, offset: Any, chunk: int) -> Any:
+        return load_input(self.input, offset)
+
+    def _products(self, acc: Tile, pixels: list[Any], weights: Any, chunk: int) -> None:
         for group in range(chunk // GROUP):
             for vector in range(len(acc.widths)):
-                offset = weights + (group * len(acc.widths) + vector) * CHUNK
-                weight = self.body.bind("w", load_channels(self.weight, offset, CHUNK))
+                offset = weights + (group * len(acc.widths) + vector) * BYTES
+                weight = self.body.bind("w", load_channels(self.weight, offset, BYTES))
                 for pixel, value in enumerate(pixels):
                     acc.update(pixel, vector, dot(acc.value(pixel, vector), weight, repeated(value, group)))
 

@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
+from edgec.nest import looked_up
 from edgec.scalar import Expr
 from edgec.targets.cpu.math import Bind, constant, vector_type
-from edgec.targets.cpu.tir import lanes_of
+from edgec.targets.cpu.tir import lanes_of, vector_load
+
+BYTES = 16
+"""Bytes in a register."""
 
 Values = Callable[[Expr], Any]
 """The TIR value of an expression's argument."""
@@ -73,8 +77,11 @@ def neighbour_sums(left: Any, right: Any) -> Any:
     return instruction("int32x4", "aarch64.neon.addp.v4i32", left, right)
 
 
-def special(node: Expr, value_of: Values, bind: Bind) -> Any | None:
+def special(node: Expr, value_of: Values, operands: Sequence[Any], bind: Bind) -> Any | None:
     """NEON code for ``node``, where it is shorter than what the compiler finds by itself; else None."""
+    byte = looked_up(node)
+    if byte is not None:
+        return _lookup(operands[node.args[0]], value_of(byte), bind)
     if node.op == "saturate":
         return saturate(node, value_of(node.args[0]), bind)
     if node.op == "cast" and node.dtype in ("int8", "uint8"):
@@ -135,9 +142,33 @@ def _plus(value: Any, amount: int, kind: str) -> Any:
 
 def _clamp(value: Any, low: int, high: int) -> Any:
     """``value`` in [low, high], as far as its dtype does not see to that."""
-    limits = np.iinfo(str(value.ty.dtype).partition("x")[0])
+    limits = np.iinfo(_kind(value))
     value = tirx.max(value, constant(low, value)) if low > limits.min else value
     return tirx.min(value, constant(high, value)) if high < limits.max else value
+
+
+def _lookup(table: Any, byte: Any, bind: Bind) -> Any | None:
+    """Bytes from a table of 256 by the bytes of a register, 64 entries an instruction (``tbl``, ``tbx``)."""
+    if lanes_of(byte) != BYTES:
+        return None
+    kind = f"{table.dtype}x{BYTES}"
+    index = tirx.reinterpret("uint8x16", byte)
+    if _kind(byte) == "int8":
+        index = tirx.bitwise_xor(index, constant(128, index))
+    index, result = bind(index), None
+    for first in range(0, 256, 4 * BYTES):
+        rows = [vector_load(table, tirx.const(first + BYTES * row, "int32"), BYTES) for row in range(4)]
+        if result is None:
+            result = instruction(kind, "aarch64.neon.tbl4.v16i8", *rows, index)
+        else:
+            # out of range for the other quarters, where tbx leaves what is there
+            own = index - constant(first, index)
+            result = instruction(kind, "aarch64.neon.tbx4.v16i8", result, *rows, own)
+    return result
+
+
+def _kind(value: Any) -> str:
+    return str(value.ty.dtype).partition("x")[0]
 
 
 def _narrow_clamped(node: Expr, value_of: Values) -> Any | None:

@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgec.program import Conv
-from edgec.targets.cpu.aarch64.neon import long_product, pair_sums, part, repeated, turned
-from edgec.targets.cpu.aarch64.runs import CHUNK, RunPlan, RunWriter, best_tile
+from edgec.targets.cpu.aarch64.neon import BYTES, long_product, pair_sums, part, repeated, turned
+from edgec.targets.cpu.aarch64.runs import RunPlan, RunWriter, best_tile
 from edgec.targets.cpu.aarch64.runs import generate as generate_runs
-from edgec.targets.cpu.aarch64.tile import LANES, IntegerTile
+from edgec.targets.cpu.aarch64.tile import LANES, Tile, load_input
 from edgec.targets.cpu.tile import load_channels
 from edgec.targets.target import Target
 
@@ -44,9 +44,10 @@ class PairPlan(RunPlan):
 
     suffix: ClassVar[str] = "smlal"
     spare: ClassVar[int] = 9
+    whole: ClassVar[int] = 16
 
-    def padded(self, rest: int) -> int:
-        return next(chunk for chunk in (4, HALF, CHUNK) if rest <= chunk)
+    def rest(self, elements: int) -> list[int]:
+        return [next(chunk for chunk in (4, HALF, BYTES) if elements <= chunk)] if elements else []
 
     def products(self, chunk: int, pixels: int, vectors: int) -> float:
         each = halves(chunk) * (pixels + 0.5) * vectors + pixels * vectors
@@ -62,7 +63,10 @@ class PairPlan(RunPlan):
 
 
 class _PairWriter(RunWriter):
-    def _products(self, acc: IntegerTile, pixels: list[Any], weights: Any, chunk: int) -> None:
+    def _pixel(self, offset: Any, chunk: int) -> Any:
+        return load_input(self.input, offset)
+
+    def _products(self, acc: Tile, pixels: list[Any], weights: Any, chunk: int) -> None:
         size = halves(chunk) * HALF
         if chunk < HALF:
             pixels = [repeated(value, 0) for value in pixels]
@@ -71,13 +75,11 @@ class _PairWriter(RunWriter):
                 offset = weights + (step * len(acc.widths) + vector) * size
                 weight = self.body.bind("w", load_channels(self.weight, offset, size))
                 for pixel, value in enumerate(pixels):
-                    self._multiply(acc, pixel, vector, value, weight, size)
+                    self._multiply_add(acc, pixel, vector, value, weight, size)
             pixels = [self.body.hold(turned(value, PAIR, size)) for value in pixels]
 
-    def _multiply(self, acc: IntegerTile, pixel: int, vector: int, value: Any, weight: Any, size: int) -> None:
-        products = [
-            long_product(part(value, first, HALF), part(weight, first, HALF)) for first in range(0, size, HALF)
-        ]
+    def _multiply_add(self, acc: Tile, pixel: int, vector: int, value: Any, weight: Any, size: int) -> None:
+        products = [long_product(part(value, first, HALF), part(weight, first, HALF)) for first in range(0, size, HALF)]
         total = products[0] if len(products) == 1 else products[0] + products[1]
         acc.update(pixel, vector, acc.value(pixel, vector) + pair_sums(self.body.hold(total)))
 

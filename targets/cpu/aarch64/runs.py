@@ -1,7 +1,7 @@
-"""What the convolutions of 8-bit integers share: the input is read along its contiguous runs, 16 bytes at a time.
+"""What the convolutions share: the input is read along its contiguous runs, 16 bytes a pixel at a time.
 
-A run is a row of the window with all its channels, or what of it is contiguous. Its last chunk is padded with zero
-weights, and what the input holds there does not matter.
+A run is a row of the window with all its channels, or what of it is contiguous. A run of bytes ends with a chunk that
+is padded with zero weights, and what the input holds there does not matter.
 
 A uint8 input is turned into int8 by its highest bit, x − 128: Σ x · w = Σ (x − 128) · w + 128 · Σ w. The last term,
 for each channel, stands at the head of its panel of weights.
@@ -20,44 +20,56 @@ from tvm import tirx
 
 from edgec.program import Conv
 from edgec.targets.cpu.aarch64.neon import special
-from edgec.targets.cpu.aarch64.tile import LANES, IntegerTile, bias_apart, load_input, start_vectors
+from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile, bias_apart
 from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvPlan, ConvWriter
-from edgec.targets.cpu.tile import SHORT, Point, Store, tiles
+from edgec.targets.cpu.tile import SHORT, Accumulators, Point, Store, tiles
 from edgec.targets.cpu.tir import Kernel
 
-CHUNK = 16
-"""Bytes of a run that are loaded at a time."""
 REGISTERS = 32
 TILE_OVERHEAD = 14
 """Instructions to set up a tile."""
 EPILOGUE = 6
-"""Instructions that each vector of sums costs beside the products: start, conversion, narrowing and store."""
+"""Instructions that each vector of sums costs beside the products: start, epilogue and store."""
 
 
 @dataclass(frozen=True)
 class RunPlan(ConvPlan):
-    """A convolution of bytes with its register tile; ``lanes`` is 4."""
+    """A convolution with its register tile; ``lanes`` is 4."""
 
     suffix: ClassVar[str]
     """What the kernel's name ends with."""
     spare: ClassVar[int]
     """Registers beside the sums and the pixels, as many as keep the compiler from spilling."""
+    whole: ClassVar[int]
+    """Elements of a run that are loaded at a time: 16 bytes."""
 
     @abstractmethod
-    def padded(self, rest: int) -> int:
-        """The bytes of the chunk that covers the last ``rest`` bytes of a run."""
+    def rest(self, elements: int) -> list[int]:
+        """The chunks, each with its elements, that cover the last ``elements`` of a run."""
 
     @abstractmethod
     def products(self, chunk: int, pixels: int, vectors: int) -> float:
-        """Instructions of the products of a chunk of so many bytes, its loads included."""
+        """Instructions of the products of a chunk of so many elements, its loads included."""
 
     @abstractmethod
     def arranged(self, block: np.ndarray) -> np.ndarray:
-        """The weights int8 [byte, channel] of a chunk and a block of channels, in the order in which they are read."""
+        """The weights [element, channel] of a chunk and a block of channels, in the order in which they are read."""
+
+    @property
+    def planar(self) -> bool:
+        """Whether neighbours in memory are columns of one channel, and not channels of one column."""
+        (_, column), (channels, channel) = super().taps[1:]
+        return channels > 1 and channel != 1 and column == 1
+
+    @property
+    def taps(self) -> list[tuple[int, int]]:
+        """As :attr:`ConvPlan.taps`; of planes, the columns come last."""
+        row, column, channel = super().taps
+        return [row, channel, column] if self.planar else [row, column, channel]
 
     @property
     def runs(self) -> tuple[list[tuple[int, int]], int]:
-        """The loops over the runs, as :attr:`ConvPlan.reduction`, and the length of a run in bytes."""
+        """The loops over the runs, as :attr:`ConvPlan.reduction`, and the elements of a run."""
         loops = self.reduction
         if loops and loops[-1][1] == 1:
             return loops[:-1], loops[-1][0]
@@ -65,13 +77,13 @@ class RunPlan(ConvPlan):
 
     @property
     def chunks(self) -> list[int]:
-        """The bytes of each chunk of a run."""
-        whole, rest = divmod(self.runs[1], CHUNK)
-        return [CHUNK] * whole + ([self.padded(rest)] if rest else [])
+        """The elements of each chunk of a run."""
+        whole, rest = divmod(self.runs[1], self.whole)
+        return [self.whole] * whole + self.rest(rest)
 
     @property
     def depth(self) -> int:
-        """Bytes of weights per output channel, those of padding included."""
+        """Weights per output channel, those of padding included."""
         return prod(extent for extent, _ in self.runs[0]) * sum(self.chunks)
 
     @property
@@ -81,19 +93,13 @@ class RunPlan(ConvPlan):
 
     @property
     def panel_first(self) -> bool:
-        return self.depth * self.block <= RESIDENT_PANEL_BYTES
+        return self.depth * self.block * np.dtype(self.conv.input_dtype).itemsize <= RESIDENT_PANEL_BYTES
 
     def widths(self, channels: int) -> list[int]:
         return [LANES] * -(-channels // LANES)
 
     def panel(self, channels: int) -> int:
         return (self.depth + self.head) * sum(self.widths(channels))
-
-
-def fits(conv: Conv) -> bool:
-    """Whether the sums are of integers, the weights constant and the channels of a pixel neighbours."""
-    contiguous = conv.input_strides[3] == 1 or conv.in_channels == 1
-    return conv.input_dtype != "float32" and conv.weight_strides is None and contiguous
 
 
 def best_tile(kind: type[RunPlan], conv: Conv) -> RunPlan:
@@ -126,13 +132,15 @@ def instructions(p: RunPlan) -> float:
 def pack(p: RunPlan, weight: np.ndarray) -> np.ndarray:
     """The weight [kh, kw, ci, co] as panels, one after the other: the head, then the chunks of every run."""
     run = p.runs[1]
-    matrix = np.zeros((weight.size // (run * p.conv.out_channels), sum(p.chunks), p.conv.out_channels), np.int8)
+    weight = weight.transpose(0, 2, 1, 3) if p.planar else weight
+    shape = (weight.size // (run * p.conv.out_channels), sum(p.chunks), p.conv.out_channels)
+    matrix = np.zeros(shape, weight.dtype)
     matrix[:, :run] = weight.reshape(-1, run, p.conv.out_channels)
     edges = np.cumsum(p.chunks)[:-1]
     panels = []
     for start, channels, count in tiles(p.conv.out_channels, p.block):
         for first in range(start, start + channels * count, channels):
-            block = np.zeros((*matrix.shape[:2], sum(p.widths(channels))), np.int8)
+            block = np.zeros((*matrix.shape[:2], sum(p.widths(channels))), weight.dtype)
             block[:, :, :channels] = matrix[:, :, first : first + channels]
             if p.head:
                 panels.append((block.sum((0, 1), np.int32) * 128).view(np.int8))
@@ -147,23 +155,32 @@ class RunWriter(ConvWriter):
 
     def __init__(self, p: RunPlan, kernel: Kernel) -> None:
         super().__init__(p, kernel)
-        epilogue, self.bias = bias_apart(p.conv.epilogue)
-        self.target = Store(self.body, kernel.buffers[:-1], kernel.buffers[-1], epilogue, p.conv.store)
+        operands, dtype = kernel.buffers[:-1], p.conv.accumulator_dtype
+        epilogue, bias = bias_apart(p.conv.epilogue, dtype)
+        self.start = Start(self.body, operands, dtype, bias)
+        self.target = Store(self.body, operands, kernel.buffers[-1], epilogue, p.conv.store)
 
     @abstractmethod
-    def _products(self, acc: IntegerTile, pixels: list[Any], weights: Any, chunk: int) -> None:
-        """Add the products of ``chunk`` bytes of every pixel, as int8x16, with the weights from ``weights`` on."""
+    def _pixel(self, offset: Any, chunk: int) -> Any:
+        """The ``chunk`` elements of a pixel from ``offset`` on, in a register."""
+
+    @abstractmethod
+    def _products(self, acc: Any, pixels: list[Any], weights: Any, chunk: int) -> None:
+        """Add the products of ``chunk`` elements of every pixel with the weights from ``weights`` on."""
 
     def _accumulators(
         self, points: list[Point], widths: list[int], channel: Any, channels: int, panel: Any
-    ) -> IntegerTile:
+    ) -> Accumulators:
         head = (self.weight, panel) if self.plan.head else None
-        start = start_vectors(self.body, self.target.operands, self.bias, channel, channels, len(widths), head)
-        return IntegerTile(self.body, points, start)
+        start = self.start.vectors(channel, channels, len(widths), head)
+        return Tile(self.body, self.start.dtype, points, start)
 
-    def _reduce(self, acc: IntegerTile, corner: Any, panel: Any, k_step: int) -> None:
+    def _reduce(self, acc: Accumulators, corner: Any, panel: Any, k_step: int) -> None:
         outer, _ = self.plan.runs
-        panel = panel + self.plan.head * sum(acc.widths)
+        # the offset's sign bit, which is 0: weights that seem to depend on the pixels are not loaded in front of the
+        # loop over them, more than there are registers for, and spilled
+        panel = panel + tirx.shift_right(corner, tirx.const(31, "int32")) + self.plan.head * sum(acc.widths)
+        panel = self.body.bind("panel", panel)
 
         def level(depth: int, source: Any, run: Any) -> None:
             if depth == len(outer):
@@ -176,21 +193,24 @@ class RunWriter(ConvWriter):
 
         level(0, corner, tirx.const(0, "int32"))
 
-    def _run(self, acc: IntegerTile, source: Any, weights: Any) -> None:
+    def _run(self, acc: Accumulators, source: Any, weights: Any) -> None:
         """The products of one run. Its chunks are not unrolled: the compiler would load pixels too early and spill."""
         row = sum(acc.widths)
-        whole, rest = divmod(self.plan.runs[1], CHUNK)
+        size = self.plan.whole
+        whole, rest = divmod(self.plan.runs[1], size)
         if whole:
             with self.body.loop(whole) as index:
-                self._chunk(acc, source + index * CHUNK, weights + index * (CHUNK * row), CHUNK)
-        if rest:
-            self._chunk(acc, source + whole * CHUNK, weights + whole * CHUNK * row, self.plan.padded(rest))
+                self._chunk(acc, source + index * size, weights + index * (size * row), size)
+        done = whole * size
+        for chunk in self.plan.rest(rest):
+            self._chunk(acc, source + done, weights + done * row, chunk)
+            done += chunk
 
-    def _chunk(self, acc: IntegerTile, source: Any, weights: Any, chunk: int) -> None:
+    def _chunk(self, acc: Accumulators, source: Any, weights: Any, chunk: int) -> None:
         _, h_step, w_step, _ = self.conv.input_strides
         sh, sw = self.conv.stride
         offsets = [source + point.row * sh * h_step + point.column * sw * w_step for point in acc.points]
-        pixels = [self.body.bind("x", load_input(self.input, offset)) for offset in offsets]
+        pixels = [self.body.bind("x", self._pixel(offset, chunk)) for offset in offsets]
         self._products(acc, pixels, weights, chunk)
 
 

@@ -1,8 +1,9 @@
-"""Register tiles of int32 sums: they start from the bias, and leave four vectors at a time as bytes."""
+"""Register tiles whose sums start from the bias; integers leave four vectors at a time, as bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
@@ -12,19 +13,19 @@ from edgec import scalar
 from edgec.nest import coefficient
 from edgec.scalar import Expr
 from edgec.targets.cpu.aarch64.neon import join, part
-from edgec.targets.cpu.tile import CHANNEL_AXIS, Accumulators, Point, Store
+from edgec.targets.cpu.tile import CHANNEL_AXIS, Accumulators, Point, Store, pieces
 from edgec.targets.cpu.tir import Body, Emitter, vector_load, vector_store
 
 LANES = 4
-"""int32 sums in a register."""
+"""Sums in a register."""
 RESULTS = 16
 """Bytes in a register: as many channels leave at a time."""
 
 
-def bias_apart(epilogue: Expr) -> tuple[Expr, Expr | None]:
-    """``epilogue`` of sums that start from the bias, and the bias: a load for each channel that is added to the sum,
-    which is used nowhere else. None where there is no such."""
-    acc = scalar.accumulator("int32")
+def bias_apart(epilogue: Expr, dtype: str) -> tuple[Expr, Expr | None]:
+    """``epilogue`` of sums (of ``dtype``) that start from the bias, and the bias: a load for each channel that is
+    added to the sum, which is used nowhere else. None where there is no such."""
+    acc = scalar.accumulator(dtype)
     users = [node for node in scalar.walk(epilogue) if any(child is acc for child in node.children)]
     if len(users) != 1 or users[0].op != "add":
         return epilogue, None
@@ -36,58 +37,55 @@ def bias_apart(epilogue: Expr) -> tuple[Expr, Expr | None]:
     return scalar.rewrite(epilogue, lambda node: acc if node is users[0] else None), bias
 
 
-def start_vectors(
-    body: Body,
-    operands: Sequence[Any],
-    bias: Expr | None,
-    channel: Any,
-    channels: int,
-    count: int,
-    head: tuple[Any, Any] | None,
-) -> list[Any]:
-    """What the sums of ``channels`` from ``channel`` on start from, in ``count`` vectors.
+@dataclass(frozen=True)
+class Start:
+    """What the sums of a tile start from.
 
-    Args:
+    Attributes:
         body: the kernel in hand.
         operands: its buffers.
-        bias: see :func:`bias_apart`; it is not read past the last channel.
-        channel: the first one.
-        channels: how many there are.
-        count: vectors that cover them.
-        head: a buffer and an offset in it, where an int32 for each lane is to be added; or None.
+        dtype: of the sums.
+        bias: see :func:`bias_apart`.
     """
-    vectors = []
-    for index in range(count):
-        value = _bias_vector(body, operands, bias, channel + index * LANES, channels - index * LANES)
-        if head is not None:
-            buffer, offset = head
-            value = value + tirx.reinterpret("int32x4", vector_load(buffer, offset + index * RESULTS, RESULTS))
-        vectors.append(body.hold(value))
-    return vectors
+
+    body: Body
+    operands: Sequence[Any]
+    dtype: str
+    bias: Expr | None
+
+    def vectors(self, channel: Any, channels: int, count: int, head: tuple[Any, Any] | None = None) -> list[Any]:
+        """The start of ``channels`` from ``channel`` on, in ``count`` vectors; no bias is read past the last channel.
+
+        ``head`` is a buffer and an offset in it, where an int32 for each lane is to be added.
+        """
+        vectors = []
+        for index in range(count):
+            value = self._vector(channel + index * LANES, channels - index * LANES)
+            if head is not None:
+                buffer, offset = head
+                value = value + tirx.reinterpret("int32x4", vector_load(buffer, offset + index * RESULTS, RESULTS))
+            vectors.append(self.body.hold(value))
+        return vectors
+
+    def _vector(self, channel: Any, channels: int) -> Any:
+        zero = tirx.const(0, self.dtype)
+        if self.bias is None or channels <= 0:
+            return tirx.Broadcast(zero, LANES)
+        if channels >= LANES:
+            return self._at(channel, LANES).vector(self.bias)
+        each = [self._at(channel + lane, 1)(self.bias) for lane in range(channels)]
+        return join([*each, *[zero] * (LANES - channels)])
+
+    def _at(self, channel: Any, lanes: int) -> Emitter:
+        axes = dict.fromkeys(range(CHANNEL_AXIS), tirx.const(0, "int32"))
+        return Emitter(self.body, self.operands, {**axes, CHANNEL_AXIS: channel}, CHANNEL_AXIS, lanes)
 
 
-def _bias_vector(body: Body, operands: Sequence[Any], bias: Expr | None, channel: Any, channels: int) -> Any:
-    zero = tirx.const(0, "int32")
-    if bias is None or channels <= 0:
-        return tirx.Broadcast(zero, LANES)
-    axes = dict.fromkeys(range(CHANNEL_AXIS), zero)
-    if channels >= LANES:
-        return Emitter(body, operands, {**axes, CHANNEL_AXIS: channel}, CHANNEL_AXIS, LANES).vector(bias)
-    each = [Emitter(body, operands, {**axes, CHANNEL_AXIS: channel + lane})(bias) for lane in range(channels)]
-    return join([*each, *[zero] * (LANES - channels)])
+class Tile(Accumulators):
+    """A register tile of vectors of ``dtype``, ``start`` in every pixel's row to begin with."""
 
-
-def result_widths(channels: int) -> list[int]:
-    """How many channels leave at a time: 16, then 8, 4, 2 and 1."""
-    widths = [RESULTS] * (channels // RESULTS)
-    return widths + [width for width in (8, 4, 2, 1) if channels % RESULTS & width]
-
-
-class IntegerTile(Accumulators):
-    """A register tile of int32 vectors, ``start`` in every pixel's row to begin with."""
-
-    def __init__(self, body: Body, points: Sequence[Point], start: Sequence[Any]) -> None:
-        super().__init__(body, "int32", points, [LANES] * len(start), start)
+    def __init__(self, body: Body, dtype: str, points: Sequence[Point], start: Sequence[Any]) -> None:
+        super().__init__(body, dtype, points, [LANES] * len(start), start)
 
     def update(self, pixel: int, vector: int, value: Any) -> None:
         """Replace one vector of sums."""
@@ -98,10 +96,10 @@ class IntegerTile(Accumulators):
         return tirx.BufferLoad(self.buffer, [self._index(pixel, vector, LANES)])
 
     def write(self, target: Store, origin: dict[int, Any], channels: int) -> None:
-        """See :meth:`Accumulators.write`; each pixel's results leave in vectors as wide as a register of bytes."""
+        """See :meth:`Accumulators.write`; each pixel's results leave before the next one's are computed."""
         for pixel, axes in enumerate(self.axes(origin)):
             first = 0
-            for width in result_widths(channels):
+            for width in pieces(channels, RESULTS if self.dtype == "int32" else LANES):
                 offset, value = target.evaluate(axes, first, width, self._sums(pixel, first, width))
                 self.body.emit(vector_store(target.output, value, offset))
                 first += width

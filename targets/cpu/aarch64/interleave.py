@@ -1,0 +1,86 @@
+"""Code for :class:`edgec.program.Loops` that make bytes with few channels innermost out of planes (an image that is
+quantised): 16 pixels of every plane at a time, stored together, which the compiler makes one ``st2`` to ``st4``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from edgec import scalar
+from edgec.nest import coefficient, simplify
+from edgec.program import Loops
+from edgec.targets.cpu.aarch64.neon import BYTES, special
+from edgec.targets.cpu.tir import Emitter, Kernel, vector_store
+from edgec.targets.target import Target
+
+MOST_CHANNELS = 4
+
+
+@dataclass(frozen=True)
+class InterleavePlan:
+    """A simplified nest whose last two axes are pixels and channels."""
+
+    nest: Loops
+
+    @property
+    def pixels(self) -> int:
+        """The axis of the pixels."""
+        return len(self.nest.extents) - 2
+
+
+def fits(nest: Loops) -> bool:
+    """Whether ``nest`` stores bytes, channels innermost and gapless, and reads neighbouring pixels."""
+    nest = simplify(nest)
+    if nest.reducer or nest.combine or nest.sequential or len(nest.extents) < 2 or np.dtype(nest.dtype).itemsize > 1:
+        return False
+    pixels, channels = len(nest.extents) - 2, nest.extents[-1]
+    gapless = coefficient(nest.store, pixels + 1) == 1 and coefficient(nest.store, pixels) == channels
+    reads = all(coefficient(node.args[1], pixels) in (0, 1) for node in scalar.loads(nest.body))
+    return 1 < channels <= MOST_CHANNELS and nest.extents[pixels] >= BYTES and gapless and reads
+
+
+def plan(nest: Loops, target: Target) -> InterleavePlan:
+    """There is nothing to choose."""
+    return InterleavePlan(simplify(nest))
+
+
+def generate(p: InterleavePlan, dtypes: list[str]) -> Any:
+    """The kernel, as ``tirx.PrimFunc``; threads share the outermost axis."""
+    kernel = Kernel(dtypes, special)
+    _write(p, kernel, {})
+    return kernel.function()
+
+
+def _write(p: InterleavePlan, kernel: Kernel, axes: dict[int, Any]) -> None:
+    axis = len(axes)
+    extent = p.nest.extents[axis]
+    steps = -(-extent // BYTES) if axis == p.pixels else extent
+    first, count = (0, steps) if axis else kernel.share(steps)
+    with kernel.body.loop(count, first) as index:
+        if axis == p.pixels:
+            # the last pixels are computed with some of those before them, again
+            _store(p, kernel, {**axes, axis: tirx.min(index * BYTES, extent - BYTES)})
+        else:
+            _write(p, kernel, {**axes, axis: index})
+
+
+def _store(p: InterleavePlan, kernel: Kernel, axes: dict[int, Any]) -> None:
+    channels = p.nest.extents[-1]
+    planes = []
+    for channel in range(channels):
+        point = {**axes, p.pixels + 1: tirx.const(channel, "int32")}
+        emitter = Emitter(kernel.body, kernel.buffers[:-1], point, p.pixels, BYTES)
+        planes.append(kernel.body.hold(emitter.vector(p.nest.body)))
+    order = [channel * BYTES + pixel for pixel in range(BYTES) for channel in range(channels)]
+    pixels = tirx.Shuffle(planes, [tirx.const(lane, "int32") for lane in order])
+    offset = Emitter(kernel.body, (), {**axes, p.pixels + 1: tirx.const(0, "int32")})(p.nest.store)
+    kernel.body.emit(vector_store(kernel.buffers[-1], pixels, offset))
+
+
+def contract(p: InterleavePlan) -> str:
+    """The kernel's name."""
+    return f"{p.nest.dtype}_interleave_{'x'.join(map(str, p.nest.extents))}"
