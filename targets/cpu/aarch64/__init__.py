@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from edgec.program import Conv, Depthwise, Kernel, Loops
 from edgec.targets.cpu.aarch64 import depthwise, dot, floats, interleave, loops, pairs, runs, winograd
 from edgec.targets.cpu.loops import contract
 from edgec.targets.cpu.template import Template
 from edgec.targets.target import Target
 
-DOT = Template(dot.plan, dot.generate, runs.contract, runs.pack)
-PAIRS = Template(pairs.plan, pairs.generate, runs.contract, runs.pack)
-FLOATS = Template(floats.plan, floats.generate, runs.contract, runs.pack)
+Plan = Callable[[Conv, Target], runs.RunPlan]
+Generate = Callable[[Any, list[str]], Any]
+
+
+def _tiled(kind: type[runs.RunPlan], plan: Plan, generate: Generate) -> Template:
+    """The template of plans of ``kind``."""
+    return Template(plan, generate, runs.contract, runs.pack, candidates=lambda conv, target: runs.ranked(kind, conv))
+
+
+DOT = _tiled(dot.DotPlan, dot.plan, dot.generate)
+PAIRS = _tiled(pairs.PairPlan, pairs.plan, pairs.generate)
+FLOATS = _tiled(floats.FloatPlan, floats.plan, floats.generate)
 WINOGRAD = Template(winograd.plan, winograd.generate, winograd.contract, winograd.pack)
 DEPTHWISE = Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack)
 INTERLEAVE = Template(interleave.plan, interleave.generate, interleave.contract)
