@@ -124,7 +124,7 @@ def test_whatever_is_chosen_the_answers_are_the_same(tmp_path):
     for place in (1, 7, len(tasks_of(program, HOST)[0].plans) - 1):
         folder = tmp_path / str(place)
         folder.mkdir()
-        compiled = HostProgram(program, folder, Records([record(program, place, 0.5)]))
+        compiled = HostProgram(program, folder, records=Records([record(program, place, 0.5)]))
         assert_close(compiled.run(inputs, threads=2), want)
 
 

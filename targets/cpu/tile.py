@@ -10,6 +10,7 @@ from tvm import tirx
 from tvm.tirx import stmt
 
 from edgec import scalar
+from edgec.nest import coefficient
 from edgec.scalar import Expr
 from edgec.targets.cpu.tir import Body, Emitter, lanes_of, vector_load, vector_store, widen
 
@@ -36,6 +37,21 @@ def padded_pieces(extent: int, lanes: int) -> list[int]:
 def starts(widths: Sequence[int]) -> list[int]:
     """Where each of the vectors starts."""
     return [sum(widths[:index]) for index in range(len(widths))]
+
+
+def bias_apart(epilogue: Expr) -> tuple[Expr, Expr | None]:
+    """``epilogue`` of sums that start from the bias, and the bias: a load for each channel that is added to the sum,
+    which is used nowhere else. None where there is no such."""
+    acc = scalar.accumulator("int32")
+    users = [node for node in scalar.walk(epilogue) if any(child is acc for child in node.children)]
+    if len(users) != 1 or users[0].op != "add":
+        return epilogue, None
+    left, right = users[0].args
+    bias = right if left is acc else left
+    fixed = bias.op == "load" and all(coefficient(bias.args[1], axis) == 0 for axis in range(CHANNEL_AXIS))
+    if not fixed or coefficient(bias.args[1], CHANNEL_AXIS) != 1:
+        return epilogue, None
+    return scalar.rewrite(epilogue, lambda node: acc if node is users[0] else None), bias
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from edgec.program import Conv, Depthwise, Kernel, Loops
-from edgec.targets.cpu.aarch64 import depthwise, dot, floats, interleave, loops, pairs, runs, winograd
+from edgec.targets.cpu import interleave
+from edgec.targets.cpu.aarch64 import depthwise, dot, floats, loops, pairs, runs, winograd
+from edgec.targets.cpu.aarch64.neon import special
 from edgec.targets.cpu.loops import contract
 from edgec.targets.cpu.template import Template
 from edgec.targets.target import Target
@@ -25,7 +28,7 @@ PAIRS = _tiled(pairs.PairPlan, pairs.plan, pairs.generate)
 FLOATS = _tiled(floats.FloatPlan, floats.plan, floats.generate)
 WINOGRAD = Template(winograd.plan, winograd.generate, winograd.contract, winograd.pack)
 DEPTHWISE = Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack)
-INTERLEAVE = Template(interleave.plan, interleave.generate, interleave.contract)
+INTERLEAVE = Template(interleave.plan, partial(interleave.generate, special), interleave.contract)
 LOOPS = Template(loops.plan, loops.generate, contract)
 
 

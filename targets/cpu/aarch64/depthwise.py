@@ -14,8 +14,8 @@ from tvm import tirx
 
 from edgec.program import Depthwise
 from edgec.targets.cpu.aarch64.neon import long_product, part, special
-from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile, bias_apart, load_input
-from edgec.targets.cpu.tile import SHORT, Point, Store, load_channels, starts, tiles
+from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile, load_input
+from edgec.targets.cpu.tile import SHORT, Point, Store, bias_apart, load_channels, starts, tiles
 from edgec.targets.cpu.tir import Kernel, lanes_of
 from edgec.targets.target import Target
 

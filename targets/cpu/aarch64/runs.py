@@ -20,9 +20,9 @@ from tvm import tirx
 
 from edgec.program import Conv
 from edgec.targets.cpu.aarch64.neon import special
-from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile, bias_apart
+from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile
 from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvPlan, ConvWriter
-from edgec.targets.cpu.tile import SHORT, Accumulators, Point, Store, tiles
+from edgec.targets.cpu.tile import SHORT, Accumulators, Point, Store, bias_apart, tiles
 from edgec.targets.cpu.tir import Kernel
 
 REGISTERS = 32

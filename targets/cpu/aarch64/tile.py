@@ -9,8 +9,6 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx import stmt
 
-from edgec import scalar
-from edgec.nest import coefficient
 from edgec.scalar import Expr
 from edgec.targets.cpu.aarch64.neon import join, part
 from edgec.targets.cpu.tile import CHANNEL_AXIS, Accumulators, Point, Store, pieces
@@ -20,21 +18,6 @@ LANES = 4
 """Sums in a register."""
 RESULTS = 16
 """Bytes in a register: as many channels leave at a time."""
-
-
-def bias_apart(epilogue: Expr, dtype: str) -> tuple[Expr, Expr | None]:
-    """``epilogue`` of sums (of ``dtype``) that start from the bias, and the bias: a load for each channel that is
-    added to the sum, which is used nowhere else. None where there is no such."""
-    acc = scalar.accumulator(dtype)
-    users = [node for node in scalar.walk(epilogue) if any(child is acc for child in node.children)]
-    if len(users) != 1 or users[0].op != "add":
-        return epilogue, None
-    left, right = users[0].args
-    bias = right if left is acc else left
-    fixed = bias.op == "load" and all(coefficient(bias.args[1], axis) == 0 for axis in range(CHANNEL_AXIS))
-    if not fixed or coefficient(bias.args[1], CHANNEL_AXIS) != 1:
-        return epilogue, None
-    return scalar.rewrite(epilogue, lambda node: acc if node is users[0] else None), bias
 
 
 @dataclass(frozen=True)

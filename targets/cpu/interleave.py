@@ -1,5 +1,6 @@
 """Code for :class:`edgec.program.Loops` that make bytes with few channels innermost out of planes (an image that is
-quantised): 16 pixels of every plane at a time, stored together, which the compiler makes one ``st2`` to ``st4``.
+quantised): a register of pixels of every plane at a time, stored together. Of that, the compiler makes one ``st2`` to
+``st4`` of ARM, and permutations of x86.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from tvm import tirx
 from edgec import scalar
 from edgec.nest import coefficient, simplify
 from edgec.program import Loops
-from edgec.targets.cpu.aarch64.neon import BYTES, special
-from edgec.targets.cpu.tir import Emitter, Kernel, vector_store
+from edgec.targets.cpu.tir import Emitter, Kernel, Special, vector_store
 from edgec.targets.target import Target
 
 MOST_CHANNELS = 4
+LEAST_PIXELS = 16
 
 
 @dataclass(frozen=True)
 class InterleavePlan:
-    """A simplified nest whose last two axes are pixels and channels."""
+    """A simplified nest whose last two axes are pixels and channels; ``lanes`` pixels are stored at a time."""
 
     nest: Loops
+    lanes: int
 
     @property
     def pixels(self) -> int:
@@ -40,16 +42,17 @@ def fits(nest: Loops) -> bool:
     pixels, channels = len(nest.extents) - 2, nest.extents[-1]
     gapless = coefficient(nest.store, pixels + 1) == 1 and coefficient(nest.store, pixels) == channels
     reads = all(coefficient(node.args[1], pixels) in (0, 1) for node in scalar.loads(nest.body))
-    return 1 < channels <= MOST_CHANNELS and nest.extents[pixels] >= BYTES and gapless and reads
+    return 1 < channels <= MOST_CHANNELS and nest.extents[pixels] >= LEAST_PIXELS and gapless and reads
 
 
 def plan(nest: Loops, target: Target) -> InterleavePlan:
-    """There is nothing to choose."""
-    return InterleavePlan(simplify(nest))
+    """As many pixels at a time as a register has bytes, or a row pixels."""
+    nest = simplify(nest)
+    return InterleavePlan(nest, min(target.vector_bytes, 1 << (nest.extents[-2].bit_length() - 1)))
 
 
-def generate(p: InterleavePlan, dtypes: list[str]) -> Any:
-    """The kernel, as ``tirx.PrimFunc``; threads share the outermost axis."""
+def generate(special: Special, p: InterleavePlan, dtypes: list[str]) -> Any:
+    """The kernel, as ``tirx.PrimFunc``, with the code of an architecture; threads share the outermost axis."""
     kernel = Kernel(dtypes, special)
     _write(p, kernel, {})
     return kernel.function()
@@ -58,12 +61,12 @@ def generate(p: InterleavePlan, dtypes: list[str]) -> Any:
 def _write(p: InterleavePlan, kernel: Kernel, axes: dict[int, Any]) -> None:
     axis = len(axes)
     extent = p.nest.extents[axis]
-    steps = -(-extent // BYTES) if axis == p.pixels else extent
+    steps = -(-extent // p.lanes) if axis == p.pixels else extent
     first, count = (0, steps) if axis else kernel.share(steps)
     with kernel.body.loop(count, first) as index:
         if axis == p.pixels:
             # the last pixels are computed with some of those before them, again
-            _store(p, kernel, {**axes, axis: tirx.min(index * BYTES, extent - BYTES)})
+            _store(p, kernel, {**axes, axis: tirx.min(index * p.lanes, extent - p.lanes)})
         else:
             _write(p, kernel, {**axes, axis: index})
 
@@ -73,9 +76,9 @@ def _store(p: InterleavePlan, kernel: Kernel, axes: dict[int, Any]) -> None:
     planes = []
     for channel in range(channels):
         point = {**axes, p.pixels + 1: tirx.const(channel, "int32")}
-        emitter = Emitter(kernel.body, kernel.buffers[:-1], point, p.pixels, BYTES)
+        emitter = Emitter(kernel.body, kernel.buffers[:-1], point, p.pixels, p.lanes)
         planes.append(kernel.body.hold(emitter.vector(p.nest.body)))
-    order = [channel * BYTES + pixel for pixel in range(BYTES) for channel in range(channels)]
+    order = [channel * p.lanes + pixel for pixel in range(p.lanes) for channel in range(channels)]
     pixels = tirx.Shuffle(planes, [tirx.const(lane, "int32") for lane in order])
     offset = Emitter(kernel.body, (), {**axes, p.pixels + 1: tirx.const(0, "int32")})(p.nest.store)
     kernel.body.emit(vector_store(kernel.buffers[-1], pixels, offset))

@@ -1,0 +1,216 @@
+"""How near the kernels come to what this machine can do: ``python samples/peak.py``.
+
+The peak is measured, by a loop over registers alone that the same compiler builds: multiply-adds of float32, and
+products of bytes in groups of four. Layers then run hot, one thread, and are rated in G MAC/s and as a share of it;
+depthwise layers, which no multiplier bounds, against the rate at which this machine copies their bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from tvm import tirx
+from tvm.tirx import stmt
+
+from edgec import scalar
+from edgec.program import CONSTANT, INPUT, OUTPUT, Buffer, Conv, Depthwise, Program, Step, Tensor
+from edgec.scalar import Expr, binary, cast
+from edgec.targets.cpu.backend import compile_program
+from edgec.targets.cpu.tir import Kernel, vector_load, vector_store
+from edgec.targets.cpu.x86.isa import Isa, dot, pair_sums
+from edgec.targets.target import Target, load_target
+from edgec.tvm_adapter import build_object
+
+CHAINS = 24
+"""Independent sums of the peak loop."""
+ROUNDS = 200_000
+SECONDS = 0.15
+"""How long one measurement goes on; the fastest of its runs counts."""
+
+Layer = tuple[str, int, int, int, int, int]
+"""Name, output height = width, output channels, input channels, kernel, stride."""
+
+DENSE: list[Layer] = [
+    ("1x1 64 → 64, 56", 56, 64, 64, 1, 1),
+    ("1x1 128 → 128, 28", 28, 128, 128, 1, 1),
+    ("1x1 256 → 256, 14", 14, 256, 256, 1, 1),
+    ("1x1 512 → 512, 7", 7, 512, 512, 1, 1),
+    ("1x1 96 → 24, 56", 56, 24, 96, 1, 1),
+    ("1x1 32 → 192, 28", 28, 192, 32, 1, 1),
+    ("1x1 960 → 320, 7", 7, 320, 960, 1, 1),
+    ("3x3 16 → 16, 32", 32, 16, 16, 3, 1),
+    ("3x3 32 → 32, 16", 16, 32, 32, 3, 1),
+    ("3x3 64 → 64, 8", 8, 64, 64, 3, 1),
+    ("3x3 64 → 64, 56", 56, 64, 64, 3, 1),
+    ("3x3 3 → 32, 112, stride 2", 112, 32, 3, 3, 2),
+]
+DEPTHWISE: list[Layer] = [
+    ("3x3 32, 112", 112, 32, 32, 3, 1),
+    ("3x3 96, 56, stride 2", 56, 96, 96, 3, 2),
+    ("3x3 144, 56", 56, 144, 144, 3, 1),
+    ("3x3 384, 14", 14, 384, 384, 3, 1),
+    ("3x3 960, 7", 7, 960, 960, 3, 1),
+    ("3x3 8, 48", 48, 8, 8, 3, 1),
+    ("3x3 64, 24", 24, 64, 64, 3, 1),
+]
+
+
+class Library:
+    """Machine code, loaded."""
+
+    def __init__(self, code: bytes) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "code.o").write_bytes(code)
+            subprocess.run(["cc", "-shared", "-o", "code.so", "code.o", "-lm"], check=True, cwd=folder)
+            self.symbols = ctypes.CDLL(str(Path(folder) / "code.so"))
+        self._arrays: list[np.ndarray] = []
+
+    def bound(self, symbol: str, arrays: list[np.ndarray]) -> Callable[[], None]:
+        """A call of ``symbol`` on ``arrays`` by one thread."""
+        function = getattr(self.symbols, symbol)
+        self._arrays += arrays
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
+        arguments = [*pointers, ctypes.c_int32(0), ctypes.c_int32(1)]
+        return partial(_call, self, function, arguments)
+
+
+def _call(_: Library, function: Callable[..., None], arguments: list[Any]) -> None:
+    """Call a function of a library, which lives at least as long."""
+    function(*arguments)
+
+
+def fastest(call: Callable[[], None]) -> float:
+    """Seconds of one call, the least of many."""
+    best, end = float("inf"), time.perf_counter() + SECONDS
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def peak(target: Target, dtype: str) -> float:
+    """G MAC/s of a loop over registers."""
+    isa, kernel = Isa.of(target), Kernel([dtype, dtype])
+    lanes, body = isa.lanes, kernel.body
+    sums = "float32" if dtype == "float32" else "int32"
+    width = lanes if dtype == "float32" else 4 * lanes
+    first = tirx.const(0, "int32")
+    left, right = (body.hold(vector_load(kernel.buffers[0], first + n * width, width)) for n in range(2))
+    total = body.local(sums, CHAINS * lanes)
+    places = [tirx.Ramp(tirx.const(n * lanes, "int32"), tirx.const(1, "int32"), lanes) for n in range(CHAINS)]
+    for place in places:
+        body.emit(stmt.BufferStore(total, tirx.Broadcast(tirx.const(0, sums), lanes), [place]))
+    with body.loop(ROUNDS):
+        for place in places:
+            value = tirx.BufferLoad(total, [place])
+            body.emit(stmt.BufferStore(total, _product(isa, dtype, value, left, right), [place]))
+    for n, place in enumerate(places):
+        value = tirx.reinterpret(f"{dtype}x{width}", tirx.BufferLoad(total, [place]))
+        body.emit(vector_store(kernel.buffers[1], value, tirx.const(n * width, "int32")))
+    library = Library(build_object({"peak": kernel.function()}, target))
+    call = library.bound("peak", [np.zeros(2 * width, dtype), np.zeros(CHAINS * width, dtype)])
+    products = lanes * (1 if dtype == "float32" else 4 if isa.vnni else 2)
+    return products * CHAINS * ROUNDS / fastest(call) / 1e9
+
+
+def _product(isa: Isa, dtype: str, total: Any, left: Any, right: Any) -> Any:
+    if dtype == "float32":
+        return total + left * right
+    if isa.vnni:
+        return dot(total, left, right)
+    words = [tirx.reinterpret(f"int16x{2 * isa.lanes}", value) for value in (left, right)]
+    return total + pair_sums(words[0], words[1])
+
+
+def layer_call(layer: Layer, target: Target, dtype: str, depthwise: bool) -> tuple[Callable[[], None], int, int]:
+    """One layer's call, its multiply-adds, and the bytes that it reads and writes."""
+    _, size, outputs, inputs, window, stride = layer
+    rows = (size - 1) * stride + window
+    generator = np.random.default_rng(0)
+    limits = (0, 255) if dtype == "uint8" else (-1, 1)
+    x = generator.integers(*limits, rows * rows * inputs + 64).astype(dtype)
+    shape = (window, window, outputs) if depthwise else (window, window, inputs, outputs)
+    constants = [
+        generator.integers(-127, 127, shape).astype("int8" if dtype == "uint8" else dtype),
+        generator.integers(-999, 999, outputs).astype("int32" if dtype == "uint8" else dtype),
+        np.full(outputs, 0.001, np.float32),
+    ]
+    buffers = [Buffer("x", dtype, x.size, INPUT), *(_constant(array) for array in constants)]
+    y = Buffer("y", dtype, size * size * outputs, OUTPUT)
+    shared: dict[str, Any] = {
+        "batch": 1, "out_height": size, "out_width": size, "kernel": (window,) * 2, "stride": (stride,) * 2,
+        "dilation": (1, 1), "input_strides": (0, rows * inputs, inputs, 1), "input_offset": 0,
+        "epilogue": _epilogue(dtype), "store": scalar.linear({1: size * outputs, 2: outputs, 3: 1}),
+        "dtype": dtype, "input_dtype": dtype,
+    }  # fmt: skip
+    kernel: Conv | Depthwise
+    if depthwise:
+        kernel = Depthwise(channels=outputs, **shared)
+    else:
+        kernel = Conv(out_channels=outputs, in_channels=inputs, **shared)
+    used = buffers if dtype == "uint8" else buffers[:3]
+    program = Program("layer", [Tensor("x", x.shape, buffers[0])], [Tensor("y", (y.elements,), y)])
+    program.steps.append(Step(kernel, used, y, ("layer",)))
+    code = compile_program(program, target, lambda what, done, total: None)
+    data = {id(buffers[0]): x, id(y): np.zeros(y.elements, dtype)}
+    arrays = [data[id(b.root)] if id(b.root) in data else np.ascontiguousarray(b.data) for b in code.calls[0].operands]
+    library = Library(code.object_bytes)
+    return library.bound(code.calls[0].symbol, arrays), kernel.macs, x.nbytes + y.nbytes
+
+
+def _constant(array: np.ndarray) -> Buffer:
+    return Buffer("constant", str(array.dtype), array.size, CONSTANT, array)
+
+
+def _epilogue(dtype: str) -> Expr:
+    bias = scalar.load(2, scalar.axis(3), "int32" if dtype == "uint8" else dtype)
+    total = binary("add", scalar.accumulator(bias.dtype), bias)
+    if dtype == "float32":
+        return binary("max", total, scalar.const(0.0, dtype))
+    real = binary("mul", cast(total, "float32"), scalar.load(3, scalar.axis(3), "float32"))
+    return scalar.saturate(real, 3, 3, 255, dtype)
+
+
+def copy_rate(nbytes: int) -> float:
+    """Bytes per second, read and written, of copying an array: ``nbytes`` counts both."""
+    source = np.zeros(max(nbytes // 2, 1), np.uint8)
+    copied = source.copy()
+    return 2 * source.nbytes / fastest(lambda: np.copyto(copied, source))
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", choices=["uint8", "float32"], nargs="*", default=["uint8", "float32"])
+    arguments = parser.parse_args()
+    target, console = load_target("host"), Console(width=120)
+    for dtype in arguments.dtype:
+        most = peak(target, dtype)
+        table = Table(title=f"{dtype}: peak {most:.0f} G MAC/s", title_justify="left")
+        for heading in ("layer", "µs", "G MAC/s", "of the peak", "of the copy rate"):
+            table.add_column(heading, justify="left" if heading == "layer" else "right")
+        for depthwise, layers in ((False, DENSE), (True, DEPTHWISE)):
+            for layer in layers:
+                call, macs, nbytes = layer_call(layer, target, dtype, depthwise)
+                seconds = fastest(call)
+                rate = macs / seconds / 1e9
+                moved = f"{nbytes / seconds / copy_rate(nbytes):.0%}" if depthwise else ""
+                name = f"depthwise {layer[0]}" if depthwise else layer[0]
+                table.add_row(name, f"{seconds * 1e6:.1f}", f"{rate:.1f}", f"{rate / most:.0%}", moved)
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()

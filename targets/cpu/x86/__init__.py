@@ -1,0 +1,30 @@
+"""x86-64: templates for kernels that its vector instructions are made for."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from edgec.program import Conv, Depthwise, Kernel, Loops
+from edgec.targets.cpu import interleave
+from edgec.targets.cpu.loops import contract
+from edgec.targets.cpu.template import Template
+from edgec.targets.cpu.x86 import conv, depthwise, loops
+from edgec.targets.cpu.x86.isa import Isa
+from edgec.targets.cpu.x86.narrow import special
+from edgec.targets.target import Target
+
+CONV = Template(conv.plan, conv.generate, conv.contract, conv.pack, candidates=conv.candidates)
+DEPTHWISE = Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack)
+
+
+def template_for(kernel: Kernel, target: Target) -> Template | None:
+    """The template of this architecture for ``kernel``, where there is one."""
+    if isinstance(kernel, Conv) and conv.fits(kernel):
+        return CONV
+    if isinstance(kernel, Depthwise) and depthwise.fits(kernel):
+        return DEPTHWISE
+    if isinstance(kernel, Loops) and interleave.fits(kernel):
+        return Template(interleave.plan, partial(interleave.generate, special(Isa.of(target))), interleave.contract)
+    if isinstance(kernel, Loops):
+        return Template(loops.plan, partial(loops.generate, target), contract)
+    return None

@@ -1,0 +1,228 @@
+"""Code for :class:`edgec.program.Conv` of 8-bit integers on x86: implicit GEMM by products of four bytes.
+
+The input is read four bytes a pixel at a time along its contiguous runs (a row of the window, or its channels), and
+these are broadcast; a vector of weights holds as many bytes for each output channel. Runs are padded with zero
+weights to a multiple of four bytes, and what the input holds there does not matter.
+
+The instruction multiplies unsigned bytes by signed ones. An int8 input is turned into uint8 by its highest bit,
+x + 128; Σ x · w = Σ (x + 128) · w − 128 · Σ w, and the last term, for each channel, is in the head of each panel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from edgec.program import Conv
+from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvPlan, ConvWriter
+from edgec.targets.cpu.tile import SHORT, Accumulators, Point, Store, bias_apart, padded_pieces, starts, tiles
+from edgec.targets.cpu.tir import Kernel, vector_load
+from edgec.targets.cpu.x86.isa import Isa, part
+from edgec.targets.cpu.x86.narrow import special
+from edgec.targets.cpu.x86.tile import SIGN_BYTES, TAPS, IntegerTile, Multiplier, Panel, bias_vectors
+from edgec.targets.target import Target
+
+LATENCY = 5
+"""Cycles until a sum can be added to again."""
+TILE_OVERHEAD = 14
+"""Cycles, about, to set up a tile."""
+EPILOGUE_CYCLES = 5
+"""Cycles, about, that a vector of sums costs beside its products: start, requantisation and store."""
+CODE_CYCLES = 8
+"""Cycles, about, to fetch the code of one product and its share of the epilogue, once."""
+UNROLL_PRODUCTS = 16
+"""Products in one iteration of the reduction, at least, where the run is long enough."""
+
+
+@dataclass(frozen=True)
+class GroupedPlan(ConvPlan):
+    """A convolution of bytes with its register tile; ``lanes`` are those of int32."""
+
+    isa: Isa
+
+    @property
+    def runs(self) -> tuple[list[tuple[int, int]], int]:
+        """The loops over the runs, as :attr:`ConvPlan.reduction`, and the length of a run in bytes."""
+        loops = self.reduction
+        if loops and loops[-1][1] == 1:
+            return loops[:-1], loops[-1][0]
+        return loops, 1
+
+    @property
+    def groups(self) -> int:
+        """Groups of four bytes that cover a run."""
+        return -(-self.runs[1] // TAPS)
+
+    @property
+    def layout(self) -> Panel:
+        """How a panel lies."""
+        return Panel(prod(extent for extent, _ in self.runs[0]) * self.groups, self.conv.input_dtype == "int8")
+
+    def widths(self, channels: int) -> list[int]:
+        return padded_pieces(channels, self.lanes)
+
+    def panel(self, channels: int) -> int:
+        return self.layout.size(sum(self.widths(channels)))
+
+    @property
+    def panel_first(self) -> bool:
+        return self.panel(self.block) <= RESIDENT_PANEL_BYTES
+
+
+def fits(conv: Conv) -> bool:
+    """Whether the weights are constant and the channels of a pixel neighbours."""
+    contiguous = conv.input_strides[3] == 1 or conv.in_channels == 1
+    return conv.input_dtype != "float32" and conv.weight_strides is None and contiguous
+
+
+def plan(conv: Conv, target: Target) -> GroupedPlan:
+    """The register tile with the smallest cost estimate (see :func:`cost`)."""
+    return candidates(conv, target)[0]
+
+
+def candidates(conv: Conv, target: Target) -> list[GroupedPlan]:
+    """Every register tile that fits, the cheapest first."""
+    return sorted(register_tiles(conv, Isa.of(target)), key=lambda p: (cost(p), p.rows, p.columns))
+
+
+def register_tiles(conv: Conv, isa: Isa) -> Iterator[GroupedPlan]:
+    """Every register tile that fits the register file."""
+    copies = 1 if isa.vnni else 2
+    for vectors in range(1, min(8, -(-conv.out_channels // isa.lanes)) + 1):
+        pixels = (isa.registers - copies * (vectors + 1)) // vectors
+        for columns in range(1, min(conv.out_width, max(1, pixels)) + 1):
+            for rows in range(1, min(conv.out_height, max(1, pixels // columns)) + 1):
+                yield GroupedPlan(conv, rows, columns, vectors, isa.lanes, isa)
+
+
+def cost(p: GroupedPlan) -> float:
+    """Cycles, about, of the whole convolution: products, loads or latency, whichever bounds a tile."""
+    conv, total, steps = p.conv, 0.0, p.layout.steps
+    for _, rows, row_tiles in tiles(conv.out_height, p.rows):
+        for _, columns, column_tiles in tiles(conv.out_width, p.columns):
+            for _, channels, blocks in tiles(conv.out_channels, p.block):
+                widths = p.widths(channels)
+                pixels, share = rows * columns, sum(widths) / p.lanes
+                products = pixels * share * (1 if p.isa.vnni else 3)
+                step = max(products, pixels / 2 + share, LATENCY) + 0.5
+                setup = TILE_OVERHEAD + EPILOGUE_CYCLES * pixels * share
+                total += conv.batch * row_tiles * column_tiles * blocks * (steps * step + setup)
+                total += pixels * len(widths) * CODE_CYCLES
+    return total
+
+
+def pack(p: GroupedPlan, weight: np.ndarray) -> np.ndarray:
+    """The weight [kh, kw, ci, co] as panels, one a block of channels (see :class:`Panel`)."""
+    _, run = p.runs
+    matrix = weight.reshape(-1, run, p.conv.out_channels)
+    padded = np.zeros((matrix.shape[0], p.groups * TAPS, p.conv.out_channels), np.int8)
+    padded[:, :run] = matrix
+    padded = padded.reshape(-1, TAPS, p.conv.out_channels)
+    sums = padded.sum((0, 1), np.int32)
+    panels = []
+    for start, channels, count in tiles(p.conv.out_channels, p.block):
+        for first in range(start, start + channels * count, channels):
+            own = slice(first, first + channels)
+            panels.append(p.layout.pack(padded[:, :, own], sum(p.widths(channels)), sums[own]))
+    return np.concatenate(panels)
+
+
+def generate(p: GroupedPlan, dtypes: list[str]) -> Any:
+    """The kernel, as ``tirx.PrimFunc``."""
+    kernel = Kernel(dtypes, special(p.isa))
+    _GroupedWriter(p, kernel).write()
+    return kernel.function()
+
+
+class _GroupedWriter(ConvWriter):
+    plan: GroupedPlan
+
+    def __init__(self, p: GroupedPlan, kernel: Kernel) -> None:
+        super().__init__(p, kernel)
+        epilogue, self.bias = bias_apart(p.conv.epilogue)
+        self.target = Store(self.body, kernel.buffers[:-1], kernel.buffers[-1], epilogue, p.conv.store)
+        self.multiplier = Multiplier(p.isa, self.body)
+        self.sign: Any = None
+
+    def _accumulators(
+        self, points: list[Point], widths: list[int], channel: Any, channels: int, panel: Any
+    ) -> IntegerTile:
+        axes = {**dict.fromkeys(range(3), tirx.const(0, "int32")), 3: channel}
+        start = bias_vectors(self.body, self.target.operands, self.bias, axes, widths, channels)
+        if self.plan.layout.signed:
+            sign = vector_load(self.weight, panel, SIGN_BYTES)
+            self.sign = self.body.hold(tirx.reinterpret(f"uint8x{SIGN_BYTES}", sign))
+            start = [
+                value + tirx.reinterpret(f"int32x{width}", self._weights(panel + SIGN_BYTES, first, width))
+                for value, first, width in zip(start, starts(widths), widths, strict=True)
+            ]
+        return IntegerTile(self.body, self.plan.isa, points, widths, [self.body.hold(value) for value in start])
+
+    def _weights(self, row: Any, first: int, width: int) -> Any:
+        """Four bytes for each of ``width`` channels from ``first`` on."""
+        return vector_load(self.weight, row + first * TAPS, width * TAPS)
+
+    def _reduce(self, acc: Accumulators, corner: Any, panel: Any, k_step: int) -> None:
+        assert isinstance(acc, IntegerTile)
+        outer, lanes = self.plan.runs[0], sum(acc.widths)
+        row = TAPS * lanes
+        panel = panel + self.plan.layout.head(lanes)
+
+        def level(depth: int, source: Any, group: Any) -> None:
+            if depth == len(outer):
+                self._run(acc, source, panel + group * row, row)
+                return
+            extent, step = outer[depth]
+            inner = prod(e for e, _ in outer[depth + 1 :]) * self.plan.groups
+            with self.body.loop(extent) as index:
+                level(depth + 1, source + index * step, group + index * inner)
+
+        level(0, corner, tirx.const(0, "int32"))
+
+    def _run(self, acc: IntegerTile, source: Any, weights: Any, row: int) -> None:
+        """The products of one run."""
+        groups = self.plan.groups
+        unroll = min(groups, -(-UNROLL_PRODUCTS // (len(acc.points) * len(acc.widths))))
+        with self.body.loop(groups // unroll) as index:
+            for step in range(unroll):
+                group = index * unroll + step
+                self._step(acc, source + group * TAPS, weights + group * row)
+        for group in range(groups // unroll * unroll, groups):
+            self._step(acc, source + group * TAPS, weights + group * row)
+
+    def _step(self, acc: IntegerTile, source: Any, weights: Any) -> None:
+        """Four bytes of the run for the whole tile."""
+        _, h_step, w_step, _ = self.conv.input_strides
+        sh, sw = self.conv.stride
+        vectors = [
+            self.multiplier.weights(self._weights(weights, first, width))
+            for first, width in zip(starts(acc.widths), acc.widths, strict=True)
+        ]
+        for pixel, point in enumerate(acc.points):
+            offset = source + point.row * sh * h_step + point.column * sw * w_step
+            inputs = self.multiplier.inputs(self._pixel(offset, max(acc.widths)))
+            for index, vector in enumerate(vectors):
+                own = [part(x, 0, acc.widths[index] * TAPS // len(inputs)) for x in inputs]
+                acc.update(pixel, index, self.multiplier.add(acc.value(pixel, index), own, vector))
+
+    def _pixel(self, offset: Any, lanes: int) -> Any:
+        """Four bytes of the input, unsigned, in each of ``lanes`` lanes."""
+        word = tirx.reinterpret("int32", vector_load(self.input, offset, TAPS))
+        value = tirx.reinterpret(f"uint8x{TAPS * lanes}", tirx.Broadcast(word, lanes))
+        if self.plan.layout.signed:
+            value = tirx.bitwise_xor(value, part(self.sign, 0, TAPS * lanes))
+        return self.body.bind("x", value)
+
+
+def contract(p: GroupedPlan) -> str:
+    """The kernel's name."""
+    c = p.conv
+    kernel = f"k{c.kernel[0]}x{c.kernel[1]}s{c.stride[0]}x{c.stride[1]}d{c.dilation[0]}x{c.dilation[1]}"
+    shape = f"n{c.batch}h{c.out_height}w{c.out_width}c{c.out_channels}"
+    how = "vnni" if p.isa.vnni else "madd"
+    return f"{SHORT[c.input_dtype]}_conv_{shape}_{kernel}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}_{how}"

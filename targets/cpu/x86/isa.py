@@ -1,0 +1,98 @@
+"""x86 vector instructions in TIR, on vectors of one register."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from edgec.targets.cpu.tir import lanes_of
+from edgec.targets.target import Target
+
+_PAIR_PRODUCTS = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}
+_WORD_PACKS = {4: "sse2.packssdw.128", 8: "avx2.packssdw", 16: "avx512.packssdw.512"}
+_SIGNED_BYTE_PACKS = {4: "sse2.packsswb.128", 8: "avx2.packsswb", 16: "avx512.packsswb.512"}
+_UNSIGNED_BYTE_PACKS = {4: "sse2.packuswb.128", 8: "avx2.packuswb", 16: "avx512.packuswb.512"}
+"""LLVM's names of instructions, by the 32-bit lanes of a register."""
+
+
+@dataclass(frozen=True)
+class Isa:
+    """What the kernels ask of a processor.
+
+    Attributes:
+        lanes: 32-bit lanes of its widest register: 4, 8 or 16.
+        registers: how many there are.
+        vnni: whether it sums up products of bytes in groups of four (``vpdpbusd``).
+        vbmi: whether it permutes the bytes of a register (``vpermb``).
+    """
+
+    lanes: int
+    registers: int
+    vnni: bool
+    vbmi: bool
+
+    @classmethod
+    def of(cls, target: Target) -> Isa:
+        """The instructions of ``target``, an x86 processor."""
+        wide = target.vector_bytes == 64
+        vnni, vbmi = (wide and feature in target.features for feature in ("avx512vnni", "avx512vbmi"))
+        return cls(target.lanes(4), target.vector_registers, vnni, vbmi)
+
+
+def instruction(dtype: str, name: str, *args: Any) -> Any:
+    """An instruction by LLVM's name for it, without side effects."""
+    return tirx.call_llvm_pure_intrin(dtype, f"llvm.{name}", *args)
+
+
+def part(value: Any, first: int, lanes: int) -> Any:
+    """``lanes`` neighbouring lanes of ``value``."""
+    if first == 0 and lanes == lanes_of(value):
+        return value
+    return tirx.Shuffle([value], [tirx.const(first + lane, "int32") for lane in range(lanes)])
+
+
+def join(values: Sequence[Any]) -> Any:
+    """The lanes of ``values``, one after the other."""
+    if len(values) == 1:
+        return values[0]
+    lanes = sum(lanes_of(value) for value in values)
+    return tirx.Shuffle(list(values), [tirx.const(lane, "int32") for lane in range(lanes)])
+
+
+def dot(total: Any, unsigned: Any, signed: Any) -> Any:
+    """``total`` int32 plus the products of bytes summed in groups of four (``vpdpbusd``)."""
+    lanes = lanes_of(total)
+    return instruction(f"int32x{lanes}", f"x86.avx512.vpdpbusd.{32 * lanes}", total, unsigned, signed)
+
+
+def pair_sums(left: Any, right: Any) -> Any:
+    """The products of int16 summed in pairs, as int32 (``pmaddwd``)."""
+    lanes = lanes_of(left) // 2
+    return instruction(f"int32x{lanes}", f"x86.{_PAIR_PRODUCTS[lanes]}", left, right)
+
+
+def nearest(value: Any) -> Any:
+    """float32 as int32, rounded to nearest even; 0x80000000 where that does not fit (``cvtps2dq``)."""
+    return instruction(f"int32x{lanes_of(value)}", "lrint", value)
+
+
+def saturated_sum(left: Any, right: Any) -> Any:
+    """The sum of int16, saturated (``paddsw``)."""
+    lanes = lanes_of(left)
+    return instruction(f"int16x{lanes}", "sadd.sat", left, right)
+
+
+def pack_words(left: Any, right: Any) -> Any:
+    """Two int32 vectors as int16, saturated, 128 bits of each in turn (``packssdw``)."""
+    lanes = lanes_of(left)
+    return instruction(f"int16x{2 * lanes}", f"x86.{_WORD_PACKS[lanes]}", left, right)
+
+
+def pack_bytes(left: Any, right: Any, dtype: str) -> Any:
+    """Two int16 vectors as int8 or uint8, saturated, 128 bits of each in turn (``packsswb``, ``packuswb``)."""
+    lanes = lanes_of(left) // 2
+    names = _SIGNED_BYTE_PACKS if dtype == "int8" else _UNSIGNED_BYTE_PACKS
+    return instruction(f"{dtype}x{4 * lanes}", f"x86.{names[lanes]}", left, right)

@@ -1,0 +1,164 @@
+"""Register tiles of int32 sums: they start from the bias, and leave four vectors at a time as bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx import stmt
+
+from edgec.scalar import Expr
+from edgec.targets.cpu.tile import CHANNEL_AXIS, Accumulators, Point, Store, pieces, starts
+from edgec.targets.cpu.tir import Body, Emitter, vector_store
+from edgec.targets.cpu.x86.isa import Isa, dot, join, pair_sums, part
+from edgec.targets.cpu.x86.narrow import GROUP, bytes_of, narrowing
+
+TAPS = 4
+"""Products that one int32 lane takes in at a time."""
+SIGN = 128
+"""What makes an int8 a uint8, as a difference or by its highest bit."""
+SIGN_BYTES = 64
+"""Bytes of :data:`SIGN` in front of a panel for int8; as constants, LLVM 22 would loop over them for ever."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """How the weights of a block of channels lie: its head, then [step, channel, tap], ``taps`` of them a step.
+
+    The head is there for an int8 input, which is read as the uint8 x + 128: 64 bytes of 128, and for each channel
+    −128 · Σ w as int32.
+    """
+
+    steps: int
+    signed: bool
+    taps: int = TAPS
+
+    def size(self, lanes: int) -> int:
+        """Bytes of a panel of ``lanes`` channels."""
+        return self.head(lanes) + self.steps * lanes * self.taps
+
+    def head(self, lanes: int) -> int:
+        """Bytes in front of the weights."""
+        return SIGN_BYTES + 4 * lanes if self.signed else 0
+
+    def pack(self, weight: np.ndarray, lanes: int, sums: np.ndarray) -> np.ndarray:
+        """[steps, taps, channels] int8, the channels filled up to ``lanes``; ``sums`` of each channel's weights."""
+        block = np.zeros((*weight.shape[:2], lanes), np.int8)
+        block[:, :, : weight.shape[2]] = weight
+        packed = block.transpose(0, 2, 1).ravel()
+        if not self.signed:
+            return packed
+        start = np.zeros(lanes, np.int32)
+        start[: weight.shape[2]] = -SIGN * sums
+        return np.concatenate([np.full(SIGN_BYTES, SIGN, np.uint8).view(np.int8), start.view(np.int8), packed])
+
+
+@dataclass(frozen=True)
+class Multiplier:
+    """Products of four unsigned bytes by four signed ones, summed up in int32, exactly.
+
+    Without VNNI even and odd bytes are products of int16, because the instruction for bytes saturates.
+    """
+
+    isa: Isa
+    body: Body
+
+    def weights(self, value: Any) -> list[Any]:
+        """A vector of weights, as :meth:`add` takes it."""
+        if self.isa.vnni:
+            return [self.body.bind("w", value)]
+        words = tirx.reinterpret(f"int16x{_lanes(value) // 2}", value)
+        eight = tirx.Broadcast(tirx.const(8, "int16"), _lanes(words))
+        even = tirx.shift_right(tirx.shift_left(words, eight), eight)
+        return [self.body.hold(even), self.body.hold(tirx.shift_right(words, eight))]
+
+    def inputs(self, value: Any) -> list[Any]:
+        """A vector of unsigned bytes, as :meth:`add` takes it."""
+        if self.isa.vnni:
+            return [value]
+        words = tirx.reinterpret(f"uint16x{_lanes(value) // 2}", value)
+        even = tirx.bitwise_and(words, tirx.Broadcast(tirx.const(255, "uint16"), _lanes(words)))
+        odd = tirx.shift_right(words, tirx.Broadcast(tirx.const(8, "uint16"), _lanes(words)))
+        return [self.body.hold(tirx.reinterpret(f"int16x{_lanes(words)}", x)) for x in (even, odd)]
+
+    def add(self, total: Any, inputs: Sequence[Any], weights: Sequence[Any]) -> Any:
+        """``total`` and the products."""
+        if self.isa.vnni:
+            return dot(total, inputs[0], weights[0])
+        for left, right in zip(inputs, weights, strict=True):
+            total = total + pair_sums(left, right)
+        return total
+
+
+def _lanes(value: Any) -> int:
+    return int(str(value.ty.dtype).partition("x")[2])
+
+
+def bias_vectors(
+    body: Body, operands: Sequence[Any], bias: Expr | None, axes: dict[int, Any], widths: Sequence[int], channels: int
+) -> list[Any]:
+    """The bias of ``channels`` in vectors of ``widths``, zeros behind the last; nothing is read past it."""
+    vectors = []
+    for first, width in zip(starts(widths), widths, strict=True):
+        read = min(width, channels - first)
+        values = []
+        for lanes in pieces(read, width) if bias is not None else []:
+            point = {**axes, CHANNEL_AXIS: axes[CHANNEL_AXIS] + first}
+            values.append(Emitter(body, operands, point, CHANNEL_AXIS, lanes).vector(bias))
+            first += lanes
+        rest = width - read if bias is not None else width
+        if rest == width:
+            values = [tirx.Broadcast(tirx.const(0, "int32"), width)]
+        elif rest:
+            values += [tirx.const(0, "int32")] * rest
+        vectors.append(join(values))
+    return vectors
+
+
+class IntegerTile(Accumulators):
+    """A register tile of int32 vectors, ``start`` in every pixel's row to begin with."""
+
+    def __init__(
+        self, body: Body, isa: Isa, points: Sequence[Point], widths: Sequence[int], start: Sequence[Any]
+    ) -> None:
+        super().__init__(body, "int32", points, widths, start)
+        self.isa = isa
+
+    def value(self, pixel: int, vector: int) -> Any:
+        """One vector of sums."""
+        return tirx.BufferLoad(self.buffer, [self._index(pixel, vector, self.widths[vector])])
+
+    def update(self, pixel: int, vector: int, value: Any) -> None:
+        """Replace one vector of sums."""
+        self.body.emit(stmt.BufferStore(self.buffer, value, [self._index(pixel, vector, self.widths[vector])]))
+
+    def write(self, target: Store, origin: dict[int, Any], channels: int) -> None:
+        """See :meth:`Accumulators.write`; whole vectors leave four at a time."""
+        narrow = narrowing(target.epilogue)
+        if narrow is None:
+            super().write(target, origin, channels)
+            return
+        inner = Store(self.body, target.operands, target.output, narrow.value, target.store)
+        grouped: dict[int, list[tuple[Any, Any]]] = {}
+        results = []
+        for pixel, axes in enumerate(self.axes(origin)):
+            for vector, width in enumerate(self.widths):
+                skip, first = 0, self._starts[vector]
+                for lanes in pieces(max(0, min(width, channels - first)), width):
+                    sums = tirx.BufferLoad(self.buffer, [self._index(pixel, vector, lanes, skip)])
+                    if lanes < GROUP:
+                        results.append(target.evaluate(axes, first + skip, lanes, sums))
+                    else:
+                        offset, value = inner.evaluate(axes, first + skip, lanes, sums)
+                        grouped.setdefault(lanes, []).append((offset, self.body.hold(value)))
+                    skip += lanes
+        for lanes, found in grouped.items():
+            for index in range(0, len(found), GROUP):
+                own = found[index : index + GROUP]
+                packed = self.body.bind("y", bytes_of(narrow, [value for _, value in own]))
+                results += [(offset, part(packed, n * lanes, lanes)) for n, (offset, _) in enumerate(own)]
+        for offset, value in results:
+            self.body.emit(vector_store(target.output, value, offset))
