@@ -39,10 +39,10 @@ def starts(widths: Sequence[int]) -> list[int]:
     return [sum(widths[:index]) for index in range(len(widths))]
 
 
-def bias_apart(epilogue: Expr) -> tuple[Expr, Expr | None]:
-    """``epilogue`` of sums that start from the bias, and the bias: a load for each channel that is added to the sum,
-    which is used nowhere else. None where there is no such."""
-    acc = scalar.accumulator("int32")
+def bias_apart(epilogue: Expr, dtype: str) -> tuple[Expr, Expr | None]:
+    """``epilogue`` of sums (of ``dtype``) that start from the bias, and the bias: a load for each channel that is
+    added to the sum, which is used nowhere else. None where there is no such."""
+    acc = scalar.accumulator(dtype)
     users = [node for node in scalar.walk(epilogue) if any(child is acc for child in node.children)]
     if len(users) != 1 or users[0].op != "add":
         return epilogue, None

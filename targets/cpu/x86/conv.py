@@ -144,7 +144,7 @@ class _GroupedWriter(ConvWriter):
 
     def __init__(self, p: GroupedPlan, kernel: Kernel) -> None:
         super().__init__(p, kernel)
-        epilogue, self.bias = bias_apart(p.conv.epilogue)
+        epilogue, self.bias = bias_apart(p.conv.epilogue, "int32")
         self.target = Store(self.body, kernel.buffers[:-1], kernel.buffers[-1], epilogue, p.conv.store)
         self.multiplier = Multiplier(p.isa, self.body)
         self.sign: Any = None

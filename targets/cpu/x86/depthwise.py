@@ -157,7 +157,7 @@ class _DepthwiseWriter:
     def __init__(self, p: IntegerDepthwisePlan, kernel: Kernel) -> None:
         self.plan, self.conv, self.kernel, self.body = p, p.depthwise, kernel, kernel.body
         self.input, self.weight = kernel.buffers[:2]
-        epilogue, self.bias = bias_apart(self.conv.epilogue)
+        epilogue, self.bias = bias_apart(self.conv.epilogue, "int32")
         self.target = Store(self.body, kernel.buffers[:-1], kernel.buffers[-1], epilogue, self.conv.store)
         self.start: Any = None
         self.sign: Any = None
