@@ -94,7 +94,7 @@ def register_tiles(conv: Conv, isa: Isa) -> Iterator[GroupedPlan]:
     """Every register tile that fits the register file."""
     copies = 1 if isa.vnni else 2
     for vectors in range(1, min(8, -(-conv.out_channels // isa.lanes)) + 1):
-        pixels = (isa.registers - copies * (vectors + 1)) // vectors
+        pixels = (isa.registers - 1 - copies * (vectors + 1)) // vectors
         for columns in range(1, min(conv.out_width, max(1, pixels)) + 1):
             for rows in range(1, min(conv.out_height, max(1, pixels // columns)) + 1):
                 yield GroupedPlan(conv, rows, columns, vectors, isa.lanes, isa)

@@ -31,7 +31,7 @@ HELD_WEIGHTS = 12
 """Up to so many vectors of weights stay in registers while a row passes by."""
 SPARE = 3
 """Registers beside sums and weights."""
-MOST_ROWS = 4
+MOST_ROWS = 2
 TILE_OVERHEAD = 10
 """Cycles, about, to set up a tile."""
 EPILOGUE_CYCLES = 6
@@ -119,10 +119,11 @@ def cost(p: IntegerDepthwisePlan) -> float:
     conv, total = p.depthwise, 0.0
     product = 1 if p.isa.vnni else 2
     for _, rows, row_tiles in tiles(conv.out_height, p.rows):
-        groups, steps = len(p.groups(rows)), len(p.steps(rows))
+        groups, steps = p.groups(rows), len(p.steps(rows))
         for _, columns, column_tiles in tiles(conv.out_width, p.columns):
             products = steps * conv.kernel[1] * columns
-            work = len(p.reach(columns)) * groups * (p.taps + 0.5) + product * products
+            interleaved = sum(len(group) + 1 for group in groups)
+            work = len(p.reach(columns)) * interleaved + product * products
             total += row_tiles * column_tiles * (work + EPILOGUE_CYCLES * rows * columns + TILE_OVERHEAD)
             total += products * CODE_CYCLES
     return total
