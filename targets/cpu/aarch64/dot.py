@@ -28,6 +28,7 @@ class DotPlan(RunPlan):
 
     suffix: ClassVar[str] = "dot"
     spare: ClassVar[int] = 2
+    rolled: ClassVar[bool] = True
     whole: ClassVar[int] = 16
 
     def rest(self, elements: int) -> list[int]:

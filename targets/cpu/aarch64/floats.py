@@ -25,6 +25,7 @@ class FloatPlan(RunPlan):
 
     suffix: ClassVar[str] = "fmla"
     spare: ClassVar[int] = 2
+    rolled: ClassVar[bool] = False
     whole: ClassVar[int] = 4
 
     def rest(self, elements: int) -> list[int]:

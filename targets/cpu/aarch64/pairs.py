@@ -44,6 +44,7 @@ class PairPlan(RunPlan):
 
     suffix: ClassVar[str] = "smlal"
     spare: ClassVar[int] = 9
+    rolled: ClassVar[bool] = True
     whole: ClassVar[int] = 16
 
     def rest(self, elements: int) -> list[int]:

@@ -40,6 +40,8 @@ class RunPlan(ConvPlan):
     """What the kernel's name ends with."""
     spare: ClassVar[int]
     """Registers beside the sums and the pixels, as many as keep the compiler from spilling."""
+    rolled: ClassVar[bool]
+    """Whether the compiler is not to know how many chunks a run has: it would unroll the loop over them and spill."""
     whole: ClassVar[int]
     """Elements of a run that are loaded at a time: 16 bytes."""
 
@@ -182,14 +184,14 @@ class RunWriter(ConvWriter):
 
     def _reduce(self, acc: Accumulators, corner: Any, panel: Any, k_step: int) -> None:
         outer, _ = self.plan.runs
-        # the offset's sign bit, which is 0: weights that seem to depend on the pixels are not loaded in front of the
-        # loop over them, more than there are registers for, and spilled
-        panel = panel + tirx.shift_right(corner, tirx.const(31, "int32")) + self.plan.head * sum(acc.widths)
-        panel = self.body.bind("panel", panel)
+        # the offset's sign bit, which is 0: what seems to depend on the pixels is not moved ahead of the loop over
+        # them, where there are too few registers for it
+        nothing = self.body.bind("nothing", tirx.shift_right(corner, tirx.const(31, "int32")))
+        panel = self.body.bind("panel", panel + nothing + self.plan.head * sum(acc.widths))
 
         def level(depth: int, source: Any, run: Any) -> None:
             if depth == len(outer):
-                self._run(acc, source, panel + run * (sum(self.plan.chunks) * k_step))
+                self._run(acc, source, panel + run * (sum(self.plan.chunks) * k_step), nothing)
                 return
             extent, step = outer[depth]
             inner = prod(e for e, _ in outer[depth + 1 :])
@@ -198,13 +200,13 @@ class RunWriter(ConvWriter):
 
         level(0, corner, tirx.const(0, "int32"))
 
-    def _run(self, acc: Accumulators, source: Any, weights: Any) -> None:
-        """The products of one run. Its chunks are not unrolled: the compiler would load pixels too early and spill."""
+    def _run(self, acc: Accumulators, source: Any, weights: Any, nothing: Any) -> None:
+        """The products of one run."""
         row = sum(acc.widths)
         size = self.plan.whole
         whole, rest = divmod(self.plan.runs[1], size)
         if whole:
-            with self.body.loop(whole) as index:
+            with self.body.loop(nothing + whole if self.plan.rolled else whole) as index:
                 self._chunk(acc, source + index * size, weights + index * (size * row), size)
         done = whole * size
         for chunk in self.plan.rest(rest):
