@@ -160,7 +160,7 @@ def plot(x: Sequence[float], y: Sequence[float], labels: tuple[str, str], path: 
 
 def main(
     folder: Annotated[Path, typer.Option(help="where the plots go")] = Path("build/sweep"),
-    rounds: Annotated[int, typer.Option(help="turns of each network")] = 10,
+    rounds: Annotated[int, typer.Option(help="turns of each network")] = 40,
     threads: Annotated[int, typer.Option(help="of each network")] = 1,
 ) -> None:
     """Compile and time the networks, and plot."""
