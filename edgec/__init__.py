@@ -11,17 +11,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgec.compiler import Compiled, compile
+    from edgec.compiler import Compiled, compile, tune
     from edgec.errors import EdgecError, UnsupportedModelError
     from edgec.report import Report
     from edgec.runtimes.python.session import Session, load
 
-__all__ = ["Compiled", "EdgecError", "Report", "Session", "UnsupportedModelError", "compile", "load"]
+__all__ = ["Compiled", "EdgecError", "Report", "Session", "UnsupportedModelError", "compile", "load", "tune"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "Compiled": "edgec.compiler",
     "compile": "edgec.compiler",
+    "tune": "edgec.compiler",
     "EdgecError": "edgec.errors",
     "UnsupportedModelError": "edgec.errors",
     "Report": "edgec.report",

@@ -8,13 +8,12 @@ have emptied the caches.
 from __future__ import annotations
 
 import gc
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from edgec.data import Array, TensorSpec, load_npz, specs
 from edgec.devices import Progress, open_device
 from edgec.errors import EdgecError
 from edgec.evaluation import relative_error
+from edgec.machine import Machine, observed
 from edgec.runtimes.peers import open_peer
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 TURN_NS = 10_000_000
 """A turn measures about this long, in as many calls as it takes."""
 MOST_CALLS = 200
+FLOAT_TOLERANCE, QUANTISED_TOLERANCE = 1e-3, 0.25
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ class Timing:
         median_ms: half were faster.
         p95_ms: 95 % were faster.
         ratio: its ``min_ms`` over that of edgec; above 1 edgec is faster.
-        relative_error: of edgec's outputs against this contender's (see :func:`evaluation.relative_error`).
+        relative_error: of edgec's outputs against this contender's (see :func:`evaluation.relative_error`); infinite
+            where they have other shapes.
+        agrees: whether that is no more than rounding explains; else it may not compute the same network.
     """
 
     name: str
@@ -56,16 +59,7 @@ class Timing:
     p95_ms: float
     ratio: float
     relative_error: float
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What there is to know about the state of the machine; None where the system does not tell."""
-
-    cpu: str | None
-    cores: int
-    governor: str | None
-    load: float | None
+    agrees: bool
 
 
 @dataclass(frozen=True)
@@ -77,6 +71,30 @@ class Benchmark:
     machine: Machine
     timings: tuple[Timing, ...]
     steps: tuple[StepProfile, ...]
+
+    @property
+    def ratio(self) -> float | None:
+        """The time of edgec over that of the fastest peer: below 1 edgec is faster; None without peers."""
+        ours, *theirs = (timing.min_ms for timing in self.timings)
+        return ours / min(theirs) if theirs else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**asdict(self), "ratio": self.ratio}
+
+    def markdown(self) -> str:
+        """A table for a README or an issue; a star marks a peer whose outputs are others."""
+        head = ["", "version", "min ms", "median ms", "p95 ms", "× edgec", "error"]
+        rows = [
+            [
+                timing.name + ("" if timing.agrees else " *"), timing.version, f"{timing.min_ms:.3f}",
+                f"{timing.median_ms:.3f}", f"{timing.p95_ms:.3f}", f"{timing.ratio:.2f}",
+                f"{timing.relative_error:.1e}",
+            ]
+            for timing in self.timings
+        ]  # fmt: skip
+        lines = ["| " + " | ".join(cells) + " |" for cells in [head, *rows]]
+        return "\n".join([lines[0], "|---|---|" + "---:|" * (len(head) - 2), *lines[1:]])
 
 
 class Contender(Protocol):
@@ -97,6 +115,7 @@ def bench(
     *,
     against: Sequence[str] = (),
     model: Path | None = None,
+    peer_models: Mapping[str, Path] | None = None,
     inputs: Path | None = None,
     threads: int = 1,
     rounds: int = 30,
@@ -111,6 +130,7 @@ def bench(
         artifact: what ``edgec compile`` wrote.
         against: names of peers, as in :data:`edgec.runtimes.peers.PEERS`.
         model: the ONNX file; needed with ``against``.
+        peer_models: other files by the name of the peer that shall run them, e.g. ``{"litert": Path("m.tflite")}``.
         inputs: an ``.npz`` whose first sample is used; random values (``seed``) without it.
         threads: how many share the work of a run, in every contender.
         rounds: how often each contender has its turn.
@@ -129,20 +149,53 @@ def bench(
             "an emulator's time is not a device's latency; bench on the device, or count the instructions of the "
             "emulator with edgec bench --device qemu"
         )
-    if against and model is None:
-        raise EdgecError("--against needs the ONNX file that the artifact was compiled from; add --model MODEL.onnx")
+    files = _files(against, model, peer_models or {})
     if rounds < 1:
         raise EdgecError(f"a benchmark needs at least one round, not {rounds}")
-    tensors = specs(read_manifest(artifact)["inputs"])
+    manifest = read_manifest(artifact)
+    tensors = specs(manifest["inputs"])
     values = load_npz(inputs, tensors).read(0) if inputs else random_inputs(tensors, seed)
     with ExitStack() as stack:
         session = stack.enter_context(Session(artifact, threads))
         contenders: list[Contender] = [_Artifact(session, values)]
-        contenders += [_bound_peer(name, model, threads, values) for name in against if model is not None]
-        times = _measure(contenders, rounds, progress)
-        timings = tuple(_timings(contenders, times))
+        contenders += [_bound_peer(name, path, threads, values) for name, path in files.items()]
+        with observed() as observation:
+            times = _measure(contenders, rounds, progress)
+        timings = tuple(_timings(contenders, times, _tolerance(manifest)))
         steps = _profile(session, rounds) if profile else ()
-    return Benchmark(threads, rounds, read_machine(), timings, steps)
+    return Benchmark(threads, rounds, observation.machine, timings, steps)
+
+
+def _files(against: Sequence[str], model: Path | None, peer_models: Mapping[str, Path]) -> dict[str, Path]:
+    """The model file of every peer."""
+    for name in peer_models:
+        if name not in against:
+            raise EdgecError(f"--peer-model names '{name}', which is not in --against; add it there")
+    files = {name: peer_models.get(name, model) for name in against}
+    if None in files.values():
+        raise EdgecError("--against needs the ONNX file that the artifact was compiled from; add --model MODEL.onnx")
+    return {name: path for name, path in files.items() if path is not None}
+
+
+def _tolerance(manifest: Mapping[str, Any]) -> float:
+    """The largest error that rounding explains: of floats, or of bytes, which runtimes round in different places."""
+    is_quantised = any(step["kernel"].startswith(("s8_", "u8_")) for step in manifest["steps"])
+    return QUANTISED_TOLERANCE if is_quantised else FLOAT_TOLERANCE
+
+
+def peer_files(flags: Sequence[str]) -> dict[str, Path]:
+    """``NAME=FILE`` flags as paths by the name of the peer.
+
+    Raises:
+        EdgecError: a flag is spelled otherwise.
+    """
+    files = {}
+    for flag in flags:
+        name, equals, path = flag.partition("=")
+        if not (name and equals and path):
+            raise EdgecError(f"--peer-model takes NAME=FILE, such as litert=model.tflite, and not '{flag}'")
+        files[name] = Path(path)
+    return files
 
 
 def random_inputs(inputs: Sequence[TensorSpec], seed: int = 0) -> dict[str, Array]:
@@ -229,11 +282,11 @@ def _collector_off() -> Iterator[None]:
             gc.enable()
 
 
-def _timings(contenders: Sequence[Contender], times: Sequence[Sequence[int]]) -> Iterator[Timing]:
+def _timings(contenders: Sequence[Contender], times: Sequence[Sequence[int]], tolerance: float) -> Iterator[Timing]:
     ours = contenders[0].outputs()
     for contender, taken in zip(contenders, times, strict=True):
         low, median, high = np.percentile(taken, [0, 50, 95]) / 1e6
-        theirs = contender.outputs()
+        error = _error(ours, contender.outputs())
         yield Timing(
             name=contender.name,
             version=contender.version,
@@ -242,8 +295,17 @@ def _timings(contenders: Sequence[Contender], times: Sequence[Sequence[int]]) ->
             median_ms=float(median),
             p95_ms=float(high),
             ratio=min(taken) / min(times[0]),
-            relative_error=max((relative_error(a, b) for a, b in zip(ours, theirs, strict=True)), default=0.0),
+            relative_error=error,
+            agrees=error <= tolerance,
         )
+
+
+def _error(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
+    """The largest error of any output; runtimes differ in unit axes."""
+    if [array.size for array in ours] != [array.size for array in theirs]:
+        return float("inf")
+    pairs = zip(ours, theirs, strict=True)
+    return max((relative_error(a, b.reshape(a.shape)) for a, b in pairs), default=0.0)
 
 
 def _profile(session: Session, rounds: int) -> tuple[StepProfile, ...]:
@@ -251,24 +313,3 @@ def _profile(session: Session, rounds: int) -> tuple[StepProfile, ...]:
     for _ in range(rounds):
         session.invoke()
     return tuple(session.profile())
-
-
-def read_machine() -> Machine:
-    """The processor, the cores this process may use, the frequency governor, and the load of the last minute."""
-    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    return Machine(
-        cpu=_cpu_model(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        governor=governor.read_text().strip() if governor.is_file() else None,
-        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-    )
-
-
-def _cpu_model() -> str | None:
-    """What Linux calls the processor (x86) or the board (ARM)."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    named = (line.partition(":") for line in lines)
-    return next((value.strip() for key, _, value in named if key.strip() in ("model name", "Model")), None)

@@ -56,6 +56,12 @@ Device = Annotated[
     ),
 ]
 Threads = Annotated[int, typer.Option(min=1, max=64, help="How many threads share the work of a run.")]
+TuneDb = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Tuning records: plans are chosen by them, and new ones added; by default in the cache."
+    ),
+]
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="What edgec compile wrote.")]
 ModelOrArtifact = Annotated[
     Path, typer.Argument(metavar="MODEL_OR_ARTIFACT", help="An ONNX file, or what edgec compile wrote.")
@@ -106,6 +112,10 @@ def compile_model(
     check: Annotated[
         Path | None, typer.Option(metavar="PATH", help="An .npz named as for run: compare its outputs after each pass.")
     ] = None,
+    tune: Annotated[
+        float | None, typer.Option(metavar="MINUTES", help="Measure plans of the kernels so long, and take the best.")
+    ] = None,
+    tune_db: TuneDb = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say what the passes left alone, and why.")] = False,
     json: Json = False,
 ) -> None:
@@ -122,7 +132,10 @@ def compile_model(
         _show(done.as_dict(), json, lambda: tables.print_transformed(done, explain))
         return
     with console.progress() as progress:
-        compiled = compile(model, target, output, shapes=shapes, passes=names, check=check, progress=progress)
+        compiled = compile(
+            model, target, output, shapes=shapes, passes=names, check=check, tune=tune, tune_db=tune_db,
+            progress=progress,
+        )  # fmt: skip
     results = {"artifact": compiled.path, **compiled.report.as_dict()}
     _show(results, json, lambda: tables.print_compiled(compiled, explain))
 
@@ -160,6 +173,45 @@ def run(
         save_npz(output, outputs)
     found = [summarise_array(name, array) for name, array in outputs.items()]
     _show({"saved": output, "outputs": found}, json, lambda: tables.print_outputs(found, output))
+
+
+@app.command()
+def tune(
+    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="The ONNX file.")] = None,
+    target: Annotated[str, typer.Option(help="What to tune for: see edgec targets; host is this machine.")] = "host",
+    minutes: Annotated[float, typer.Option(help="How long at most.")] = 5.0,
+    tune_db: TuneDb = None,
+    merge: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Take these records into --tune-db, without a model; may be repeated."),
+    ] = None,
+    shape: Shapes = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Where plans are measured: local, ssh://[USER@]HOST[:PORT], or counted: qemu[:CPU]."
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Search for faster plans of a model's kernels, and keep what was measured for edgec compile --tune-db."""
+    from edgec import records
+    from edgec.compiler import tune as search
+    from edgec.shapes import parse_shape_flags
+
+    if merge:
+        if model is not None or tune_db is None:
+            raise EdgecError("--merge takes records into the file --tune-db FILE and needs no MODEL; give both files")
+        together = records.merge(tune_db, merge)
+        _show({"records": len(together)}, json, lambda: console.print_text(f"{tune_db}: {len(together)} records"))
+        return
+    if model is None:
+        raise EdgecError("edgec tune needs a MODEL, or --merge FILE with --tune-db FILE; see edgec tune --help")
+    with console.progress() as progress:
+        found = search(
+            model, target, minutes, tune_db, shapes=parse_shape_flags(shape or ()), device=device, progress=progress
+        )
+    _show(found.as_dict(), json, lambda: tables.print_tuned(found))
 
 
 @app.command("eval")
@@ -200,10 +252,17 @@ def evaluate_model(
 def bench(
     artifact: Artifact,
     against: Annotated[
-        str, typer.Option(metavar="NAME,…", help="Other runtimes, measured in turn: onnxruntime, openvino.")
+        str,
+        typer.Option(
+            metavar="NAME,…", help="Other runtimes, measured in turn: onnxruntime, openvino, litert, mnn, ncnn."
+        ),
     ] = "",
     model: Annotated[
         Path | None, typer.Option(metavar="MODEL.onnx", help="What the artifact was compiled from; for --against.")
+    ] = None,
+    peer_model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="Another file for one runtime, e.g. litert=m.tflite; may be repeated."),
     ] = None,
     input: Annotated[
         Path | None, typer.Option(metavar="IN.npz", help="Use its first sample instead of random values.")
@@ -215,10 +274,12 @@ def bench(
     device: Annotated[
         str, typer.Option(metavar="URL", help="local, or qemu[:cpu], where instructions are counted instead.")
     ] = "local",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table to paste.")] = False,
     json: Json = False,
 ) -> None:
     """Measure an artifact's latency, side by side with other runtimes, or count its instructions on an emulator."""
     from edgec.benchmark import bench as measure
+    from edgec.benchmark import peer_files
     from edgec.counting import count
     from edgec.devices import QemuDevice, open_device
 
@@ -235,10 +296,13 @@ def bench(
     names = [name.strip() for name in against.split(",") if name.strip()]
     with console.progress(in_background=False) as progress:
         measured = measure(
-            artifact, against=names, model=model, inputs=input, threads=threads, rounds=rounds, device=device,
-            profile=profile, seed=seed, progress=progress,
+            artifact, against=names, model=model, peer_models=peer_files(peer_model or ()), inputs=input,
+            threads=threads, rounds=rounds, device=device, profile=profile, seed=seed, progress=progress,
         )  # fmt: skip
-    _show(measured, json, lambda: tables.print_benchmark(measured))
+    if markdown and not json:
+        console.print_text(measured.markdown())
+    else:
+        _show(measured.as_dict(), json, lambda: tables.print_benchmark(measured))
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from edgec.targets.cpu.backend import Code
     from edgec.targets.target import Target
     from edgec.transformation import Check
+    from edgec.tuning import Tuned
 
 Source = "str | os.PathLike[str] | onnx.ModelProto | ir.Model"
 Progress = Callable[[str, int, int], None]
@@ -32,11 +34,12 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Compiled:
-    """What :func:`compile` made: the artifact, its manifest, and the report."""
+    """What :func:`compile` made: the artifact, its manifest, the report, and what the tuner found if it ran."""
 
     path: Path
     manifest: dict[str, Any]
     report: Report
+    tuned: Tuned | None = None
 
 
 def compile(
@@ -47,6 +50,9 @@ def compile(
     shapes: Mapping[str, Sequence[int]] | None = None,
     passes: Sequence[str] | None = None,
     check: Check | None = None,
+    tune: float | None = None,
+    tune_db: str | os.PathLike[str] | None = None,
+    device: str | None = None,
     progress: Progress | None = None,
 ) -> Compiled:
     """Compile ``model`` for ``target`` into one shared object.
@@ -60,6 +66,10 @@ def compile(
         passes: names of passes, in the order in which they run; all of them by default.
         check: samples on which ONNX Runtime compares the model after each pass with the original: an ``.npz``
             with arrays named as the inputs, or an iterable of arrays by input name.
+        tune: minutes to spend on measuring plans of the kernels; none by default.
+        tune_db: the file of tuning records that plans are chosen by, and that new ones are added to; by default
+            those that come with edgec, and with ``tune`` a file in the user's cache.
+        device: where plans are measured (see :func:`edgec.tuning.meter_for`).
         progress: told (what, done, total) as the work goes on.
 
     Raises:
@@ -76,6 +86,7 @@ def compile(
     from edgec.targets.target import load_target
     from edgec.toolchain import find_toolchain
     from edgec.transformation import apply_passes
+    from edgec.tuning import records_for
 
     tell = progress or (lambda what, done, total: None)
     clock = _Clock()
@@ -97,7 +108,9 @@ def compile(
     fusion.fuse(program)
     lifetimes = memory.plan(program)
     clock.lap("lowering")
-    code = compile_program(program, chosen, tell)
+    records, tuned = records_for(program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
+    clock.lap("tuning")
+    code = compile_program(program, chosen, tell, records)
     clock.lap("kernels")
     tell("link", 0, 1)
     facts = _manifest(program, code, chosen, lifetimes)
@@ -108,10 +121,36 @@ def compile(
     data, manifest = build_artifact(program, code, chosen, facts)
     clock.lap("link")
     nodes = tuple(call.step.nodes for call in code.calls)
-    report = Report(manifest, reports, nodes, len(data), clock.laps)
+    report = Report(manifest, reports, nodes, len(data), clock.laps, tuned)
     write_atomically({manifest_path(path): json.dumps(report.as_dict(), indent=1).encode(), path: data})
     tell("link", 1, 1)
-    return Compiled(path, manifest, report)
+    return Compiled(path, manifest, report, tuned)
+
+
+def tune(
+    model: str | os.PathLike[str] | onnx.ModelProto | ir.Model,
+    target: str = "host",
+    minutes: float = 5.0,
+    tune_db: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Tuned:
+    """Tune the kernels that ``model`` compiles to, and keep the records; no artifact is left.
+
+    Args:
+        model: an ONNX file, or a model in memory.
+        target: one of ``edgec targets``.
+        minutes: the budget.
+        tune_db: the file of records; one in the user's cache by default.
+        options: more of :func:`compile`'s, which decide what the kernels are.
+
+    Raises:
+        EdgecError: as :func:`compile`.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgec-tune-") as folder:
+        output = Path(folder) / "model.so"
+        tuned = compile(model, target, output, tune=minutes, tune_db=tune_db, **options).tuned
+    assert tuned is not None
+    return tuned
 
 
 def manifest_path(artifact: Path) -> Path:

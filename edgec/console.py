@@ -107,8 +107,9 @@ def progress(*, in_background: bool = True) -> Iterator[Progress | None]:
         tasks: dict[str, Any] = {}
 
         def tell(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total, refresh=not in_background)
+            name = what.partition(":")[0]  # what follows tells how things stand
+            if name not in tasks:
+                tasks[name] = bar.add_task(what, total=total)
+            bar.update(tasks[name], description=what, completed=done, total=total, refresh=not in_background)
 
         yield tell

@@ -110,14 +110,14 @@ def _marks(
     mark = CLOCK_CALLS[manifest["triple"]]
     with tempfile.TemporaryDirectory(prefix="edgec-count-") as name:
         folder = Path(name)
-        options = ["-plugin", f"{_plugin()},out=counts.txt,mark={mark}"]
+        options = ["-plugin", f"{plugin()},out=counts.txt,mark={mark}"]
         emulate(artifact, manifest, sample, folder, cpu=device.cpu, options=options, flags=["--warmup", "1", *flags])
         counts = [int(line) for line in (folder / "counts.txt").read_text(encoding="utf-8").split()]
     # the last count is the end of the process
     return counts[MARKS_BEFORE_RUNS:-1]
 
 
-def _plugin() -> Path:
+def plugin() -> Path:
     """The plugin, built for this machine if the cache does not have it."""
     toolchain = find_toolchain(host_triple())
     key = hashlib.sha256(PLUGIN_SOURCE.read_bytes() + repr((toolchain.cc, toolchain.version)).encode()).hexdigest()

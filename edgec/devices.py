@@ -52,6 +52,24 @@ class Emulator:
         """Whether the C library is installed."""
         return (self.sysroot / "lib" / self.loader).exists()
 
+    def require(self) -> None:
+        """Refuse to go on where it is not installed.
+
+        Raises:
+            EdgecError: saying what to install.
+        """
+        if shutil.which(self.command) is None:
+            raise EdgecError(f"--device qemu needs {self.command}; run: apt-get install qemu-user")
+        if not self.has_library:
+            raise EdgecError(
+                f"--device qemu needs the C library of {self.triple} in {self.sysroot}; "
+                f"run: apt-get install {self.package}"
+            )
+
+    def run(self, cpu: str) -> list[str]:
+        """The command that runs a program on an emulated ``cpu``, named as LLVM names it."""
+        return [self.command, "-cpu", "max" if cpu == "generic" else cpu, "-L", str(self.sysroot)]
+
 
 EMULATORS = {
     emulator.triple: emulator
@@ -180,7 +198,7 @@ def emulate(
     runner = build_runtime(emulator.triple).runner
     _write_inputs(folder / "inputs.bin", specs(manifest["inputs"]), samples)
     command = [
-        *_command(emulator, cpu or manifest["cpu"]), *options, str(runner), str(artifact.resolve()),
+        *emulator.run(cpu or manifest["cpu"]), *options, str(runner), str(artifact.resolve()),
         "--inputs", "inputs.bin", "--outputs", "outputs.bin", "--count", str(len(samples)), *flags,
     ]  # fmt: skip
     _emulate(command, folder)
@@ -225,18 +243,8 @@ def _require_emulator(artifact: Path, manifest: dict[str, Any]) -> Emulator:
             f"'{artifact}' is for {manifest['triple']} (target {manifest['target']}), and qemu runs only "
             f"{' and '.join(EMULATORS)} artifacts; compile it for rpi4, for example, or use --device local"
         )
-    if shutil.which(emulator.command) is None:
-        raise EdgecError(f"--device qemu needs {emulator.command}; run: apt-get install qemu-user")
-    if not emulator.has_library:
-        raise EdgecError(
-            f"--device qemu needs the C library of {emulator.triple} in {emulator.sysroot}; "
-            f"run: apt-get install {emulator.package}"
-        )
+    emulator.require()
     return emulator
-
-
-def _command(emulator: Emulator, cpu: str) -> list[str]:
-    return [emulator.command, "-cpu", "max" if cpu == "generic" else cpu, "-L", str(emulator.sysroot)]
 
 
 def _emulate(command: Sequence[str], folder: Path) -> None:

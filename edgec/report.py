@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgec.passes.base import PassReport
+    from edgec.tuning import Tuned
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Report:
         nodes: the ONNX nodes that each step computes.
         artifact_bytes: the artifact file's size.
         seconds: time per stage.
+        tuned: what the tuner found, if it ran.
     """
 
     manifest: dict[str, Any]
@@ -26,6 +28,7 @@ class Report:
     nodes: tuple[tuple[str, ...], ...]
     artifact_bytes: int
     seconds: dict[str, float]
+    tuned: Tuned | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -35,6 +38,7 @@ class Report:
             "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
             "passes": [asdict(report) for report in self.passes],
             "nodes": [list(nodes) for nodes in self.nodes],
+            "tuning": self.tuned.as_dict() if self.tuned else None,
         }
 
     def __str__(self) -> str:

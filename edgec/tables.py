@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgec.passes.base import PassReport
     from edgec.targets.target import Target
     from edgec.transformation import Transformed
+    from edgec.tuning import Tuned
 
 
 def print_transformed(done: Transformed, explain: bool) -> None:
@@ -62,8 +63,34 @@ def print_compiled(compiled: Compiled, explain: bool) -> None:
             ("arena", facts["arena_bytes"], f"{slack:.2f} × the largest live set of {facts['arena_lower_bound']:,}"),
         ],
     )
+    if compiled.tuned:
+        print_tuned(compiled.tuned)
     times = [*report.seconds.items(), ("all", sum(report.seconds.values()))]
     print_table("time", ("stage", "s"), ((stage, round(seconds, 3)) for stage, seconds in times))
+
+
+def print_tuned(found: Tuned) -> None:
+    """What the tuner measured, and what it is worth."""
+    unit = "µs" if found.method == "time" else "k instructions"
+    print_table(
+        f"tuned by {found.method} on {found.machine or 'this machine'}",
+        ("kernel", "steps", "plans", "failed", f"untuned {unit}", f"best {unit}", "ratio", "plan"),
+        (
+            (
+                c.kernel, c.steps, c.plans, c.failed, _thousandth(c.untuned), _thousandth(c.best), c.ratio,
+                " ".join(f"{name}={value}" for name, value in c.parameters.items()),
+            )
+            for c in found.choices
+        ),
+    )  # fmt: skip
+    print_text(
+        f"{found.measured} plans in {found.seconds:.0f} s, until {found.ended}: {found.ratio:.3f} × untuned; "
+        f"take them with --tune-db {found.records}"
+    )
+
+
+def _thousandth(value: float | None) -> float | None:
+    return None if value is None else value / 1e3
 
 
 def _change(before: int, after: int) -> str:
@@ -100,7 +127,8 @@ def print_benchmark(measured: Benchmark) -> None:
     machine = measured.machine
     print_text(
         f"{machine.cpu or 'unknown CPU'}, {machine.cores} cores, governor {machine.governor or 'unknown'}, "
-        f"load {cell_text(machine.load)}"
+        f"load {cell_text(machine.load)}, {_share(machine.others)} of the time taken by others, "
+        f"throttled {cell_text(machine.throttled)} times"
     )
     print_table(
         f"latency in ms, {measured.threads} thread{'s' * (measured.threads > 1)}, {measured.rounds} rounds",
@@ -110,8 +138,14 @@ def print_benchmark(measured: Benchmark) -> None:
             for t in measured.timings
         ),
     )
-    if len(measured.timings) > 1:
-        print_text("ratio: its minimum over edgec's; error: of edgec's outputs against its, over their range")
+    if measured.ratio is not None:
+        print_text(
+            "ratio: its minimum over edgec's; error: of edgec's outputs against its, over their range\n"
+            f"edgec takes {measured.ratio:.2f} × the fastest other"
+        )
+    for timing in measured.timings:
+        if not timing.agrees:
+            print_text(f"{timing.name} does not agree with edgec: it may not compute the same network")
     total = sum(step.total_ns for step in measured.steps) or 1
     print_table(
         "steps of edgec",
@@ -121,6 +155,10 @@ def print_benchmark(measured: Benchmark) -> None:
             for s in measured.steps
         ),
     )
+
+
+def _share(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.0%}"
 
 
 def print_counts(counted: Counts, steps: bool) -> None:

@@ -19,6 +19,7 @@ from edgec.lowering import lower
 from edgec.passes.pipeline import run as run_passes
 from edgec.passes.pipeline import select
 from edgec.program import CONSTANT, Buffer, Program
+from edgec.records import Records
 from edgec.targets.cpu.backend import compile_program
 from edgec.targets.target import Target, load_target
 
@@ -72,10 +73,12 @@ def run_reference(program: Program, inputs: dict[str, np.ndarray]) -> dict[str, 
 class HostProgram:
     """A program compiled for the host and called kernel by kernel through ctypes, on any number of threads."""
 
-    def __init__(self, program: Program, folder: Path, target: Target | None = None) -> None:
+    def __init__(
+        self, program: Program, folder: Path, target: Target | None = None, records: Records | None = None
+    ) -> None:
         memory.plan(program)
         self.program = program
-        self.code = compile_program(program, target or load_target("host"), lambda what, done, total: None)
+        self.code = compile_program(program, target or load_target("host"), lambda what, done, total: None, records)
         (folder / "kernels.o").write_bytes(self.code.object_bytes)
         subprocess.run(
             ["cc", "-shared", "-o", folder / "kernels.so", folder / "kernels.o", "-lm"], check=True, cwd=folder

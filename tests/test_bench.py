@@ -10,13 +10,25 @@ import onnx
 import pytest
 from onnx import helper
 
-from edgec.benchmark import bench, random_inputs
+import edgec
+from edgec.benchmark import Benchmark, Timing, bench, peer_files, random_inputs
 from edgec.data import TensorSpec
 from edgec.errors import EdgecError
 from edgec.evaluation import classes, evaluate, relative_error
 from edgec.inspection import buffer_letter, draw_memory, inspect_artifact, inspect_model
+from edgec.machine import Machine, observed
 from edgec.runtimes.peers import PEERS, open_peer, static_shape
+from edgec.runtimes.peers.conversion import prepare
 from tests.programs import model
+
+PACKAGES = {"litert": "ai_edge_litert", "mnn": "MNN"}
+"""What peers import, where it is not their name."""
+
+
+def require(name: str) -> None:
+    """Skip the test where the runtime is not installed."""
+    pytest.importorskip(PACKAGES.get(name, name), reason=f"{name} is not installed: {PEERS[name]}")
+
 
 # ---- bench --------------------------------------------------------------------------------------------------
 
@@ -35,10 +47,57 @@ def test_contenders_are_measured_and_compared(tiny_artifact, tiny_model, threads
     assert measured.machine.cores >= 1
 
 
-def test_openvino_agrees(tiny_artifact, tiny_model):
-    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'edgec[peers]'")
-    measured = bench(tiny_artifact, against=["openvino"], model=tiny_model, rounds=1)
-    assert measured.timings[1].relative_error < 1e-5
+@pytest.mark.parametrize("name", ["openvino", "mnn", "ncnn"])
+def test_other_runtimes_agree(tiny_artifact, tiny_model, name):
+    require(name)
+    measured = bench(tiny_artifact, against=[name], model=tiny_model, rounds=1)
+    assert measured.timings[1].relative_error < 1e-5 and measured.timings[1].agrees
+
+
+@pytest.mark.parametrize(
+    ("file", "tolerance"), [("pretrainedResnet.tflite", 1e-5), ("pretrainedResnet_quant.tflite", 0.1)]
+)
+def test_litert_runs_its_own_file(shared, tmp_path, file, tolerance):
+    require("litert")
+    folder = shared / "models" / "resnet8"
+    model = folder / "resnet8_cifar10.onnx"
+    artifact = edgec.compile(model, "host", tmp_path / "m.so", shapes={"input": (1, 3, 32, 32)}).path
+    with np.load(shared / "data" / "cifar10_train.npz") as data:
+        np.savez(tmp_path / "x.npz", input=data["images"][:1].transpose(0, 3, 1, 2).astype(np.float32))
+    measured = bench(
+        artifact, against=["litert"], model=model, peer_models={"litert": folder / file},
+        inputs=tmp_path / "x.npz", rounds=1,
+    )  # fmt: skip
+    assert measured.timings[1].relative_error < tolerance
+
+
+def test_litert_asks_for_its_own_file(tiny_model):
+    require("litert")
+    with pytest.raises(EdgecError, match=r"litert runs \.tflite files .*--peer-model litert=FILE\.tflite"):
+        open_peer("litert", tiny_model, shapes={"x": (1, 3, 7, 5)})
+
+
+def test_a_ratio_is_to_the_fastest_peer():
+    def timing(name: str, ms: float, error: float = 0.0) -> Timing:
+        return Timing(name, "1.0", 3, ms, ms, ms, ms / 2, error, error < 1e-3)
+
+    machine = Machine(None, 2, None, None)
+    measured = Benchmark(1, 3, machine, (timing("edgec", 2), timing("a", 4), timing("b", 3, 0.5)), ())
+    assert measured.ratio == measured.as_dict()["ratio"] == pytest.approx(2 / 3)
+    assert Benchmark(1, 3, machine, (timing("edgec", 2),), ()).ratio is None
+    lines = measured.markdown().splitlines()
+    assert lines[0] == "|  | version | min ms | median ms | p95 ms | × edgec | error |"
+    assert lines[-2:] == [
+        "| a | 1.0 | 4.000 | 4.000 | 4.000 | 2.00 | 0.0e+00 |",
+        "| b * | 1.0 | 3.000 | 3.000 | 3.000 | 1.50 | 5.0e-01 |",
+    ]
+
+
+def test_the_machine_is_observed():
+    with observed() as observation:
+        sum(range(100_000))
+    machine = observation.machine
+    assert machine.cores >= 1 and (machine.others is None or 0 <= machine.others <= 1)
 
 
 def test_the_input_may_be_given(tiny_artifact, tmp_path):
@@ -63,6 +122,10 @@ def test_what_cannot_be_measured_is_refused(tiny_artifact, tiny_model, sample_mo
         bench(tiny_artifact, against=["onnxruntime"])
     with pytest.raises(EdgecError, match=r"no runtime 'tflite'.*onnxruntime, openvino"):
         bench(tiny_artifact, against=["tflite"], model=tiny_model)
+    with pytest.raises(EdgecError, match="names 'litert', which is not in --against"):
+        bench(tiny_artifact, against=["onnxruntime"], model=tiny_model, peer_models={"litert": tiny_model})
+    with pytest.raises(EdgecError, match=r"takes NAME=FILE, such as litert=model\.tflite, and not 'litert'"):
+        peer_files(["litert"])
     with pytest.raises(EdgecError, match="at least one round"):
         bench(tiny_artifact, rounds=0)
     with pytest.raises(EdgecError, match=r"the model's inputs are|which the artifact lacks"):
@@ -79,9 +142,9 @@ def test_a_peer_that_is_not_installed_is_named(tiny_model, monkeypatch):
 # ---- peers --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "mnn"])
 def test_a_peer_runs_a_pinned_model_and_refuses_a_dynamic_one(name, tmp_path):
-    pytest.importorskip(name, reason=f"{name} is not installed: {PEERS[name]}")
+    require(name)
     path = tmp_path / "dynamic.onnx"
     onnx.save(model([helper.make_node("Neg", ["x"], ["y"])], {"x": ("N", 5)}, {"y": ("N", 5)}), path)
     peer = open_peer(name, path, shapes={"x": (7, 5)})
@@ -98,13 +161,39 @@ def test_a_peer_runs_a_pinned_model_and_refuses_a_dynamic_one(name, tmp_path):
 
 @pytest.mark.parametrize("name", PEERS)
 def test_a_peer_refuses_what_is_no_model(name, tmp_path):
-    pytest.importorskip(name, reason=f"{name} is not installed: {PEERS[name]}")
-    path = tmp_path / "broken.onnx"
+    require(name)
+    path = tmp_path / ("broken.tflite" if name == "litert" else "broken.onnx")
     path.write_bytes(b"no model")
     with pytest.raises(EdgecError, match=f"{name} cannot load"):
         open_peer(name, path)
     with pytest.raises(EdgecError, match="there is no file"):
         open_peer(name, tmp_path / "absent.onnx")
+
+
+def test_ncnn_takes_one_sample_at_a_time(tmp_path):
+    require("ncnn")
+    path = tmp_path / "two.onnx"
+    onnx.save(model([helper.make_node("Neg", ["x"], ["y"])], {"x": (2, 5)}, {"y": (2, 5)}), path)
+    with pytest.raises(EdgecError, match="ncnn takes one sample of float32 at a time"):
+        open_peer("ncnn", path)
+
+
+def test_ncnn_says_what_converts_its_models(tiny_model, monkeypatch):
+    require("ncnn")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EdgecError, match="run: pip install --no-deps pnnx"):
+        open_peer("ncnn", tiny_model)
+
+
+def test_bounds_of_shape_one_become_scalars(tmp_path):
+    weights = {"low": np.float32([0]), "high": np.float32([6])}
+    nodes = [helper.make_node("Clip", ["x", "low", "high"], ["y"])]
+    path = tmp_path / "clip.onnx"
+    onnx.save(model(nodes, {"x": (1, 5)}, {"y": (1, 5)}, weights), path)
+    (tmp_path / "out").mkdir()
+    prepared = prepare(path, {}, tmp_path / "out", "mnn")
+    assert [list(tensor.dims) for tensor in onnx.load(prepared.path).graph.initializer] == [[], []]
+    assert prepared.inputs == (TensorSpec("x", (1, 5), np.dtype("float32")),)
 
 
 def test_pinned_shapes_must_agree_with_the_model():

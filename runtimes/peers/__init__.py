@@ -1,12 +1,16 @@
 """Other runtimes, behind one small interface, for checking and for comparison.
 
-A peer runs the ONNX file as it is. Its adapter is one module here, loaded when it is named.
+A peer runs the ONNX file as it is, or what its own converter makes of it, or a file of its own format. Its adapter
+is one module here, loaded when it is named.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import ClassVar, cast
@@ -16,7 +20,14 @@ from edgec.errors import EdgecError
 
 Shapes = Mapping[str, Sequence[int]]
 
-PEERS = {"onnxruntime": "pip install onnxruntime", "openvino": "pip install 'edgec[peers]'"}
+_EXTRA = "pip install 'edgec[peers]'"
+PEERS = {
+    "onnxruntime": "pip install onnxruntime",
+    "openvino": _EXTRA,
+    "litert": _EXTRA,
+    "mnn": _EXTRA,
+    "ncnn": f"{_EXTRA} && pip install --no-deps pnnx",
+}
 """The peers by the name of their adapter's module, and the command that installs each."""
 
 
@@ -66,11 +77,30 @@ def open_peer(name: str, model: Path, *, threads: int = 1, shapes: Shapes | None
         raise EdgecError(f"there is no runtime '{name}' to compare with; edgec knows {', '.join(PEERS)}")
     if not model.is_file():
         raise EdgecError(f"there is no file '{model}'; check the path")
+    with _quiet():
+        try:
+            adapter = import_module(f"{__name__}.{name}")
+        except ImportError as error:
+            raise EdgecError(f"{name} cannot be imported ({error}); run: {PEERS[name]}") from error
+        return cast(Peer, adapter.Adapter(model, threads, shapes or {}))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Runtimes greet on stdout and stderr, in the middle of the results; their errors come as exceptions."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(number) for number in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        adapter = import_module(f"{__name__}.{name}")
-    except ImportError as error:
-        raise EdgecError(f"{name} cannot be imported ({error}); run: {PEERS[name]}") from error
-    return cast(Peer, adapter.Adapter(model, threads, shapes or {}))
+        for number in (1, 2):
+            os.dup2(nowhere, number)
+        yield
+    finally:
+        for number, copy in enumerate(saved, 1):
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(nowhere)
 
 
 def static_shape(name: str, declared: Sequence[object], shapes: Shapes) -> tuple[int, ...]:

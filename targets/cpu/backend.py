@@ -10,6 +10,7 @@ import numpy as np
 
 from edgec.nest import rebased
 from edgec.program import CONSTANT, Buffer, Conv, Depthwise, Fill, Kernel, Loops, Program, Step
+from edgec.records import Records
 from edgec.targets.cpu import aarch64, conv, depthwise, fill, loops, x86
 from edgec.targets.cpu.template import Template
 from edgec.targets.target import Target
@@ -38,8 +39,10 @@ class Code:
 
 _TEMPLATES: dict[type, Template] = {
     Loops: Template(loops.plan, loops.generate, loops.contract),
-    Conv: Template(conv.plan, conv.generate, conv.contract, conv.pack),
-    Depthwise: Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack),
+    Conv: Template(conv.plan, conv.generate, conv.contract, conv.pack, candidates=conv.candidates),
+    Depthwise: Template(
+        depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack, candidates=depthwise.candidates
+    ),
     Fill: Template(fill.plan, fill.generate, fill.contract, table=fill.table),
 }
 """What any processor runs."""
@@ -58,15 +61,18 @@ def template_for(kernel: Kernel, target: Target) -> Template:
     return found or _TEMPLATES[type(kernel)]
 
 
-def compile_program(program: Program, target: Target, progress: Callable[[str, int, int], None]) -> Code:
+def compile_program(
+    program: Program, target: Target, progress: Callable[[str, int, int], None], records: Records | None = None
+) -> Code:
     """Generate and compile every kernel of ``program``.
 
     Args:
         program: lowered and planned.
         target: the CPU.
         progress: told (what, done, total) as kernels are generated.
+        records: what was measured of plans; without them each template chooses by its estimate.
     """
-    binder = _Binder(target)
+    binder = _Binder(target, records or Records())
     for index, step in enumerate(program.steps):
         binder.bind(step)
         progress("kernels", index + 1, len(program.steps))
@@ -79,8 +85,8 @@ def compile_program(program: Program, target: Target, progress: Callable[[str, i
 class _Binder:
     """Binds steps to functions and constants, sharing equal ones."""
 
-    def __init__(self, target: Target) -> None:
-        self.target = target
+    def __init__(self, target: Target, records: Records) -> None:
+        self.target, self.records = target, records
         self.functions: dict[str, Any] = {}
         self.calls: list[Call] = []
         self.constants: list[Buffer] = []
@@ -91,7 +97,7 @@ class _Binder:
     def bind(self, step: Step) -> None:
         kernel, inputs, output = rebased(step)
         template = template_for(kernel, self.target)
-        planned = template.plan(kernel, self.target)
+        planned = self._plan(template, kernel)
         operands = [self._operand(index, buffer, template, planned) for index, buffer in enumerate(inputs)]
         if template.table:
             operands.insert(0, self._store(_constant("table", template.table(planned, kernel))))
@@ -103,6 +109,11 @@ class _Binder:
             self.functions[self._symbols[key]] = template.generate(planned, dtypes)
         call = Call(self._symbols[key], template.contract(planned), tuple(operands), _parallel(step.kernel), step)
         self.calls.append(call)
+
+    def _plan(self, template: Template, kernel: Kernel) -> Any:
+        if template.candidates is None or not self.records.of(kernel, self.target):
+            return template.plan(kernel, self.target)
+        return self.records.choice(kernel, self.target, template.candidates(kernel, self.target))
 
     def _operand(self, index: int, buffer: Buffer, template: Template, planned: Any) -> Buffer:
         if buffer.root.space != CONSTANT:

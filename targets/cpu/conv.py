@@ -44,6 +44,8 @@ CODE_CYCLES = 12
 do not stay in the instruction cache from one inference to the next, so every further size of tile costs."""
 RESIDENT_PANEL_BYTES = 20 * 1024
 """A weight panel up to this size stays in the L1 cache while all pixels pass by."""
+TEAMS = (2, 4)
+"""How many threads the work is shared out for."""
 CACHE_LINE, L1_SETS, L1_WAYS = 64, 64, 8
 """The L1 data cache that tiles are chosen for: 32 kB, as on most cores."""
 CONFLICT_CYCLES = 2
@@ -112,11 +114,16 @@ class ConvPlan:
 
 def plan(conv: Conv, target: Target) -> ConvPlan:
     """Choose the register tile with the smallest cost estimate (see :func:`cost`)."""
-    lanes = target.lanes(4)
-    return min(candidates(conv, lanes, target.vector_registers), key=lambda p: (cost(p), p.rows, p.columns))
+    return candidates(conv, target)[0]
 
 
-def candidates(conv: Conv, lanes: int, registers: int) -> Iterator[ConvPlan]:
+def candidates(conv: Conv, target: Target) -> list[ConvPlan]:
+    """Every register tile that fits, the cheapest first."""
+    found = register_tiles(conv, target.lanes(4), target.vector_registers)
+    return sorted(found, key=lambda p: (cost(p), p.rows, p.columns))
+
+
+def register_tiles(conv: Conv, lanes: int, registers: int) -> Iterator[ConvPlan]:
     """Every register tile that fits the register file."""
     for vectors in range(1, max(1, -(-conv.out_channels // lanes)) + 1):
         if vectors > 8:
@@ -154,6 +161,13 @@ def conflicts(rows: int, row_step: int, columns: int, column_step: int) -> int:
     lines = {(r * row_step + c * column_step) * 4 // CACHE_LINE for r in range(rows) for c in range(columns)}
     counts = Counter(line % L1_SETS for line in lines)
     return sum(count for count in counts.values() if count > L1_WAYS)
+
+
+def balance(extent: int, size: int, threads: int) -> float:
+    """The mean share of the work over the largest, where ``threads`` share an axis in tiles of ``size``."""
+    whole, rest = divmod(extent, size)
+    largest = max(whole // threads * size + rest, -(-whole // threads) * size)
+    return extent / threads / largest
 
 
 def pack(p: ConvPlan, weight: np.ndarray) -> np.ndarray:
@@ -198,19 +212,19 @@ class ConvWriter:
 
     @property
     def shared_axis(self) -> str:
-        """What the threads share: the loop with the most iterations."""
+        """What the threads share: the loop that gives them the most equal parts."""
         conv, p = self.conv, self.plan
-        counts = {
-            "rows": conv.out_height // p.rows,
-            "columns": conv.out_width // p.columns,
-            "channels": conv.out_channels // p.block,
+        loops = {
+            "rows": (conv.out_height, p.rows),
+            "columns": (conv.out_width, p.columns),
+            "channels": (conv.out_channels, p.block),
         }
-        return max(counts, key=lambda name: counts[name])
+        return max(loops, key=lambda name: (sum(balance(*loops[name], team) for team in TEAMS), loops[name]))
 
     def _loop(self, axis: str, start: int, size: int, count: int, inner: Any) -> None:
         """``count`` tiles of ``size`` from ``start``; shared among threads if ``axis`` is the shared one.
 
-        A rest tile of the shared axis belongs to the last thread.
+        A rest tile of the shared axis belongs to the first thread, which has no more whole tiles than any other.
         """
         if axis != self.shared_axis:
             with self.body.loop(count) as index:
@@ -220,7 +234,7 @@ class ConvWriter:
             with self.body.loop(own, first) as index:
                 inner(start + index * size, index)
         else:
-            with self.body.when(tirx.EQ(self.kernel.thread, self.kernel.threads - 1)):
+            with self.body.when(tirx.EQ(self.kernel.thread, 0)):
                 inner(tirx.const(start, "int32"), tirx.const(0, "int32"))
 
     def _channel_blocks(self, inner: Any) -> None:

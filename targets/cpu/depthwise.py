@@ -6,7 +6,7 @@ neighbouring pixels of the register tile share their loads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -27,6 +27,9 @@ class DepthwisePlan:
     columns: int
     lanes: int
 
+    def __post_init__(self) -> None:
+        assert 1 <= self.columns <= self.depthwise.out_width
+
 
 def plan(depthwise: Depthwise, target: Target) -> DepthwisePlan:
     """As many pixels as registers allow beside the weights, in equal tiles."""
@@ -35,6 +38,13 @@ def plan(depthwise: Depthwise, target: Target) -> DepthwisePlan:
     most = max(1, min(free // 2, depthwise.out_width, 8))
     count = -(-depthwise.out_width // most)
     return DepthwisePlan(depthwise, -(-depthwise.out_width // count), target.lanes(4))
+
+
+def candidates(depthwise: Depthwise, target: Target) -> list[DepthwisePlan]:
+    """Every tile whose sums fit the registers, those like :func:`plan`'s first."""
+    first = plan(depthwise, target)
+    widths = range(1, min(depthwise.out_width, target.vector_registers - 2) + 1)
+    return [replace(first, columns=columns) for columns in sorted(widths, key=lambda c: (abs(c - first.columns), c))]
 
 
 def pack(p: DepthwisePlan, weight: np.ndarray) -> np.ndarray:

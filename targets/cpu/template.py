@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ class Template:
         contract: the kernel's name, which spells the contract and the plan.
         pack: turns the weight (operand 1, where it is a constant) into what the kernel reads.
         table: makes a constant from the contract that the kernel reads before its other operands.
+        candidates: every plan worth trying, the most promising by the template's own estimate first, which is the
+            one that ``plan`` chooses; None where there is nothing to choose.
     """
 
     plan: Callable[[Any, Target], Any]
@@ -28,3 +30,10 @@ class Template:
     contract: Callable[[Any], str]
     pack: Callable[[Any, np.ndarray], np.ndarray] | None = None
     table: Callable[[Any, Any], np.ndarray] | None = None
+    candidates: Callable[[Any, Target], Sequence[Any]] | None = None
+
+
+def parameters(plan: Any) -> dict[str, int | str]:
+    """What a plan chose, by name: the fields that are numbers or words."""
+    values = {field.name: getattr(plan, field.name) for field in fields(plan)}
+    return {name: value for name, value in values.items() if isinstance(value, int | str)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from edgec.program import Conv, Depthwise, Kernel, Loops
 from edgec.targets.cpu import interleave
@@ -14,9 +16,18 @@ from edgec.targets.cpu.winograd import contract as contract_winograd
 from edgec.targets.cpu.winograd import pack as pack_winograd
 from edgec.targets.target import Target
 
-DOT = Template(dot.plan, dot.generate, runs.contract, runs.pack)
-PAIRS = Template(pairs.plan, pairs.generate, runs.contract, runs.pack)
-FLOATS = Template(floats.plan, floats.generate, runs.contract, runs.pack)
+Plan = Callable[[Conv, Target], runs.RunPlan]
+Generate = Callable[[Any, list[str]], Any]
+
+
+def _tiled(kind: type[runs.RunPlan], plan: Plan, generate: Generate) -> Template:
+    """The template of plans of ``kind``."""
+    return Template(plan, generate, runs.contract, runs.pack, candidates=lambda conv, target: runs.ranked(kind, conv))
+
+
+DOT = _tiled(dot.DotPlan, dot.plan, dot.generate)
+PAIRS = _tiled(pairs.PairPlan, pairs.plan, pairs.generate)
+FLOATS = _tiled(floats.FloatPlan, floats.plan, floats.generate)
 WINOGRAD = Template(winograd.plan, winograd.generate, contract_winograd, pack_winograd)
 DEPTHWISE = Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack)
 INTERLEAVE = Template(interleave.plan, partial(interleave.generate, special), interleave.contract)

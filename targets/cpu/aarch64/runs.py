@@ -106,10 +106,15 @@ class RunPlan(ConvPlan):
 
 def best_tile(kind: type[RunPlan], conv: Conv) -> RunPlan:
     """The register tile of the fewest instructions."""
-    return min(candidates(kind, conv), key=lambda p: (instructions(p), p.rows, p.columns))
+    return ranked(kind, conv)[0]
 
 
-def candidates(kind: type[RunPlan], conv: Conv) -> Iterator[RunPlan]:
+def ranked(kind: type[RunPlan], conv: Conv) -> list[RunPlan]:
+    """Every register tile, that of the fewest instructions first."""
+    return sorted(register_tiles(kind, conv), key=lambda p: (instructions(p), p.rows, p.columns))
+
+
+def register_tiles(kind: type[RunPlan], conv: Conv) -> Iterator[RunPlan]:
     """Every register tile that fits the register file."""
     for vectors in range(1, min(8, -(-conv.out_channels // LANES)) + 1):
         pixels = (REGISTERS - kind.spare) // (vectors + 1)

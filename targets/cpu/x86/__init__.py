@@ -14,7 +14,7 @@ from edgec.targets.cpu.x86.isa import Isa
 from edgec.targets.cpu.x86.narrow import special
 from edgec.targets.target import Target
 
-CONV = Template(conv.plan, conv.generate, conv.contract, conv.pack)
+CONV = Template(conv.plan, conv.generate, conv.contract, conv.pack, candidates=conv.candidates)
 DEPTHWISE = Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack)
 WINOGRAD = Template(winograd.plan, winograd.generate, contract_winograd, winograd.pack)
 

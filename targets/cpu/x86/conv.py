@@ -82,10 +82,15 @@ def fits(conv: Conv) -> bool:
 
 def plan(conv: Conv, target: Target) -> GroupedPlan:
     """The register tile with the smallest cost estimate (see :func:`cost`)."""
-    return min(candidates(conv, Isa.of(target)), key=lambda p: (cost(p), p.vectors, p.rows, p.columns))
+    return candidates(conv, target)[0]
 
 
-def candidates(conv: Conv, isa: Isa) -> Iterator[GroupedPlan]:
+def candidates(conv: Conv, target: Target) -> list[GroupedPlan]:
+    """Every register tile that fits, the cheapest first."""
+    return sorted(register_tiles(conv, Isa.of(target)), key=lambda p: (cost(p), p.vectors, p.rows, p.columns))
+
+
+def register_tiles(conv: Conv, isa: Isa) -> Iterator[GroupedPlan]:
     """Every register tile that fits the register file."""
     copies = 1 if isa.vnni else 2
     for vectors in range(1, min(8, -(-conv.out_channels // isa.lanes)) + 1):

@@ -1,0 +1,327 @@
+"""The tuner: budgets, early ends, resumption after a kill, failures, and both ways of measuring."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+import edgec
+from edgec import measuring, records
+from edgec.errors import EdgecError
+from edgec.measuring import HostMeter, Meter, Outcome, QemuMeter, tasks_of
+from edgec.records import Records
+from edgec.targets.cpu.template import parameters
+from edgec.targets.target import load_target
+from edgec.tuning import BATCH, meter_for, tune_program
+from tests.test_cli import call, results_of, sentence_of, start
+from tests.test_records import conv_program
+
+HOST = load_target("host")
+
+
+@dataclass
+class Simulated(Meter):
+    """A processor on which a plan takes as long as ``cost`` says, and each batch ``seconds``."""
+
+    method = "time"
+    machine: str | None = "simulated"
+    seconds: float = 1.0
+    broken: frozenset[int] = frozenset()
+    now: float = 0.0
+    batches: list[list[int]] = field(default_factory=list)
+
+    def measure(self, task, plans):
+        self.now += self.seconds
+        places = [task.plans.index(plan) for plan in plans]
+        self.batches.append(places)
+        return [
+            Outcome(error="it crashed") if place in self.broken else Outcome(self.cost(task, place)) for place in places
+        ]
+
+    def cost(self, task, place: int) -> float:
+        """Every place is better than the one before, down to half."""
+        return 100.0 * max(0.5, 1 - 0.01 * place)
+
+
+class Flat(Simulated):
+    """A processor on which every plan takes as long."""
+
+    def cost(self, task, place: int) -> float:
+        return 100.0
+
+
+def tuned(meter: Simulated, known: Records | None = None, minutes: float = 10.0, path: Path | None = None):
+    known = Records() if known is None else known
+    return tune_program(
+        conv_program(), HOST, meter, minutes=minutes, known=known, path=path, clock=lambda: meter.now
+    )  # fmt: skip
+
+
+# ---- the search ---------------------------------------------------------------------------------------------
+
+
+def test_the_best_plan_is_found_and_kept(tmp_path):
+    meter, known, path = Simulated(), Records(), tmp_path / "db"
+    found = tuned(meter, known, path=path)
+    assert found.ended == "nothing improved" and found.method == "time"
+    for choice, task in zip(found.choices, tasks_of(conv_program(), HOST), strict=True):
+        assert choice.untuned == 100 and choice.best == 100 * max(0.5, 1 - 0.01 * (len(task.plans) - 1))
+        assert choice.parameters in [parameters(plan) for plan in task.plans]
+    assert {record.key for record in records.read(path)} == {record.key for record in known}
+    assert found.ratio == pytest.approx(sum(c.best for c in found.choices) / sum(c.untuned for c in found.choices))
+
+
+def test_every_batch_holds_the_untuned_plan_first():
+    meter = Simulated()
+    tuned(meter)
+    assert all(batch[0] == 0 and len(batch) <= BATCH for batch in meter.batches)
+    assert meter.batches[0] == list(range(BATCH))
+
+
+def test_it_ends_early_where_nothing_improves():
+    meter = Flat()
+    found = tuned(meter)
+    assert found.ended == "nothing improved"
+    assert len(meter.batches) == 2 * len(found.choices)
+    assert all(choice.best == choice.untuned for choice in found.choices)
+
+
+def test_the_budget_is_kept():
+    meter = Simulated(seconds=7.0)
+    found = tuned(meter, minutes=0.5)
+    assert found.ended == "the budget was spent"
+    assert 4 * 7 == found.seconds <= 30
+
+
+def test_the_kernel_that_takes_most_comes_first():
+    meter = Simulated(seconds=4.0)
+    found = tuned(meter, minutes=9 / 60)
+    measured = [choice.plans for choice in found.choices]
+    assert measured[0] == BATCH and found.choices[0].untuned is not None
+
+
+def test_neighbours_of_the_best_come_next():
+    meter = Simulated()
+    tuned(meter)
+    plans = [parameters(plan) for plan in tasks_of(conv_program(), HOST)[0].plans]
+    second = next(batch for batch in meter.batches[1:] if batch[1] >= BATCH)
+    assert sum(abs(plans[second[1]][name] - plans[BATCH - 1][name]) for name in plans[0]) == 1
+
+
+# ---- resumption and failures --------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_where_the_last_one_ended(tmp_path):
+    path = tmp_path / "db"
+    first = Simulated()
+    tuned(first, path=path, minutes=8 / 60)
+    second = Simulated()
+    tuned(second, records.read(path), path=path)
+    again = [place for batch in first.batches for place in batch[1:]]
+    assert again and not set(first.batches[0][1:]) & set(second.batches[0][1:])
+
+
+def test_a_plan_that_failed_is_not_tried_again(tmp_path):
+    path = tmp_path / "db"
+    first = Simulated(broken=frozenset({3, 5}))
+    found = tuned(first, path=path, minutes=8 / 60)
+    assert sum(choice.failed for choice in found.choices) >= 2
+    second = Simulated()
+    found = tuned(second, records.read(path), path=path)
+    assert not any({3, 5} <= set(batch) for batch in second.batches[:1])
+    assert sum(choice.failed for choice in found.choices) >= 2
+    assert {record.error for record in records.read(path) if record.cost is None} == {"it crashed"}
+
+
+def test_a_kill_loses_at_most_a_batch(sample_model, tmp_path):
+    path = tmp_path / "db.jsonl"
+    process = start("tune", sample_model, "--minutes", "1", "--tune-db", path)
+    while not (path.exists() and path.stat().st_size):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = len(records.read(path))
+    assert before
+    results = results_of("tune", sample_model, "--minutes", "0.1", "--tune-db", path)
+    assert len(records.read(path)) > before
+    assert results["records"] == str(path)
+
+
+# ---- measuring ----------------------------------------------------------------------------------------------
+
+
+def test_plans_are_timed_on_the_host(monkeypatch):
+    monkeypatch.setattr(measuring, "BATCH_SECONDS", 0.01)
+    task = tasks_of(conv_program(), HOST)[0]
+    outcomes = HostMeter(HOST).measure(task, task.plans[:5])
+    assert all(outcome.cost > 0 and outcome.error is None for outcome in outcomes)
+
+
+def test_instructions_are_counted_under_the_emulator(emulator):
+    board = load_target("rpi4")
+    task = tasks_of(conv_program(), board)[0]
+    meter = QemuMeter(board)
+    first, second = (meter.measure(task, task.plans[:3]) for _ in range(2))
+    assert first == second and all(outcome.cost > task.kernel.macs / 4 for outcome in first)
+
+
+def test_a_plan_that_cannot_be_built_fails_alone(monkeypatch):
+    monkeypatch.setattr(measuring, "BATCH_SECONDS", 0.01)
+    task = tasks_of(conv_program(), HOST)[0]
+    generate = task.template.generate
+
+    def broken(plan, dtypes):
+        if plan == task.plans[1]:
+            raise ValueError("there is no such register")
+        return generate(plan, dtypes)
+
+    task.template = replace(task.template, generate=broken)
+    outcomes = HostMeter(HOST).measure(task, task.plans[:3])
+    assert outcomes[1].cost is None and "there is no such register" in outcomes[1].error
+    assert outcomes[0].cost and outcomes[2].cost
+
+
+def test_a_plan_in_which_the_program_ends_fails_alone(monkeypatch):
+    task = tasks_of(conv_program(), HOST)[0]
+    outputs = iter(["try 0\ntry 1\n", "try 0\ntry 1\nbest 0 500\nbest 1 700\n"])
+
+    def start_program(command, **options):
+        output = next(outputs)
+        if "best" not in output:
+            raise measuring.Crashed(output, "ended with code -11")
+        return output
+
+    monkeypatch.setattr(measuring, "start", start_program)
+    outcomes = HostMeter(HOST).measure(task, task.plans[:3])
+    assert outcomes == [Outcome(500.0), Outcome(error="ended with code -11"), Outcome(700.0)]
+
+
+@pytest.fixture
+def ssh_server(tmp_path):
+    """An ssh server of this machine for this user, and what its clients need: (port, options)."""
+    server = shutil.which("sshd") or "/usr/sbin/sshd"
+    if not Path(server).exists() or not shutil.which("ssh-keygen"):
+        pytest.skip("no ssh server is installed; run: apt-get install openssh-server")
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / name], check=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = tmp_path / "config"
+    config.write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {tmp_path}/host\nAuthorizedKeysFile {tmp_path}/user.pub\n"
+        "StrictModes no\nUsePAM no\nPidFile none\n"
+    )
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    process = subprocess.Popen([server, "-D", "-e", "-f", config], stderr=subprocess.PIPE)
+    wait_for(port)
+    yield port, ["-i", str(tmp_path / "user"), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+    process.terminate()
+    process.wait()
+
+
+def wait_for(port: int) -> None:
+    """Until the port is open."""
+    for _ in range(100):
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    pytest.skip("the ssh server does not start here")
+
+
+def test_plans_are_timed_over_ssh(ssh_server, monkeypatch):
+    port, options = ssh_server
+    monkeypatch.setattr(measuring, "BATCH_SECONDS", 0.01)
+    run = measuring.start
+    monkeypatch.setattr(
+        measuring, "start", lambda command, **more: run([command[0], *options, *command[1:]], **more)
+    )  # fmt: skip
+    meter = meter_for(HOST, f"ssh://127.0.0.1:{port}")
+    task = tasks_of(conv_program(), HOST)[0]
+    assert meter.method == "time" and meter.machine == "127.0.0.1"
+    assert all(outcome.cost > 0 for outcome in meter.measure(task, task.plans[:3]))
+    with pytest.raises(EdgecError, match=r"is x86_64 and the target rpi4 aarch64|is aarch64 and the target"):
+        meter_for(load_target("rpi4"), f"ssh://127.0.0.1:{port}")
+
+
+def test_a_device_that_cannot_be_reached_is_named():
+    if shutil.which("ssh") is None:
+        pytest.skip("ssh is not installed")
+    with pytest.raises(EdgecError, match=r"the device ssh://127\.0\.0\.1 cannot be reached: .*try: ssh"):
+        meter_for(HOST, "ssh://127.0.0.1:1")
+    with pytest.raises(EdgecError, match="is not spelled ssh://"):
+        meter_for(HOST, "ssh://board:x")
+    with pytest.raises(EdgecError, match="is not spelled ssh://"):
+        meter_for(HOST, "ssh://-oProxyCommand=x")
+
+
+def test_a_program_that_does_not_end_is_given_up(monkeypatch):
+    monkeypatch.setattr(measuring, "PATIENCE_SECONDS", 0.2)
+    with pytest.raises(measuring.Crashed, match=r"did not end within 0\.2 s"):
+        measuring.start(["sleep", "9"])
+
+
+# ---- commands -----------------------------------------------------------------------------------------------
+
+
+def test_compile_takes_what_tune_found(tiny_model, tmp_path):
+    path = tmp_path / "db.jsonl"
+    found = results_of("tune", tiny_model, "--minutes", "0.1", "--tune-db", path)
+    assert found["method"] == "time" and found["measured"] == len(path.read_text().splitlines())
+    assert found["seconds"] < 0.1 * 60 + 3
+    compiled = edgec.compile(tiny_model, "host", tmp_path / "tiny.so", tune_db=path)
+    assert compiled.tuned is None and compiled.report.as_dict()["tuning"] is None
+
+
+def test_compile_tunes_and_reports(tiny_model, tmp_path):
+    found = results_of(
+        "compile", tiny_model, "--tune", "0.05", "--tune-db", tmp_path / "db", "-o", tmp_path / "tiny.so"
+    )  # fmt: skip
+    assert found["tuning"]["ended"] in ("nothing improved", "the budget was spent")
+    shown = call("compile", tiny_model, "--tune", "0.05", "--tune-db", tmp_path / "db", "-o", tmp_path / "tiny.so")
+    assert re.search(r"tuned by time on .*\n.*plans in \d+ s, until", shown.stdout, re.DOTALL)
+
+
+def test_a_board_is_tuned_by_counting(emulator, tiny_model, tmp_path):
+    found = results_of("tune", tiny_model, "--target", "rpi4", "--minutes", "0.1", "--tune-db", tmp_path / "db")
+    assert (found["method"], found["machine"]) == ("instructions", "qemu cortex-a72")
+    line = json.loads((tmp_path / "db").read_text().splitlines()[0])
+    assert line["processor"].startswith("aarch64 cortex-a72") and line["cost"] == int(line["cost"])
+
+
+def test_files_are_merged(tiny_model, tmp_path):
+    for name in ("a", "b"):
+        results_of("tune", tiny_model, "--minutes", "0.05", "--tune-db", tmp_path / name)
+    merged = results_of("tune", "--merge", tmp_path / "a", "--merge", tmp_path / "b", "--tune-db", tmp_path / "all")
+    assert merged["records"] == len((tmp_path / "all").read_text().splitlines()) > 0
+
+
+def test_mistakes_end_in_one_sentence(tiny_model, tmp_path):
+    assert "needs a budget above 0 minutes" in sentence_of("tune", tiny_model, "--minutes", "0")
+    assert "needs a MODEL, or --merge" in sentence_of("tune")
+    assert "give both files" in sentence_of("tune", "--merge", tmp_path / "a")
+    assert "cannot read the tuning records" in sentence_of("compile", tiny_model, "--tune-db", tmp_path / "absent")
+    (tmp_path / "empty").touch()
+    assert "has nothing for the target host" in sentence_of("compile", tiny_model, "--tune-db", tmp_path / "empty")
+    assert "run: edgec tune" in sentence_of("compile", tiny_model, "--tune-db", tmp_path / "empty")
+
+
+def test_a_device_that_cannot_measure_is_refused(emulator):
+    with pytest.raises(EdgecError, match="cannot run code for rpi4; tune with --device qemu"):
+        meter_for(load_target("rpi4"), "local")
+    with pytest.raises(EdgecError, match="the device 'qemu' cannot measure kernels for host"):
+        meter_for(HOST, "qemu")
+    assert meter_for(load_target("rpi5")).method == "instructions"
