@@ -76,7 +76,7 @@ def compile(
         EdgecError: in one sentence what is wrong with the model, the target or the output. Nothing is
             written then.
     """
-    from edgec import fusion, memory
+    from edgec import fusion, memory, tiling
     from edgec.artifact import build_artifact, check_writable, write_atomically
     from edgec.graph import load_graph
     from edgec.lowering import lower
@@ -106,6 +106,7 @@ def compile(
     program = lower(graph)
     program.name = _name(model)
     fusion.fuse(program)
+    tiling.tile(program)
     lifetimes = memory.plan(program)
     clock.lap("lowering")
     records, tuned = records_for(program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)

@@ -30,7 +30,7 @@ from edgec.values import constant_of
 OLDEST_OPSET = 18
 """Older models are converted up to this opset, so that passes and lowering know one form of each operator."""
 
-_EXPANDED = frozenset({"Attention", "CausalConvWithState", "LinearAttention", "RotaryEmbedding", "SwiGLU"})
+_EXPANDED = frozenset({"CausalConvWithState", "LinearAttention", "RotaryEmbedding", "SwiGLU"})
 """Operators that are compiled as the function of simpler operators by which ONNX defines them."""
 
 _RESIZE_CHANGED = 11

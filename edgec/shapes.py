@@ -15,7 +15,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from onnxscript.optimizer import fold_constants
 
 from edgec.errors import EdgecError, Refusal, UnsupportedModelError
-from edgec.values import is_static, node_shapes, shape_text
+from edgec.values import is_static, is_used, node_shapes, shape_text
 
 RANDOM_OPERATORS = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -194,10 +194,10 @@ def _suggested_shape(value: ir.Value) -> str:
 
 
 def _dynamic_origins(graph: ir.Graph) -> Iterator[ir.Node]:
-    """Nodes with an output that is not static although all their inputs are."""
+    """Nodes with an output that is read and not static, although all their inputs are static."""
     for node in graph:
         inputs_static = all(is_static(value) for value in node.inputs if value is not None)
-        if inputs_static and not all(is_static(value) for value in node.outputs if value.name):
+        if inputs_static and not all(is_static(value) for value in node.outputs if is_used(value)):
             yield node
 
 

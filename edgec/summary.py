@@ -74,11 +74,13 @@ def _matmul_macs(node: ir.Node) -> int:
 
 
 def _attention_macs(node: ir.Node) -> int:
-    """Two products: scores from queries and keys, the result from scores and values."""
+    """Two products: scores from queries and keys, the result from scores and values, those of the past among them."""
     rows, depth = shape_of(node.inputs[0])[-2:]
-    positions, columns = shape_of(node.inputs[2])[-2:]
-    batch = prod(shape_of(node.outputs[0])[:-2])
-    return batch * rows * positions * (depth + columns)
+    *batch, _, columns = shape_of(node.outputs[0])
+    positions = shape_of(node.inputs[2])[-2]
+    if node.domain == "" and len(node.inputs) > 5 and node.inputs[5] is not None:
+        positions += shape_of(node.inputs[5])[-2]
+    return prod(batch) * rows * positions * (depth + columns)
 
 
 _MACS: Mapping[str, Callable[[ir.Node], int]] = {

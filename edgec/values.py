@@ -47,3 +47,8 @@ def _axis_text(axis: int | ir.SymbolicDim) -> str:
     if isinstance(axis, int):
         return str(axis)
     return "?" if axis.value is None or axis.value.startswith(_INVENTED_AXIS) else axis.value
+
+
+def is_used(value: ir.Value) -> bool:
+    """Whether anything reads ``value``; an optional output that is left out is read by nothing."""
+    return bool(value.uses()) or value.is_graph_output()

@@ -19,6 +19,7 @@ from edgec.passes.fold_branches import FoldBranches
 from edgec.passes.fold_norms import FoldNorms
 from edgec.passes.fold_padding import FoldPadding
 from edgec.passes.fold_sequences import FoldSequences
+from edgec.passes.fold_transposed import FoldTransposed
 from edgec.passes.fuse_activations import FuseActivations
 from edgec.passes.fuse_attention import FuseAttention
 from edgec.passes.fuse_heads import FuseHeads
@@ -40,6 +41,7 @@ FLOAT: tuple[Pass, ...] = (
     FoldAdapters(),
     FoldNorms(),  # after the scales of branches went into their weights, before the shift it leaves is folded
     FoldSequences(),  # after the sums: alone, a low-rank pair is cheaper as it is
+    FoldTransposed(),  # what no operator before it has taken
     FuseAttention(),  # after the folds, which may take a scale into the weights of the queries
     FuseHeads(),
     Simplify(),  # last: merges constants that became equal and removes what the others left unread

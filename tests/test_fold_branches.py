@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,127 +12,21 @@ import pytest
 from edgec.graph import load_graph
 from edgec.passes.fold_branches import FoldBranches
 from edgec.passes.pipeline import run as run_passes
+from tests.branches import Block, mobileone_s0, repmixers
 from tests.folding import arrays, batch_norm, folded, norm, refusal
-from tests.graphs import assert_same, build, load, node, operators
+from tests.graphs import assert_same, load, node, operators
 
 
-class Block:
-    """Nodes and constants of a network under construction; ``value`` is its last value, of ``channels``."""
-
-    def __init__(self, channels: int) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, np.ndarray] = {}
-        self.value, self.channels = "x", channels
-
-    def add(self, operator: str, inputs: Sequence[str], **attributes: object) -> str:
-        name = f"v{len(self.nodes)}"
-        self.nodes.append(node(operator, inputs, [name], name=f"n{len(self.nodes)}", **attributes))
-        return name
-
-    def constant(self, *shape: int) -> str:
-        name = f"c{len(self.constants)}"
-        rng = np.random.default_rng(len(self.constants))
-        self.constants[name] = (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
-        return name
-
-    def norm(self, source: str, channels: int) -> str:
-        prefix = f"bn{len(self.nodes)}"
-        self.constants |= norm(channels, prefix, seed=len(self.nodes))
-        self.nodes.append(batch_norm(source, prefix, prefix))
-        return prefix
-
-    def conv(self, source: str, channels: int, kernel: Sequence[int], **attributes: object) -> str:
-        """Convolution, without a bias, and batch norm."""
-        group = int(str(attributes.get("group", 1)))
-        weight = self.constant(channels, self.channels // group, *kernel)
-        return self.norm(self.add("Conv", [source, weight], **attributes), channels)
-
-    def repvgg(self, channels: int, stride: int, group: int = 1) -> None:
-        """RepVGG (arXiv 2101.03697): 3×3, 1×1 and, where it fits, identity."""
-        source, shared = self.value, {"strides": [stride] * 2, "group": group}
-        total = self.add(
-            "Add",
-            [
-                self.conv(source, channels, (3, 3), pads=[1] * 4, **shared),
-                self.conv(source, channels, (1, 1), **shared),
-            ],
-        )
-        if stride == 1 and channels == self.channels:
-            total = self.add("Add", [total, self.norm(source, channels)])
-        self.value, self.channels = self.add("Relu", [total]), channels
-
-    def mobileone(self, channels: int, stride: int) -> None:
-        """MobileOne (arXiv 2206.04040): four depthwise 3×3 + 1×1 + identity, then four pointwise + identity."""
-        source, group = self.value, self.channels
-        shared = {"strides": [stride] * 2, "group": group}
-        branches = [self.conv(source, group, (3, 3), pads=[1] * 4, **shared) for _ in range(4)]
-        branches.append(self.conv(source, group, (1, 1), **shared))
-        if stride == 1:
-            branches.append(self.norm(source, group))
-        self.value = self.add("Relu", [self.add("Sum", branches)])
-        branches = [self.conv(self.value, channels, (1, 1)) for _ in range(4)]
-        if channels == group:
-            branches.append(self.norm(self.value, channels))
-        self.value, self.channels = self.add("Relu", [self.add("Sum", branches)]), channels
-
-    def repmixer(self) -> None:
-        """RepMixer (FastViT, arXiv 2303.14189): x + scale·(mixer(x) − norm(x)), the mixer a MobileOne block."""
-        source, channels = self.value, self.channels
-        shared = {"group": channels}
-        mixed = self.add(
-            "Add",
-            [
-                self.add(
-                    "Add",
-                    [
-                        self.conv(source, channels, (7, 7), pads=[3] * 4, **shared),
-                        self.conv(source, channels, (1, 1), **shared),
-                    ],
-                ),
-                self.norm(source, channels),
-            ],
-        )
-        difference = self.add("Sub", [mixed, self.norm(source, channels)])
-        scaled = self.add("Mul", [self.constant(channels, 1, 1), difference])
-        self.value = self.add("Relu", [self.add("Add", [source, scaled])])
-
-    def acnet(self, channels: int) -> None:
-        """ACNet (arXiv 1908.03930): 3×3 + 1×3 + 3×1, each with its norm."""
-        branches = [
-            self.conv(self.value, channels, kernel, pads=[(size - 1) // 2 for size in kernel] * 2)
-            for kernel in ((1, 3), (3, 3), (3, 1))
-        ]
-        self.value = self.add("Relu", [self.add("Add", [self.add("Add", branches[:2]), branches[2]])])
-        self.channels = channels
-
-    def diverse(self, channels: int) -> None:
-        """DBB (arXiv 2103.13425): 3×3 + 1×1 + 1×1→3×3 + 1×1→average, with the padding before the 1×1."""
-        source = self.value
-        sequence = self.conv(source, channels, (1, 1), pads=[1] * 4)
-        averaged = self.conv(source, channels, (1, 1), pads=[1] * 4)
-        pool = self.add("AveragePool", [averaged], kernel_shape=[3, 3])
-        inner, self.channels = self.channels, channels
-        last = self.conv(sequence, channels, (3, 3))
-        self.channels = inner
-        branches = [
-            self.conv(source, channels, (3, 3), pads=[1] * 4),
-            self.conv(source, channels, (1, 1)),
-            last,
-            self.norm(pool, channels),
-        ]
-        self.value = self.add("Relu", [self.add("Sum", branches)])
-        self.channels = channels
-
-    def check(self, shape: Sequence[int], expected: Sequence[str]) -> None:
-        """The passes turn the network into ``expected``, and change nothing the second time."""
-        original = build(self.nodes, {"x": shape}, [self.value], self.constants)
-        model = load(original)
-        run_passes(model)
-        assert operators(model) == sorted(expected)
-        assert_same(original, model)
-        again = run_passes(model)
-        assert [report.matched for report in again] == [0] * len(again)
-        assert operators(model) == sorted(expected)
+def check(network: Block, shape: Sequence[int], expected: Sequence[str]) -> None:
+    """The passes turn the network into ``expected``, and change nothing the second time."""
+    original = network.model(shape)
+    model = load(original)
+    run_passes(model)
+    assert operators(model) == sorted(expected)
+    assert_same(original, model)
+    again = run_passes(model)
+    assert [report.matched for report in again] == [0] * len(again)
+    assert operators(model) == sorted(expected)
 
 
 class TestNetworks:
@@ -142,37 +36,46 @@ class TestNetworks:
         for stage, (blocks, channels) in enumerate([(1, 6), (2, 6), (4, 8), (14, 10), (1, 12)]):
             for index in range(blocks):
                 network.repvgg(channels, 2 if index == 0 else 1, 2 if stage and index % 2 else 1)
-        network.check([1, 3, 37, 41], ["Conv", "Relu"] * 22)
+        check(network, [1, 3, 37, 41], ["Conv", "Relu"] * 22)
 
     def test_mobileone(self) -> None:
         network = Block(5)
         for channels, stride in [(7, 2), (7, 1), (9, 2), (9, 1)]:
             network.mobileone(channels, stride)
-        network.check([2, 5, 17, 23], ["Conv", "Relu"] * 8)
+        check(network, [2, 5, 17, 23], ["Conv", "Relu"] * 8)
 
     def test_repmixer(self) -> None:
         network = Block(7)
         network.repmixer()
         network.repmixer()
-        network.check([1, 7, 11, 9], ["Conv", "Relu"] * 2)
+        check(network, [1, 7, 11, 9], ["Conv", "Relu"] * 2)
+
+    @pytest.mark.parametrize("made", [mobileone_s0, repmixers])
+    def test_published_depths(self, made: Callable[[int], onnx.ModelProto]) -> None:
+        """The models of the README's table, on small images: no norm and no sum of branches is left."""
+        original = made(64)
+        model = load(original)
+        run_passes(model)
+        assert set(operators(model)) == {"Conv", "Relu"}
+        assert_same(original, model)
 
     def test_acnet(self) -> None:
         network = Block(3)
         network.acnet(5)
         network.acnet(4)
-        network.check([1, 3, 7, 17], ["Conv", "Relu"] * 2)
+        check(network, [1, 3, 7, 17], ["Conv", "Relu"] * 2)
 
     def test_diverse_branches(self) -> None:
         network = Block(3)
         network.diverse(5)
         network.diverse(5)
-        network.check([1, 3, 9, 7], ["Conv", "Relu"] * 2)
+        check(network, [1, 3, 9, 7], ["Conv", "Relu"] * 2)
 
     @pytest.mark.parametrize(("channels", "group"), [(6, 3), (6, 6)])
     def test_groups(self, channels: int, group: int) -> None:
         network = Block(channels)
         network.repvgg(channels, 1, group)
-        network.check([1, channels, 5, 7], ["Conv", "Relu"])
+        check(network, [1, channels, 5, 7], ["Conv", "Relu"])
 
     def test_sample_model(self, sample_model: Path) -> None:
         self._check_chain(sample_model, {}, {"Conv": 8, "Relu": 8, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1})

@@ -22,7 +22,6 @@ from edgec.passes.fuse_activations import FuseActivations
 from edgec.passes.fuse_attention import FuseAttention
 from edgec.passes.fuse_heads import FuseHeads
 from edgec.passes.fuse_norms import FuseNorms
-from edgec.passes.pipeline import run as run_passes
 from edgec.passes.simplify import Simplify
 from edgec.summary import summarise
 from tests.graphs import assert_same, build, load, operators, run
@@ -386,16 +385,6 @@ def test_attention_with_a_causal_mask(where: str, fill: float, tmp_path: Path) -
     constants = {**SCALES, "allowed": allowed, "forbidden": ~allowed, "fill": number(fill)}
     text = f"s = MatMul q k; u = Mul s c; t = {where}; w = Softmax(axis=-1) t; y = MatMul w v"
     check(FuseAttention(), Case(text, ["MaskedAttention"], constants, HEADS), tmp_path)
-
-
-def test_attention_of_onnx(tmp_path: Path) -> None:
-    """The importer spells ONNX's own operator out; the passes put it together again."""
-    nodes = [helper.make_node("Attention", ["q", "k", "v"], ["y"], q_num_heads=3, kv_num_heads=3)]
-    original = build(nodes, {"q": (2, 5, 12), "k": (2, 7, 12), "v": (2, 7, 12)}, ["y"], opset=23)
-    model = load(original)
-    run_passes(model)
-    assert "Attention" in operators(model)
-    assert_same(original, model)
 
 
 def test_attention_without_heads(tmp_path: Path) -> None:

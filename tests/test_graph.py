@@ -153,15 +153,6 @@ class TestForm:
         assert "local" not in model.opset_imports
         assert_same(original, model)
 
-    @pytest.mark.parametrize("causal", [0, 1])
-    def test_attention_is_expanded(self, causal: int) -> None:
-        attention = node("Attention", ["q", "k", "v"], ["y"], q_num_heads=4, kv_num_heads=2, is_causal=causal)
-        inputs = {"q": [1, 5, 32], "k": [1, 7, 16], "v": [1, 7, 16]}
-        original = build([attention], inputs, ["y"], opset=23)
-        model = load(original)
-        assert operators(model).count("MatMul") == 2
-        assert_same(original, model)
-
     def test_rotary_embedding_is_expanded(self) -> None:
         rng = np.random.default_rng(0)
         tables = {name: rng.standard_normal((1, 5, 4)).astype(np.float32) for name in ("cos", "sin")}

@@ -360,11 +360,6 @@ def array_of(view: View) -> np.ndarray:
     return np.lib.stride_tricks.as_strided(data[view.offset :], view.shape, steps)
 
 
-def is_used(value: ir.Value) -> bool:
-    """Whether anything reads ``value``; an optional output that is left out is read by nothing."""
-    return bool(value.uses()) or value.is_graph_output()
-
-
 def shape_of(value: ir.Value) -> tuple[int, ...]:
     """The static shape of ``value``."""
     if value.shape is None or not value.shape.is_static():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgec.lowering.context import Lowering, Operands, array_of, attribute, is_used, lowers, refuse
+from edgec.lowering.context import Lowering, Operands, array_of, attribute, lowers, refuse
 from edgec.lowering.elementwise import (
     clip,
     elu,
@@ -28,6 +28,7 @@ from edgec.lowering.elementwise import (
 from edgec.lowering.matmul import product
 from edgec.program import CONSTANT, View
 from edgec.scalar import Expr, binary, const, select
+from edgec.values import is_used
 
 MOST_STEPS = 1024
 """Time steps, over all directions, up to which a node is unrolled."""

@@ -205,7 +205,9 @@ def lower_softmax(ctx: Lowering, node: ir.Node) -> None:
 def softmax(ctx: Lowering, x: View, axis: int, log: bool = False) -> View:
     """exp(x − m) / sum(exp(x − m)), m the maximum along ``axis``; its logarithm is x − m − log(sum).
 
-    Every step is rounded to the dtype of ``x``, as in the function that defines the operator (ONNX Softmax).
+    Every step is rounded to the dtype of ``x``, as in the function that defines the operator (ONNX Softmax). The
+    exponentials are kept: an online softmax, which has the maximum and the sum in one pass, computes them again where
+    it writes, and even without its maximum took 1.05 to 1.17 times as long (x86 with AVX-512, rows of 65 to 262,144).
     """
     axes, dtype = [axis % len(x.shape)], x.dtype
     out = ctx.new(x.shape, x.dtype, x.order)
