@@ -67,6 +67,11 @@ class Group:
         return "+".join(found[:_NAMED_AT_MOST]) + ("+…" if len(found) > _NAMED_AT_MOST else "")
 
     @property
+    def mixers(self) -> tuple[Linear, ...]:
+        """The readers that sum the units up with others; a depthwise convolution does not."""
+        return tuple(each for each in self.readers if each.groups == 1 or each not in self.producers)
+
+    @property
     def width(self) -> int:
         """Indices that one unit takes from the longest axis that it cuts."""
         return max((len(cut) for cut in self.units[0].cuts.values()), default=1)

@@ -42,6 +42,22 @@ class Linear:
     groups: int = 1
 
     @property
+    def source_axis(self) -> int:
+        """The axis of the source that is summed over."""
+        if self.node.op_type in ("Conv", "ConvTranspose", "Gemm"):
+            return 1
+        left = self.node.inputs[0] is self.weight
+        return len(shape_of(self.source)) - (2 if left else 1)
+
+    @property
+    def output_axis(self) -> int:
+        """The axis of the output that has its channels."""
+        if self.node.op_type in ("Conv", "ConvTranspose", "Gemm"):
+            return 1
+        left = self.node.inputs[0] is self.weight
+        return len(shape_of(self.node.outputs[0])) - (2 if left else 1)
+
+    @property
     def bias(self) -> ir.Value | None:
         """The constant that the node itself adds."""
         return None if self.node.op_type == "MatMul" else input_of(self.node, 2)
@@ -336,7 +352,7 @@ def _reduce(tracer: Tracer, node: ir.Node) -> None:
     """Removing a summand of zero does no harm; to a mean or a maximum it does."""
     value, output = _source(node), node.outputs[0]
     rank = len(shape_of(value))
-    axes = _reduced_axes(node, rank)
+    axes = reduced_axes(node, rank)
     kept = [axis for axis in range(rank) if axis not in axes]
     keeps = node.attributes.get_int("keepdims", 1)
     for place, axis in enumerate(kept):
@@ -347,7 +363,7 @@ def _reduce(tracer: Tracer, node: ir.Node) -> None:
         tracer.pin_axes(value, axes, f"{named(node)} reduces it")
 
 
-def _reduced_axes(node: ir.Node, rank: int) -> list[int]:
+def reduced_axes(node: ir.Node, rank: int) -> list[int]:
     """The axes that a Reduce operator takes away, from its input or its attribute; all by default."""
     given = constant_of(input_of(node, 1))
     axes = node.attributes.get_ints("axes", ()) if given is None else given.tolist()
