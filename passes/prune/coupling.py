@@ -51,14 +51,14 @@ class Group:
         producers: the products whose outputs they are.
         readers: the products that sum over them.
         joins: nodes where several computed values meet in them.
-        contracted: whether two computed values are multiplied and summed over them.
+        contractions: where computed values are summed over them, by themselves or times each other.
     """
 
     units: tuple[Unit, ...]
     producers: tuple[Linear, ...]
     readers: tuple[Linear, ...]
     joins: tuple[ir.Node, ...]
-    contracted: bool
+    contractions: tuple[Reading, ...]
 
     @property
     def name(self) -> str:
@@ -70,6 +70,11 @@ class Group:
     def mixers(self) -> tuple[Linear, ...]:
         """The readers that sum the units up with others; a depthwise convolution does not."""
         return tuple(each for each in self.readers if each.groups == 1 or each not in self.producers)
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """Everywhere the units are summed over: with zeros there the graph computes what it does without them."""
+        return (*(linear.reading for linear in self.mixers), *self.contractions)
 
     @property
     def width(self) -> int:
@@ -117,7 +122,7 @@ def find_coupling(model: ir.Model) -> Coupling:
             units = tuple(unit for unit in group.units if _signature(unit) not in seen)
             seen.update(map(_signature, units))
             if units:
-                groups.append(Group(units, group.producers, group.readers, group.joins, group.contracted))
+                groups.append(Group(units, group.producers, group.readers, group.joins, group.contractions))
     order = {node: index for index, node in enumerate(model.graph)}
     groups.sort(key=lambda group: min((order[each.node] for each in group.producers or group.readers), default=0))
     return Coupling(tuple(groups), tuple(outer.linears), tuple(_refusals(traces)))
@@ -154,8 +159,7 @@ def _groups(model: ir.Model, tracer: Tracer) -> list[Group]:
         constants = frozenset(axis for axis in unit.cuts if axis[0].const_value is not None)
         if constants:
             families[constants].append(unit)
-    contracted = {int(root) for labels in tracer.contractions for root in tracer.labels.roots(labels)}
-    return [_group(model, tracer, units, constants, contracted) for constants, units in families.items()]
+    return [_group(model, tracer, units, constants) for constants, units in families.items()]
 
 
 def _units(tracer: Tracer) -> list[Unit]:
@@ -170,9 +174,7 @@ def _units(tracer: Tracer) -> list[Unit]:
     return [Unit(each) for each in cuts.values()]
 
 
-def _group(
-    model: ir.Model, tracer: Tracer, units: Sequence[Unit], constants: frozenset[Axis], contracted: set[int]
-) -> Group:
+def _group(model: ir.Model, tracer: Tracer, units: Sequence[Unit], constants: frozenset[Axis]) -> Group:
     first = units[0].cuts
     joins = [
         node
@@ -180,14 +182,12 @@ def _group(
         if node.op_type in _JOINING
         and sum(value in {v for v, _ in first} and value.const_value is None for value in set(node.inputs) if value) > 1
     ]
-    some = next(iter(first.items()))
-    root = int(tracer.labels.roots(tracer.labels.of(some[0][0])[some[0][1]][some[1][:1]])[0])
     return Group(
         tuple(units),
         tuple(each for each in tracer.linears if (each.weight, each.out_axis) in constants),
         tuple(each for each in tracer.linears if (each.weight, each.in_axis) in constants),
         tuple(joins),
-        root in contracted,
+        tuple(each for each in tracer.contractions if (each.value, each.axis) in first),
     )
 
 

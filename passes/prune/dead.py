@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from edgec.passes.prune.cost import Cost
 from edgec.passes.prune.coupling import Coupling, Group, Unit
+from edgec.passes.prune.products import has_rows
 from edgec.passes.prune.removal import set_constant
 from edgec.passes.prune.rules import Linear, pad_widths, reduced_axes
 from edgec.passes.rewriting import new_constant
@@ -97,7 +98,7 @@ def _known(known: Channels, value: ir.Value) -> np.ndarray:
 
 def _is_unread(group: Group, unit: Unit) -> bool:
     """Whether products alone read the unit, and all have zeros for it."""
-    return bool(group.mixers) and not group.contracted and not any(
+    return bool(group.mixers) and not group.contractions and not any(
         _weight(linear).take(unit.cuts[linear.weight, linear.in_axis], linear.in_axis).any() for linear in group.mixers
     )
 
@@ -116,7 +117,7 @@ def _is_constant(group: Group, unit: Unit, known: Channels) -> bool:
         values = _known(known, linear.source)[unit.cuts[linear.source, linear.source_axis]]
         if np.isnan(values).any() or (values.any() and not _takes_constants(linear)):
             return False
-    return bool(group.mixers) and not group.contracted
+    return bool(group.mixers) and not group.contractions
 
 
 def _takes_constants(linear: Linear) -> bool:
@@ -124,9 +125,8 @@ def _takes_constants(linear: Linear) -> bool:
     node = linear.node
     if node.op_type == "Conv":
         pads = node.attributes.get_ints("pads", (0,))
-        return linear.groups == 1 and not any(pads) and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
-    bias = None if linear.bias is None else constant_of(linear.bias)
-    return node.op_type == "Gemm" and (linear.bias is None or bias is not None)
+        return linear.groups == 1 and has_rows(linear) and not any(pads) and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
+    return node.op_type == "Gemm" and has_rows(linear)
 
 
 def _add_to_bias(linear: Linear, channels: np.ndarray, values: np.ndarray) -> None:

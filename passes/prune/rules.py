@@ -42,6 +42,11 @@ class Linear:
     groups: int = 1
 
     @property
+    def reading(self) -> Reading:
+        """Where the node sums over its source."""
+        return Reading(self.node, 1 if self.node.inputs[0] is self.weight else 0, self.source_axis)
+
+    @property
     def source_axis(self) -> int:
         """The axis of the source that is summed over."""
         if self.node.op_type in ("Conv", "ConvTranspose", "Gemm"):
@@ -63,6 +68,22 @@ class Linear:
         return None if self.node.op_type == "MatMul" else input_of(self.node, 2)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Where a node sums over an axis of one of its operands, so that a zero there is as good as nothing."""
+
+    node: ir.Node
+    operand: int
+    axis: int
+
+    @property
+    def value(self) -> ir.Value:
+        """The operand."""
+        value = self.node.inputs[self.operand]
+        assert value is not None
+        return value
+
+
 @dataclass
 class Tracer:
     """Labels while the rules run over a graph, and what they find on the way.
@@ -71,14 +92,14 @@ class Tracer:
         labels: of every value.
         outer: whether whole groups go, or one place of every group.
         linears: the products with constant weights.
-        contractions: labels that two computed operands are multiplied and summed over.
+        contractions: where computed operands are summed over, by themselves or times each other.
         chosen: whether some rule had the choice that ``outer`` makes.
     """
 
     labels: Labels
     outer: bool
     linears: list[Linear] = field(default_factory=list)
-    contractions: list[np.ndarray] = field(default_factory=list)
+    contractions: list[Reading] = field(default_factory=list)
     chosen: bool = False
     _touched: set[ir.Value] = field(default_factory=set)
 
@@ -221,7 +242,7 @@ def _note(tracer: Tracer, linear: Linear) -> None:
     if linear.weight.const_value is not None:
         tracer.linears.append(linear)
     else:
-        tracer.contractions.append(tracer.of(linear.weight)[linear.in_axis])
+        tracer.contractions.append(Reading(linear.node, 0, linear.source_axis))
 
 
 def _matmul(tracer: Tracer, node: ir.Node) -> None:
@@ -264,7 +285,7 @@ def _attention(tracer: Tracer, node: ir.Node) -> None:
     tracer.labels.unite(output[-1], value[-1])
     tracer.labels.unite(key[-1], value[-2])
     tracer.labels.pin(key[-1], f"{named(node)} takes the softmax along it")
-    tracer.contractions.append(query[-1])
+    tracer.contractions.append(Reading(node, 0, len(query) - 1))
     if len(node.inputs) > 3:
         mask = node.inputs[3]
         tracer.pin_axes(mask, range(-min(2, len(shape_of(mask))), 0), f"{named(node)} masks positions by it")
@@ -290,7 +311,7 @@ def _gemm(tracer: Tracer, node: ir.Node) -> None:
     if a_in == 1:
         _note(tracer, Linear(node, right, left, b_in, 1 - b_in))
     else:
-        tracer.contractions.append(a[a_in])
+        tracer.contractions.append(Reading(node, 0, a_in))
 
 
 def _batch_norm(tracer: Tracer, node: ir.Node) -> None:
@@ -358,7 +379,7 @@ def _reduce(tracer: Tracer, node: ir.Node) -> None:
     for place, axis in enumerate(kept):
         tracer.labels.unite(tracer.of(output)[axis if keeps else place], tracer.of(value)[axis])
     if node.op_type == "ReduceSum":
-        tracer.contractions.extend(tracer.of(value)[axis] for axis in axes)
+        tracer.contractions.extend(Reading(node, 0, axis) for axis in axes)
     else:
         tracer.pin_axes(value, axes, f"{named(node)} reduces it")
 

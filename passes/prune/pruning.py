@@ -1,0 +1,121 @@
+"""The pruning of a graph from end to end: dead units, scores, allocation, removal, repair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec.errors import EdgecError, Refusal
+from edgec.passes.base import Pass
+from edgec.passes.prune.activations import Sample
+from edgec.passes.prune.allocation import Limits, allocate
+from edgec.passes.prune.compensation import Covariances, from_moments, from_weights
+from edgec.passes.prune.cost import Cost, Measure
+from edgec.passes.prune.coupling import Coupling, Unit, find_coupling
+from edgec.passes.prune.dead import absorb, dead_units
+from edgec.passes.prune.products import measure_moments
+from edgec.passes.prune.removal import Kept, remove_units
+from edgec.passes.prune.repair import refit
+from edgec.passes.prune.scores import Evidence, score_units
+from edgec.passes.prune.sensitivity import Curve, measure_curves
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is pruned.
+
+    Attributes:
+        fraction: of the measure that goes, 0 to below 1.
+        measure: what the budget counts.
+        score: one of :data:`edgec.passes.prune.scores.SCORES`.
+        limits: what every layer keeps.
+        repair: whether the weights that stay are fitted to the calibration samples.
+        rows: positions of each sample that moments and fits look at.
+        curve_samples: samples that sensitivity curves are measured on; without curves for 0.
+        mask_samples: samples that scores by masking run for each unit.
+        seed: of everything that is drawn.
+    """
+
+    fraction: float
+    measure: Measure = "macs"
+    score: str = "obs"
+    limits: Limits = Limits()
+    repair: bool = True
+    rows: int = 32
+    curve_samples: int = 64
+    mask_samples: int = 4
+    seed: int = 0
+
+
+class Prune(Pass):
+    """Removes coupled channels until a budget is met.
+
+    Dead units go first, at no loss. What they save counts towards the budget.
+    """
+
+    name: ClassVar[str] = "prune"
+
+    def __init__(self, settings: Settings, samples: Sequence[Sample] = ()) -> None:
+        if not 0 <= settings.fraction < 1:
+            raise EdgecError(f"--prune {settings.fraction:g} is no share to remove; give one from 0 to below 1")
+        self.settings = settings
+        self.samples = samples
+        self.curves: Sequence[Curve] = ()
+
+    def transform(self, model: ir.Model) -> tuple[int, Sequence[Refusal]]:
+        settings = self.settings
+        whole = Cost(model, settings.measure).total
+        coupling, dead = remove_dead(model)
+        left = Cost(model, settings.measure).total
+        fraction = 1 - whole * (1 - settings.fraction) / left if left else 0.0
+        if fraction <= 0:
+            return dead, coupling.refusals
+        units = self._choose(model, coupling, fraction)
+        original = model.clone()
+        kept = _kept_channels(coupling, units)
+        remove_units(model, units)
+        if settings.repair and self.samples:
+            linears, originals = find_coupling(model).linears, find_coupling(original).linears
+            refit(model, linears, original, originals, kept, self.samples, settings.rows, settings.seed)
+        return dead + len(units), coupling.refusals
+
+    def _choose(self, model: ir.Model, coupling: Coupling, fraction: float) -> list[Unit]:
+        """The units that go, by scores and sensitivities."""
+        settings = self.settings
+        covariances = self._covariances(model, coupling)
+        evidence = Evidence(model, coupling, self.samples[: settings.mask_samples], covariances, settings.seed)
+        scores = score_units(evidence, settings.score)
+        if self.samples and settings.curve_samples:
+            used = self.samples[: settings.curve_samples]
+            self.curves = measure_curves(model, coupling, scores, used, covariances)
+        return allocate(model, coupling.groups, scores, self.curves, settings.measure, fraction, settings.limits)
+
+    def _covariances(self, model: ir.Model, coupling: Coupling) -> Covariances:
+        """Of the inputs of all products that read units."""
+        if not self.samples:
+            return from_weights(coupling)
+        readers = list(dict.fromkeys(linear for group in coupling.groups for linear in group.mixers))
+        settings = self.settings
+        return from_moments(measure_moments(model, readers, self.samples, settings.rows, settings.seed))
+
+
+def remove_dead(model: ir.Model) -> tuple[Coupling, int]:
+    """Cut dead units out of ``model`` until none is left; the coupling of what remains, and how many went."""
+    coupling, count = find_coupling(model), 0
+    while units := dead_units(model, coupling):
+        absorb(model, coupling, units)
+        remove_units(model, units)
+        coupling, count = find_coupling(model), count + len(units)
+    return coupling, count
+
+
+def _kept_channels(coupling: Coupling, units: Sequence[Unit]) -> dict[str, np.ndarray]:
+    """By the name of each product, bool for every output channel: whether it stays."""
+    kept = Kept(units)
+    return {
+        str(linear.node.name): kept.mask(linear.node.outputs[0], linear.output_axis) for linear in coupling.linears
+    }
