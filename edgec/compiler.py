@@ -79,7 +79,8 @@ def compile(
 
     tell = progress or (lambda what, done, total: None)
     clock = _Clock()
-    chosen, selected = load_target(target), select(passes)
+    chosen = load_target(target)
+    selected = select(passes, activation_dtype=chosen.activation_dtype)
     find_toolchain(chosen.triple)
     path = Path(output) if output is not None else Path(f"{_name(model)}.so")
     check_writable(path)

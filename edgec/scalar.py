@@ -106,11 +106,20 @@ def unary(op: str, value: Expr) -> Expr:
 
 def binary(op: str, left: Expr, right: Expr) -> Expr:
     """``op`` of two values of one dtype; integer index arithmetic on constants is folded."""
+    if op in ("min", "max") and left.op == "saturate" and right.op == "const":
+        return _clamped(op, left, right.args[0])
     if left.dtype == INDEX == right.dtype:
         folded = _fold_index(op, left, right)
         if folded is not None:
             return folded
     return Expr(op, (left, right), "bool" if op in COMPARISONS else left.dtype)
+
+
+def _clamped(op: str, value: Expr, bound: int) -> Expr:
+    """A saturation with one of its bounds moved, which a clamp behind it comes to."""
+    real, zero, *limits = value.args
+    low, high = (max(limit, bound) if op == "max" else min(limit, bound) for limit in limits)
+    return saturate(real, zero, low, high, value.dtype)
 
 
 def _fold_index(op: str, left: Expr, right: Expr) -> Expr | None:
@@ -153,12 +162,14 @@ def saturate(value: Expr, zero: int, low: int, high: int, dtype: str) -> Expr:
     for it. NaN becomes ``low``.
     """
     limits = np.iinfo(dtype)
-    assert value.dtype == "float32" and limits.min <= low <= zero <= high <= limits.max
+    assert value.dtype == "float32" and limits.min <= low <= high <= limits.max
     return Expr("saturate", (value, zero, low, high), dtype)
 
 
 def cast(value: Expr, dtype: str) -> Expr:
     """``value`` converted to ``dtype`` as C does (floats to integers truncate toward zero)."""
+    if value.op == "saturate" and dtype == "int32":
+        return Expr("saturate", value.args, dtype)
     return value if value.dtype == dtype else Expr("cast", (value,), dtype)
 
 
@@ -201,6 +212,10 @@ def rebuild(node: Expr, made: Mapping[int, Expr]) -> Expr:
     args = tuple(made[id(arg)] if isinstance(arg, Expr) else arg for arg in node.args)
     if all(new is old for new, old in zip(args, node.args, strict=True)):
         return node
+    if node.op in ("min", "max"):
+        return binary(node.op, *args)
+    if node.op == "cast":
+        return cast(args[0], node.dtype)
     if node.dtype == INDEX and len(args) == 2 and all(isinstance(arg, Expr) for arg in args):
         return binary(node.op, *args)
     return Expr(node.op, args, node.dtype)

@@ -18,7 +18,8 @@ Attention             q […, S, D], k […, D, T],  scale     softmax(scale · 
 MaskedAttention       the same and mask       scale        softmax(scale · q·k + mask)·v
 ====================  ======================  ===========  ==================================================
 
-The key of an attention is transposed: columns are positions.
+The key of an attention is transposed: columns are positions. The operators on integers are listed in
+:mod:`edgec.passes.integer_functions`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 import onnx_ir as ir
+
+from edgec.passes.integer_functions import INTEGER_BODIES
 
 DOMAIN, VERSION = "edgec", 1
 
@@ -123,6 +126,7 @@ _BODIES: Mapping[str, str] = {
         weights = Softmax <axis: int = -1> (scores)
         y = MatMul (weights, v)
     }""",
+    **INTEGER_BODIES,
 }
 
 _STANDARD: Mapping[str, tuple[str, int, Mapping[str, str]]] = {
@@ -162,7 +166,11 @@ def _steps(function: ir.Function) -> list[object]:
 
 
 def call(
-    model: ir.Model, name: str, inputs: Sequence[ir.Value], attributes: Mapping[str, float | int], label: str | None
+    model: ir.Model,
+    name: str,
+    inputs: Sequence[ir.Value],
+    attributes: Mapping[str, float | int | str | Sequence[int]],
+    label: str | None,
 ) -> ir.Node:
     """A node named ``label`` that computes function ``name``; its definition is added to ``model`` if it is new."""
     opset = model.opset_imports[""]

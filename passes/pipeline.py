@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
+from edgec.passes.activation_dtype import ActivationDtype
 from edgec.passes.base import Pass, PassReport
 from edgec.passes.cancel_transposes import CancelTransposes
 from edgec.passes.difference import Comparison
@@ -21,11 +22,13 @@ from edgec.passes.fold_sequences import FoldSequences
 from edgec.passes.fuse_activations import FuseActivations
 from edgec.passes.fuse_attention import FuseAttention
 from edgec.passes.fuse_heads import FuseHeads
+from edgec.passes.fuse_integers import FuseIntegers
 from edgec.passes.fuse_norms import FuseNorms
 from edgec.passes.move_affine import MoveAffine
+from edgec.passes.move_quantisation import MoveQuantisation
 from edgec.passes.simplify import Simplify
 
-DEFAULT: tuple[Pass, ...] = (
+FLOAT: tuple[Pass, ...] = (
     Simplify(),  # first: the others need constants where a model computes its weights, and no Identity between
     FuseActivations(),  # before the folds, which would take the + 3 of a hard swish into the bias before it
     FuseNorms(),  # likewise
@@ -41,6 +44,27 @@ DEFAULT: tuple[Pass, ...] = (
     FuseHeads(),
     Simplify(),  # last: merges constants that became equal and removes what the others left unread
 )
+"""What a model goes through before its quantisation."""
+
+
+_INTEGER: tuple[Pass, ...] = (
+    MoveQuantisation(),  # before the next: an operator and its Quantize meet
+    FuseIntegers(),
+    Simplify(),
+)
+
+
+def integer_passes(activation_dtype: str) -> tuple[Pass, ...]:
+    """What a quantised model goes through, whoever quantised it; others leave as they came.
+
+    Args:
+        activation_dtype: in which the target reads 8-bit activations best: "int8" or "uint8".
+    """
+    # first, while every tensor of bytes lies between Quantize and Dequantize
+    return (ActivationDtype(activation_dtype), *_INTEGER)
+
+
+DEFAULT = FLOAT + integer_passes("int8")
 
 _MOST_REPETITIONS = 8
 """No model has needed more than two; a bound, so that a fault in a pass cannot keep a compilation from ending."""
@@ -51,14 +75,19 @@ def pass_names() -> list[str]:
     return list(dict.fromkeys(each.name for each in DEFAULT))
 
 
-def select(names: Iterable[str] | None = None, stop_after: str | None = None) -> tuple[Pass, ...]:
+def select(
+    names: Iterable[str] | None = None, stop_after: str | None = None, activation_dtype: str = "int8"
+) -> tuple[Pass, ...]:
     """The passes with these names in this order (all by default), up to the last one named ``stop_after``.
+
+    Activations of 8 bits become ``activation_dtype`` (see :func:`integer_passes`).
 
     Raises:
         EdgecError: there is no pass of a name, or it is not among those chosen.
     """
-    known = {each.name: each for each in DEFAULT}
-    chosen = DEFAULT if names is None else tuple(known[_checked(name)] for name in names)
+    every = FLOAT + integer_passes(activation_dtype)
+    known = {each.name: each for each in every}
+    chosen = every if names is None else tuple(known[_checked(name)] for name in names)
     if stop_after is None:
         return chosen
     places = [index for index, each in enumerate(chosen) if each.name == _checked(stop_after)]

@@ -53,6 +53,11 @@ class Target:
         attributes = [f"+{feature}" for feature in self.features]
         return {"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu, "mattr": attributes}
 
+    @property
+    def activation_dtype(self) -> str:
+        """In which 8-bit integers the products of this processor read their activations: x86 takes unsigned ones."""
+        return "uint8" if self.arch == "x86_64" else "int8"
+
     def lanes(self, dtype_bytes: int) -> int:
         """Vector lanes that kernels use for an element size: a register's worth of at least 32-bit lanes."""
         return self.vector_bytes // max(4, dtype_bytes)

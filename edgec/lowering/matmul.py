@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
 import numpy as np
@@ -62,6 +63,15 @@ def matrix_product(
     ctx: Lowering, out: View, a: View, b: View, c: View | None = None, alpha: float = 1.0, beta: float = 1.0
 ) -> None:
     """Emit the float product as a :class:`Conv`; ``out`` is dense in row-major order, ``c`` at most a matrix."""
+    shape = (_with_joined_rows(a, b, out.shape[:-2])[0].shape[-2], b.shape[-1])
+    emit_product(ctx, out, a, b, lambda operands: _scaled_sum(operands, c, alpha, beta, shape))
+
+
+def emit_product(ctx: Lowering, out: View, a: View, b: View, finish: Callable[[Operands], scalar.Expr]) -> None:
+    """Emit out = finish(a · b) as a :class:`Conv`: float32, or 8-bit ``a`` and constant int8 ``b`` summed as int32.
+
+    ``out`` is dense in row-major order; the epilogue's axes 2 and 3 are the row and the column.
+    """
     a, batch = _with_joined_rows(a, b, out.shape[:-2])
     rows, depth, columns = a.shape[-2], a.shape[-1], b.shape[-1]
     count = prod(batch)
@@ -74,11 +84,11 @@ def matrix_product(
     kernel = Conv(
         batch=count, out_height=1, out_width=rows, out_channels=columns, in_channels=depth, kernel=(1, 1),
         stride=(1, 1), dilation=(1, 1), input_strides=(batch_step, 0, row_step, column_step),
-        input_offset=left.offset, epilogue=_scaled_sum(operands, c, alpha, beta, (rows, columns)),
+        input_offset=left.offset, epilogue=finish(operands),
         store=View(out.buffer, (count, 1, rows, columns), dense_strides((count, 1, rows, columns)), out.offset).at(
             n, h, w, channel
         ),
-        weight_strides=weight_strides, weight_offset=weight_offset,
+        dtype=out.dtype, input_dtype=a.dtype, weight_strides=weight_strides, weight_offset=weight_offset,
     )  # fmt: skip
     ctx.emit(kernel, operands.buffers, out.buffer)
 

@@ -62,7 +62,7 @@ class Taps:
         return binary("min", binary("max", index, first_inside), last_inside)
 
 
-def _taps(ctx: Lowering, node: ir.Node) -> Taps:
+def pooling_taps(ctx: Lowering, node: ir.Node) -> Taps:
     """The taps of a pooling node."""
     spatial = ctx.input(node, 0).shape[2:]
     own = window(node, spatial, tuple(attribute(node, "kernel_shape", [])))
@@ -77,7 +77,7 @@ def _taps(ctx: Lowering, node: ir.Node) -> Taps:
 
 @lowers("MaxPool")
 def lower_max_pool(ctx: Lowering, node: ir.Node) -> None:
-    x, taps = ctx.input(node, 0), _taps(ctx, node)
+    x, taps = ctx.input(node, 0), pooling_taps(ctx, node)
     rank = len(taps.extents)
     if any((taps.counts(axis, with_padding=False) == 0).any() for axis in range(rank)):
         refuse("a window lies wholly in the padding", "make its pads smaller, or set ceil_mode=0")
@@ -129,14 +129,9 @@ def _flat(indices: Sequence[Expr], shape: Sequence[int]) -> Expr:
 @lowers("AveragePool")
 def lower_average_pool(ctx: Lowering, node: ir.Node) -> None:
     """The mean of each window, of which the padding is a part only with ``count_include_pad``."""
-    x, taps = ctx.input(node, 0), _taps(ctx, node)
+    x, taps = ctx.input(node, 0), pooling_taps(ctx, node)
     rank, dtype = len(taps.extents), working_dtype(x.dtype)
-    included = bool(attribute(node, "count_include_pad", 0))
-    counts = np.ones((), dtype)
-    for axis in range(rank):
-        counts = np.multiply.outer(counts, taps.counts(axis, included)).astype(dtype)
-    if (counts == 0).any():
-        refuse("a window lies wholly in the padding", "make its pads smaller, or set ceil_mode=0")
+    counts = window_sizes(taps, bool(attribute(node, "count_include_pad", 0)), dtype)
     alike = bool((counts == counts.flat[0]).all())
     divisor = ctx.constant(counts.reshape(-1)[:1].reshape((1,) * rank) if alike else counts, "window_sizes")
 
@@ -144,23 +139,33 @@ def lower_average_pool(ctx: Lowering, node: ir.Node) -> None:
         return cast(binary("div", acc, ops.load(divisor, *place)), x.dtype)
 
     out = ctx.new_for(node.outputs[0], x.order)
-    ctx.compute(out, _summed(x, taps, Reduction("sum"), dtype), reduce=taps.window.kernel, reducer="sum", epilogue=mean)
+    ctx.compute(out, summed(x, taps, Reduction("sum"), dtype), reduce=taps.window.kernel, reducer="sum", epilogue=mean)
+
+
+def window_sizes(taps: Taps, included: bool, dtype: str) -> np.ndarray:
+    """How many elements each window takes in: [*output positions]; with ``included``, its padding too."""
+    counts = np.ones((), dtype)
+    for axis in range(len(taps.extents)):
+        counts = np.multiply.outer(counts, taps.counts(axis, included)).astype(dtype)
+    if (counts == 0).any():
+        refuse("a window lies wholly in the padding", "make its pads smaller, or set ceil_mode=0")
+    return counts
 
 
 @lowers("LpPool")
 def lower_lp_pool(ctx: Lowering, node: ir.Node) -> None:
     """(sum of |x|^p)^(1/p) of each window; the padding counts as zeros."""
-    x, taps = ctx.input(node, 0), _taps(ctx, node)
+    x, taps = ctx.input(node, 0), pooling_taps(ctx, node)
     rule, dtype = lp_norm(attribute(node, "p", 2)), working_dtype(x.dtype)
 
     def finish(ops: Operands, acc: Expr, *_: Expr) -> Expr:
         return cast(rule.finish(acc, 1), x.dtype)
 
     out = ctx.new_for(node.outputs[0], x.order)
-    ctx.compute(out, _summed(x, taps, rule, dtype), reduce=taps.window.kernel, reducer="sum", epilogue=finish)
+    ctx.compute(out, summed(x, taps, rule, dtype), reduce=taps.window.kernel, reducer="sum", epilogue=finish)
 
 
-def _summed(x: View, taps: Taps, rule: Reduction, dtype: str) -> Callable[..., Expr]:
+def summed(x: View, taps: Taps, rule: Reduction, dtype: str) -> Callable[..., Expr]:
     """The body of a sum over windows: the rule's term at taps inside the input, 0 in the padding."""
     rank = len(taps.extents)
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from edgec import scalar
 from edgec.lowering.context import Lowering, Operands, array_of, attribute, dtype_of, lowers, refuse, shape_of
-from edgec.lowering.convolution import NHWC, as_2d, emit_convolution, padded, window_2d
+from edgec.lowering.convolution import NHWC, Finish, as_2d, emit_convolution, padded, window_2d
 from edgec.lowering.direct import convolve_directly, padded_input, weights
 from edgec.lowering.reduction import reduce_view
 from edgec.lowering.window import channels_last, window
@@ -28,6 +28,9 @@ Reader = Callable[..., Expr]
 def saturated(real: Expr, zero: Expr | None, dtype: str) -> Expr:
     """round_half_even(real) + zero in the range of ``dtype``; NaN becomes its least value."""
     limits = np.iinfo(dtype)
+    if zero is None or zero.op == "const":
+        fixed = 0 if zero is None else int(zero.args[0])
+        return scalar.saturate(cast(real, "float32"), fixed, int(limits.min), int(limits.max), dtype)
     value = unary("round", cast(real, "float32"))
     value = value if zero is None else binary("add", value, cast(zero, "float32"))
     low, high = const(int(limits.min), "float32"), const(int(limits.max), "float32")
@@ -56,7 +59,8 @@ def lower_quantize_linear(ctx: Lowering, node: ir.Node) -> None:
     scale, zero = parameter(ctx, node, 1, x), parameter(ctx, node, 2, x)
     precision = attribute(node, "precision", 0)
     dtype = str(ir.DataType(precision).numpy()) if precision else scale_view.dtype
-    out = ctx.new_for(node.outputs[0], x.order)
+    convolved = len(x.shape) == 4 and any(reader.op_type == "QLinearConv" for reader in node.outputs[0].consumers())
+    out = ctx.new_for(node.outputs[0], NHWC if convolved else x.order)
 
     def body(ops: Operands, *i: Expr) -> Expr:
         assert scale is not None
@@ -197,12 +201,12 @@ def lower_qlinear_conv(ctx: Lowering, node: ir.Node) -> None:
     known = all(view is None or view.buffer.space == CONSTANT for view in constants)
     zero, symmetric = ctx.optional(node, 5), ctx.input(node, 3).dtype == "int8"
     if known and symmetric and len(ctx.input(node, 0).shape) in (3, 4) and (zero is None or not array_of(zero).any()):
-        _convolve_integers(ctx, node)
+        _convolve_constants(ctx, node)
     else:
         _convolve_anything(ctx, node)
 
 
-def _convolve_integers(ctx: Lowering, node: ir.Node) -> None:
+def _convolve_constants(ctx: Lowering, node: ir.Node) -> None:
     """QLinearConv with weights around zero and everything but x constant.
 
     Σ (x − z) · w + B = Σ x · w + (B − z · Σ w): the zero point of x goes into the bias, and fills the padding.
@@ -211,7 +215,6 @@ def _convolve_integers(ctx: Lowering, node: ir.Node) -> None:
     x_scale, w_scale, y_scale = (np.ravel(array_of(ctx.input(node, index))) for index in (1, 4, 6))
     x_zero, y_zero = (_zero_point(ctx.optional(node, index)) for index in (2, 7))
     bias = ctx.optional(node, 8)
-    w = window(node, x.shape[2:], kernel.shape[2:])
     start = np.zeros(kernel.shape[0], np.int64) if bias is None else array_of(bias).astype(np.int64)
     total = start - x_zero * kernel.reshape(kernel.shape[0], -1).sum(1, dtype=np.int64)
     multiplier = np.broadcast_to(x_scale * w_scale / y_scale, total.shape).astype(np.float32)
@@ -224,13 +227,28 @@ def _convolve_integers(ctx: Lowering, node: ir.Node) -> None:
         real = binary("mul", cast(total, "float32"), operands.load(own_scale, scalar.axis(3)))
         return scalar.saturate(real, y_zero, int(limits.min), int(limits.max), dtype)
 
+    convolve_integers(ctx, node, x, kernel, x_zero, finish)
+
+
+def convolve_integers(ctx: Lowering, node: ir.Node, x: View, kernel: np.ndarray, zero: int, finish: Finish) -> None:
+    """Emit finish(Σ x · kernel) for the output of ``node``, whose attributes are a Conv's.
+
+    Args:
+        ctx: the model in hand.
+        node: one or two spatial axes.
+        x: bytes (N, C, …).
+        kernel: int8 [co, ci/groups, …].
+        zero: what stands in the padding.
+        finish: the epilogue, of the int32 sum.
+    """
+    own = window(node, x.shape[2:], kernel.shape[2:])
+    w = window_2d(own)
     out = ctx.new_for(node.outputs[0], channels_last(len(x.shape)))
     kernel = kernel[:, :, None, :] if kernel.ndim == 3 else kernel
-    window_w = window_2d(w)
-    source = padded(ctx, as_2d(x), window_w.pads, False, x_zero)
+    source = padded(ctx, as_2d(x), w.pads, False, zero)
     if source.buffer.space == INPUT:
         source = ctx.copy(source, ctx.new(source.shape, source.dtype, NHWC))
-    emit_convolution(ctx, source, kernel, window_w, attribute(node, "group", 1), as_2d(out), finish)
+    emit_convolution(ctx, source, kernel, w, attribute(node, "group", 1), as_2d(out), finish)
 
 
 def _zero_point(view: View | None) -> int:

@@ -343,9 +343,7 @@ def _masked_step(cell: Cell, kind: Kind, time: int, place: View, lengths: View) 
     cell.memory = None if cell.memory is None else kept(before[1], cell.memory)
 
 
-def _set_outputs(
-    ctx: Lowering, node: ir.Node, y: View, states: list[list[View | None]], batch_first: bool
-) -> None:
+def _set_outputs(ctx: Lowering, node: ir.Node, y: View, states: list[list[View | None]], batch_first: bool) -> None:
     """Y [steps, directions, batch, hidden], Y_h and Y_c [directions, batch, hidden]; batch first with layout 1."""
     if is_used(node.outputs[0]):
         ctx.set(node.outputs[0], y.permute((2, 0, 1, 3)) if batch_first else y)

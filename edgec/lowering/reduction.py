@@ -228,9 +228,7 @@ def softmax(ctx: Lowering, x: View, axis: int, log: bool = False) -> View:
         return ctx.compute(out, lambda ops, *i: cast(binary("sub", shifted(ops, *i), ops.load(total, *i)), x.dtype))
     powers = ctx.compute(ctx.new(x.shape, dtype, x.order), lambda ops, *i: unary("exp", shifted(ops, *i)))
     total = reduce_view(ctx, powers, axes, dtype, "sum", lambda ops, *i: ops.load(powers, *i)).broadcast_to(x.shape)
-    return ctx.compute(
-        out, lambda ops, *i: cast(binary("div", ops.load(powers, *i), ops.load(total, *i)), x.dtype)
-    )
+    return ctx.compute(out, lambda ops, *i: cast(binary("div", ops.load(powers, *i), ops.load(total, *i)), x.dtype))
 
 
 @lowers("Hardmax")

@@ -126,6 +126,11 @@ class Sampling:
         return index, weight / weight.sum(axis=0)
 
 
+def linear_sampling(transformation: str, exclude_outside: bool) -> Sampling:
+    """Linear interpolation without antialiasing."""
+    return Sampling("linear", transformation, "round_prefer_floor", -0.75, exclude_outside, False, 0.0)
+
+
 def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
     """The cubic convolution kernel (Keys, "Cubic convolution interpolation", 1981)."""
     d = distance

@@ -104,9 +104,7 @@ def lower_conv_transpose(ctx: Lowering, node: ir.Node) -> None:
 
 def _no_taps(ctx: Lowering, bias: View | None, out: View) -> None:
     """Outputs between the taps of a kernel that is shorter than the stride."""
-    ctx.compute(
-        out, lambda ops, n, c, *_: const(0, out.dtype) if bias is None else cast(ops.load(bias, c), out.dtype)
-    )
+    ctx.compute(out, lambda ops, n, c, *_: const(0, out.dtype) if bias is None else cast(ops.load(bias, c), out.dtype))
 
 
 def _convolve_phase(

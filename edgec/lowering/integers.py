@@ -1,0 +1,333 @@
+"""The operators of :mod:`edgec.passes.integer_functions` in exact integer arithmetic: the same bits on every target.
+
+The rules, with real = s · (q − z), everything int32 and every float operation a single rounded float32 one:
+
+* table: y = table[x − first].
+* gemm: y = saturate(float(Σ (a − z_a) · b + c) · m) with m = s_a · s_b / s_y, as QLinearConv.
+* add, sub: y = clamp(((a − z_a) · M_a ± (b − z_b) · M_b + 2^(k−1)) >> k, + z_y) with M = round(s / s_y · 2^k), the
+  larger of the two below 2^21 (halves round up).
+* mul: y = saturate(float((a − z_a) · (b − z_b)) · m) with m = s_a · s_b / s_y.
+* mean, average pool: y = saturate(float(Σ (x − z_x)) · m) with m = s_x / (s_y · count).
+* softmax: with E[d] = round(exp(−s_x · d) · 2^k) and d = max x − x, y = saturate(float(E[d]) / float(Σ E) · (1 / s_y)),
+  k the largest for which no sum can leave 31 bits.
+* prelu: y = saturate(float(x − z_x) · m) with m = s_x / s_y where x ≥ z_x, else s_x · slope / s_y.
+* affine: y = clamp((x · M + C) >> k, + z_y) with M = round(s_x · scale / s_y · 2^k) below 2^21,
+  C = round(shift / s_y · 2^k) + 2^(k−1) − z_x · M (for each channel; k, one for all, keeps the shift below 2^29).
+* linear interpolation: y = saturate(float(Σ W_h · W_w · (x − z_x)) · m) with W = round(weight · 2^11), the largest
+  mended so that each sum of weights is 2^11, and m = s_x / (s_y · 2^22).
+* gemm and conv that dequantise: y = float(Σ (a − z_a) · b + c) · m with m = s_a · s_b.
+
+saturate is :func:`edgec.scalar.saturate` with z_y and the range of y's dtype. Multipliers are made in float64 from
+the float32 scales and rounded once to float32.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial, reduce
+from math import floor, log2
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec import scalar
+from edgec.lowering.context import Lowering, Operands, array_of, attribute, dtype_of, lowers, refuse, shape_of
+from edgec.lowering.convolution import Finish
+from edgec.lowering.matmul import emit_product
+from edgec.lowering.pooling import pooling_taps, summed, window_sizes
+from edgec.lowering.quantization import convolve_integers
+from edgec.lowering.reduction import Reduction, reduce_view
+from edgec.lowering.resize import linear_sampling
+from edgec.program import INPUT, View
+from edgec.scalar import Expr, binary, cast, clamp_index, const, select
+
+FACTOR_BITS = 21
+"""Bits of the factors of a sum: (q − z) takes 9 and a sign, and two products and the rounding must fit 31."""
+
+_SUM_BITS = 30
+_WEIGHT_BITS = 11
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A scale and a zero point, both known while compiling."""
+
+    scale: float
+    zero: int
+
+    @classmethod
+    def of(cls, ctx: Lowering, node: ir.Node, index: int) -> Scale:
+        """The scale at input ``index`` and the zero point behind it."""
+        scale, zero = ctx.known(node, index, "scale"), ctx.known(node, index + 1, "zero point")
+        assert scale is not None and zero is not None
+        return cls(float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]))
+
+
+def saturating(real: Expr, zero: int, dtype: str) -> Expr:
+    """``real`` as a quantised value over the whole range of ``dtype``."""
+    limits = np.iinfo(dtype)
+    return scalar.saturate(real, zero, int(limits.min), int(limits.max), dtype)
+
+
+def scaled(integer: Expr, factor: float) -> Expr:
+    """float(integer) · factor, one float32 multiplication."""
+    return binary("mul", cast(integer, "float32"), const(factor, "float32"))
+
+
+def _centred(value: Expr, zero: int) -> Expr:
+    return cast(value, "int32") if zero == 0 else binary("sub", cast(value, "int32"), const(zero, "int32"))
+
+
+def _elementwise(ctx: Lowering, node: ir.Node, views: list[View], value: Callable[..., Expr]) -> None:
+    """Emit value(one element of each view, broadcast) for the node's output."""
+    shape = shape_of(node.outputs[0])
+    wide = [view.broadcast_to(shape) for view in views]
+    largest = max(views, key=lambda view: view.elements)
+    order = largest.order if len(largest.shape) == len(shape) else None
+    out = ctx.new_for(node.outputs[0], order)
+    ctx.compute(out, lambda ops, *i: value(*(ops.load(view, *i) for view in wide)))
+
+
+@lowers("Table", domain="edgec")
+def lower_table(ctx: Lowering, node: ir.Node) -> None:
+    x, table, first = ctx.input(node, 0), ctx.input(node, 1), int(attribute(node, "first", 0))
+    out = ctx.new_for(node.outputs[0], x.order)
+    ctx.compute(out, lambda ops, *i: ops.load(table, _centred(ops.load(x, *i), first)))
+
+
+@lowers("QLinearAdd", "QLinearSub", domain="edgec")
+def lower_qlinear_add(ctx: Lowering, node: ir.Node) -> None:
+    a, b, dtype = ctx.input(node, 0), ctx.input(node, 3), dtype_of(node.outputs[0])
+    left, right, result = (Scale.of(ctx, node, index) for index in (1, 4, 6))
+    ratios = [left.scale / result.scale, right.scale / result.scale * (-1 if node.op_type == "QLinearSub" else 1)]
+    shift = min(_fitting(max(map(abs, ratios)), FACTOR_BITS), _SUM_BITS)
+    if shift < 1:
+        refuse(
+            "its output's scale is a millionth of an input's", "quantise the model with a wider range for its output"
+        )
+    factors = [round(ratio * 2**shift) for ratio in ratios]
+    offset = 2 ** (shift - 1) - left.zero * factors[0] - right.zero * factors[1]
+
+    def value(first: Expr, second: Expr) -> Expr:
+        left, right = (
+            binary("mul", cast(element, "int32"), const(factor, "int32"))
+            for element, factor in zip((first, second), factors, strict=True)
+        )
+        return _shifted(binary("add", binary("add", left, right), const(offset, "int32")), shift, result.zero, dtype)
+
+    _elementwise(ctx, node, [a, b], value)
+
+
+@lowers("QLinearAffine", domain="edgec")
+def lower_qlinear_affine(ctx: Lowering, node: ir.Node) -> None:
+    x, dtype = ctx.input(node, 0), dtype_of(node.outputs[0])
+    given, result = Scale.of(ctx, node, 1), Scale.of(ctx, node, 5)
+    scale, shift = ctx.known(node, 3, "scale"), ctx.known(node, 4, "shift")
+    assert scale is not None and shift is not None
+    ratio = given.scale * scale.astype(np.float64) / result.scale
+    moved = shift.astype(np.float64) / result.scale
+    bits = min(_fitting(np.abs(ratio).max(), FACTOR_BITS), _fitting(np.abs(moved).max(), _SUM_BITS - 1), _SUM_BITS)
+    if bits < 1:
+        refuse("its output's scale is far too small for what it adds", "quantise the model with a wider range for it")
+    factors = np.rint(ratio * 2.0**bits).astype(np.int64)
+    offsets = np.rint(moved * 2.0**bits).astype(np.int64) + 2 ** (bits - 1) - given.zero * factors
+    views = [ctx.constant(array.astype(np.int32), "affine") for array in (factors, offsets)]
+
+    def value(element: Expr, factor: Expr, offset: Expr) -> Expr:
+        total = binary("add", binary("mul", cast(element, "int32"), factor), offset)
+        return _shifted(total, bits, result.zero, dtype)
+
+    _elementwise(ctx, node, [x, *views], value)
+
+
+def _fitting(largest: float, bits: int) -> int:
+    """The largest k with ``largest`` · 2^k below 2^``bits``."""
+    return bits - 1 - floor(log2(largest)) if largest > 0 else _SUM_BITS
+
+
+def _shifted(total: Expr, bits: int, zero: int, dtype: str) -> Expr:
+    """clamp((total >> bits) + zero) in the range of ``dtype``."""
+    limits = np.iinfo(dtype)
+    whole = binary("add", binary("shiftright", total, const(bits, "int32")), const(zero, "int32"))
+    low, high = const(int(limits.min), "int32"), const(int(limits.max), "int32")
+    return cast(binary("min", binary("max", whole, low), high), dtype)
+
+
+@lowers("QLinearResize", domain="edgec")
+def lower_qlinear_resize(ctx: Lowering, node: ir.Node) -> None:
+    x, value = ctx.input(node, 0), node.outputs[0]
+    given, result = Scale.of(ctx, node, 1), Scale.of(ctx, node, 4)
+    shape, dtype = shape_of(value), dtype_of(value)
+    axes = [axis for axis, (old, new) in enumerate(zip(x.shape, shape, strict=True)) if old != new]
+    if len(axes) > 2:
+        refuse("it interpolates along more than two axes", "resize in two steps")
+    transformation = str(attribute(node, "coordinate_transformation_mode", "half_pixel"))
+    sampling = linear_sampling(transformation, bool(attribute(node, "exclude_outside", 0)))
+    tables = []
+    for axis in axes:
+        scale = np.float32(shape[axis]) / np.float32(x.shape[axis])
+        taps = sampling.taps(x.shape[axis], shape[axis], scale, (0.0, 1.0))
+        weights = ctx.constant(_whole_weights(taps.weight), "weights")
+        tables.append((axis, ctx.constant(taps.index, "places"), weights))
+    factor = given.scale / (result.scale * 2.0 ** (_WEIGHT_BITS * len(axes)))
+
+    def body(ops: Operands, *i: Expr) -> Expr:
+        terms = []
+        for chosen in itertools.product(*(range(places.shape[0]) for _, places, _ in tables)):
+            place, weight = list(i), const(1, "int32")
+            for tap, (axis, places, weights) in zip(chosen, tables, strict=True):
+                place[axis] = clamp_index(ops.load(places, tap, i[axis]), x.shape[axis])
+                weight = binary("mul", ops.load(weights, tap, i[axis]), weight)
+            terms.append(binary("mul", _centred(ops.load(x, *place), given.zero), weight))
+        return saturating(scaled(reduce(partial(binary, "add"), terms), factor), result.zero, dtype)
+
+    ctx.compute(ctx.new_for(value, x.order), body)
+
+
+def _whole_weights(weight: np.ndarray) -> np.ndarray:
+    """Weights [taps, outputs] in steps of 2^−11, each output's sum exactly 2^11."""
+    whole = np.rint(weight * 2.0**_WEIGHT_BITS).astype(np.int32)
+    whole[np.abs(weight).argmax(0), np.arange(weight.shape[1])] += 2**_WEIGHT_BITS - whole.sum(0)
+    return whole
+
+
+@lowers("QLinearMul", domain="edgec")
+def lower_qlinear_mul(ctx: Lowering, node: ir.Node) -> None:
+    a, b, dtype = ctx.input(node, 0), ctx.input(node, 3), dtype_of(node.outputs[0])
+    left, right, result = (Scale.of(ctx, node, index) for index in (1, 4, 6))
+    factor = left.scale * right.scale / result.scale
+
+    def value(first: Expr, second: Expr) -> Expr:
+        return saturating(
+            scaled(binary("mul", _centred(first, left.zero), _centred(second, right.zero)), factor), result.zero, dtype
+        )
+
+    _elementwise(ctx, node, [a, b], value)
+
+
+@lowers("QLinearPRelu", domain="edgec")
+def lower_qlinear_prelu(ctx: Lowering, node: ir.Node) -> None:
+    x, dtype = ctx.input(node, 0), dtype_of(node.outputs[0])
+    given, result = Scale.of(ctx, node, 1), Scale.of(ctx, node, 4)
+    slope = ctx.known(node, 3, "slope")
+    assert slope is not None
+    below = ctx.constant((given.scale * slope.astype(np.float64) / result.scale).astype(np.float32), "multiplier")
+
+    def value(element: Expr, factor: Expr) -> Expr:
+        whole = _centred(element, given.zero)
+        above = const(given.scale / result.scale, "float32")
+        chosen = select(binary("ge", whole, const(0, "int32")), above, factor)
+        return saturating(binary("mul", cast(whole, "float32"), chosen), result.zero, dtype)
+
+    _elementwise(ctx, node, [x, below], value)
+
+
+@lowers("QLinearMean", domain="edgec")
+def lower_qlinear_mean(ctx: Lowering, node: ir.Node) -> None:
+    x, dtype = ctx.input(node, 0), dtype_of(node.outputs[0])
+    given, result = Scale.of(ctx, node, 1), Scale.of(ctx, node, 4)
+    known = ctx.known(node, 3, "reduction axes")
+    assert known is not None
+    axes = [int(axis) for axis in known]
+    count = int(np.prod([x.shape[axis] for axis in axes]))
+    _require_exact_sum(count)
+
+    def finish(ops: Operands, acc: Expr, *_: Expr) -> Expr:
+        total = binary("sub", acc, const(count * given.zero, "int32"))
+        return saturating(scaled(total, given.scale / (result.scale * count)), result.zero, dtype)
+
+    means = reduce_view(ctx, x, axes, dtype, "sum", lambda ops, *i: cast(ops.load(x, *i), "int32"), finish)
+    kept = attribute(node, "keepdims", 1)
+    ctx.set(node.outputs[0], means if kept else means.drop(*axes))
+
+
+def _require_exact_sum(count: int) -> None:
+    if count > 2**31 // 256:
+        refuse(f"a sum of {count} bytes might not fit 32 bits", "reduce in two steps")
+
+
+@lowers("QLinearAveragePool", domain="edgec")
+def lower_qlinear_average_pool(ctx: Lowering, node: ir.Node) -> None:
+    x, taps, dtype = ctx.input(node, 0), pooling_taps(ctx, node), dtype_of(node.outputs[0])
+    given, result = Scale.of(ctx, node, 1), Scale.of(ctx, node, 3)
+    rank = len(taps.extents)
+    counts = window_sizes(taps, bool(attribute(node, "count_include_pad", 0)), "int64")
+    _require_exact_sum(int(counts.max()))
+    factors = (given.scale / (result.scale * counts.astype(np.float64))).astype(np.float32)
+    if (factors == factors.flat[0]).all():
+        factors = factors.reshape(-1)[:1].reshape((1,) * rank)
+    factor_view = ctx.constant(factors, "multiplier")
+
+    def finish(ops: Operands, acc: Expr, n: Expr, channel: Expr, *place: Expr) -> Expr:
+        return saturating(binary("mul", cast(acc, "float32"), ops.load(factor_view, *place)), result.zero, dtype)
+
+    out = ctx.new_for(node.outputs[0], x.order)
+    rule = Reduction("sum", lambda element: _centred(element, given.zero))
+    ctx.compute(out, summed(x, taps, rule, "int32"), reduce=taps.window.kernel, reducer="sum", epilogue=finish)
+
+
+@lowers("QLinearSoftmax", domain="edgec")
+def lower_qlinear_softmax(ctx: Lowering, node: ir.Node) -> None:
+    x, dtype = ctx.input(node, 0), dtype_of(node.outputs[0])
+    given, result = Scale.of(ctx, node, 1), Scale.of(ctx, node, 3)
+    axis = attribute(node, "axis", -1) % len(x.shape)
+    bits = _SUM_BITS - (x.shape[axis] - 1).bit_length()
+    powers = np.rint(np.exp(-given.scale * np.arange(256.0)) * 2**bits).astype(np.int32)
+    table = ctx.constant(powers, "exponentials")
+    top = reduce_view(ctx, x, [axis], x.dtype, "max", lambda ops, *i: ops.load(x, *i)).broadcast_to(x.shape)
+
+    def power(ops: Operands, *i: Expr) -> Expr:
+        return ops.load(table, binary("sub", cast(ops.load(top, *i), "int32"), cast(ops.load(x, *i), "int32")))
+
+    total = reduce_view(ctx, x, [axis], "int32", "sum", power).broadcast_to(x.shape)
+
+    def share(ops: Operands, *i: Expr) -> Expr:
+        quotient = binary("div", cast(power(ops, *i), "float32"), cast(ops.load(total, *i), "float32"))
+        return saturating(binary("mul", quotient, const(1 / result.scale, "float32")), result.zero, dtype)
+
+    ctx.compute(ctx.new_for(node.outputs[0], x.order), share)
+
+
+@lowers("QLinearGemm", "GemmDequantize", domain="edgec")
+def lower_integer_gemm(ctx: Lowering, node: ir.Node) -> None:
+    a, b, value = ctx.input(node, 0), ctx.input(node, 3), node.outputs[0]
+    finish = _finish(ctx, node, array_of(b).T, Scale.of(ctx, node, 7) if node.op_type == "QLinearGemm" else None)
+    a = ctx.copy(a, ctx.new(a.shape, a.dtype)) if a.buffer.space == INPUT else a
+    a = a if a.shape[-1] == 1 or a.strides[-1] == 1 else ctx.dense(a)
+    out = ctx.new((*a.shape[:-1], b.shape[-1]), dtype_of(value), name=str(value.name))
+    emit_product(ctx, out, a, b, lambda ops: finish(ops, 0, b.shape[-1]))
+    ctx.set(value, ctx.reshape(out, shape_of(value)))
+
+
+@lowers("ConvDequantize", domain="edgec")
+def lower_conv_dequantize(ctx: Lowering, node: ir.Node) -> None:
+    x, kernel = ctx.input(node, 0), array_of(ctx.input(node, 3))
+    if len(x.shape) not in (3, 4):
+        refuse("it is a convolution over volumes on integers", "leave it out of the quantisation")
+    finish = _finish(ctx, node, kernel.reshape(kernel.shape[0], -1), None)
+    convolve_integers(ctx, node, x, kernel, Scale.of(ctx, node, 1).zero, finish)
+
+
+def _finish(ctx: Lowering, node: ir.Node, rows: np.ndarray, result: Scale | None) -> Finish:
+    """The epilogue of a product with weights ``rows`` [channels, K]: to the grid ``result``, or to real numbers.
+
+    The zero point of a goes into the bias: Σ (a − z) · b + c = Σ a · b + (c − z · Σ b).
+    """
+    given = Scale.of(ctx, node, 1)
+    scales, c = ctx.known(node, 4, "weight scales"), ctx.known(node, 6, "bias")
+    assert scales is not None and c is not None
+    start = c.astype(np.int64) - given.zero * rows.sum(1, dtype=np.int64)
+    factor = given.scale * scales.astype(np.float64) / (result.scale if result else 1.0)
+    bias = ctx.constant(start.astype(np.int32), "bias")
+    multiplier = ctx.constant(factor.astype(np.float32), "multiplier")
+    dtype = dtype_of(node.outputs[0])
+
+    def finish(ops: Operands, first: int, count: int) -> Expr:
+        own_bias, own_factor = (view.slice((first,), (count,)) for view in (bias, multiplier))
+        total = binary("add", scalar.accumulator("int32"), ops.load(own_bias, scalar.axis(3)))
+        real = binary("mul", cast(total, "float32"), ops.load(own_factor, scalar.axis(3)))
+        return saturating(real, result.zero, dtype) if result else real
+
+    return finish

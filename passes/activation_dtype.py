@@ -1,0 +1,57 @@
+"""Store 8-bit activations as the target reads them best: int8, or uint8 with everything moved up by 128.
+
+q and q' = q ± 128 with z' = z ± 128 stand for the same real number, s · (q − z), so the change is exact: what
+QuantizeLinear clamps, and every sum over (q − z), stays what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+
+from edgec.errors import Refusal
+from edgec.passes.base import Pass
+from edgec.passes.fuse import initializer
+from edgec.passes.grids import BYTES, Grid, grid_of
+from edgec.shapes import infer_shapes
+
+
+@dataclass(frozen=True)
+class ActivationDtype(Pass):
+    """Moves pairs of Quantize and Dequantize to ``dtype``: "int8" or "uint8"."""
+
+    dtype: str
+
+    name: ClassVar[str] = "activation-dtype"
+
+    def __post_init__(self) -> None:
+        assert self.dtype in BYTES
+
+    def transform(self, model: ir.Model) -> tuple[int, Sequence[Refusal]]:
+        """Counts the tensors that were moved; one that is more than dequantised is left as it is."""
+        matched = 0
+        for node in list(model.graph):
+            grid = grid_of(node, "QuantizeLinear")
+            if grid is None or grid.dtype == self.dtype or node.outputs[0].is_graph_output():
+                continue
+            readers = list(node.outputs[0].consumers())
+            if all(grid_of(reader, "DequantizeLinear") == grid for reader in readers):
+                self._move(model, node, readers, grid)
+                matched += 1
+        if matched:
+            common_passes.RemoveUnusedNodesPass()(model)
+            infer_shapes(model)
+        return matched, ()
+
+    def _move(self, model: ir.Model, quantise: ir.Node, readers: Sequence[ir.Node], grid: Grid) -> None:
+        zero = grid.zero + (128 if self.dtype == "uint8" else -128)
+        constant = initializer(model, f"{quantise.outputs[0].name}_zero_point", np.array(zero, self.dtype))
+        quantise.outputs[0].dtype = ir.DataType.from_numpy(np.dtype(self.dtype))
+        for node in (quantise, *readers):
+            node.resize_inputs(3)
+            node.replace_input_with(2, constant)
