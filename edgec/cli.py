@@ -106,6 +106,12 @@ def compile_model(
     check: Annotated[
         Path | None, typer.Option(metavar="PATH", help="An .npz named as for run: compare its outputs after each pass.")
     ] = None,
+    prune: Annotated[
+        float, typer.Option(metavar="FRACTION", min=0, max=0.9, help="Share of the MACs to remove, structured.")
+    ] = 0.0,
+    calib: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="An .npz named as for run: samples to prune by, without labels.")
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say what the passes left alone, and why.")] = False,
     json: Json = False,
 ) -> None:
@@ -122,7 +128,9 @@ def compile_model(
         _show(done.as_dict(), json, lambda: tables.print_transformed(done, explain))
         return
     with console.progress() as progress:
-        compiled = compile(model, target, output, shapes=shapes, passes=names, check=check, progress=progress)
+        compiled = compile(
+            model, target, output, shapes=shapes, passes=names, check=check, prune=prune, calib=calib, progress=progress
+        )
     results = {"artifact": compiled.path, **compiled.report.as_dict()}
     _show(results, json, lambda: tables.print_compiled(compiled, explain))
 

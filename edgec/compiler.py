@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from edgec.memory import Lifetime
     from edgec.program import Program
+    from edgec.pruning import Calibration
     from edgec.targets.cpu.backend import Code
     from edgec.targets.target import Target
     from edgec.transformation import Check
@@ -47,6 +48,8 @@ def compile(
     shapes: Mapping[str, Sequence[int]] | None = None,
     passes: Sequence[str] | None = None,
     check: Check | None = None,
+    prune: float = 0.0,
+    calib: Calibration | None = None,
     progress: Progress | None = None,
 ) -> Compiled:
     """Compile ``model`` for ``target`` into one shared object.
@@ -60,6 +63,9 @@ def compile(
         passes: names of passes, in the order in which they run; all of them by default.
         check: samples on which ONNX Runtime compares the model after each pass with the original: an ``.npz``
             with arrays named as the inputs, or an iterable of arrays by input name.
+        prune: the share of the MACs to remove by structured pruning, 0 to 0.9.
+        calib: samples to prune by: an ``.npz``, or an iterable of arrays by input name; without any, the weights
+            alone decide.
         progress: told (what, done, total) as the work goes on.
 
     Raises:
@@ -71,6 +77,7 @@ def compile(
     from edgec.graph import load_graph
     from edgec.lowering import lower
     from edgec.passes.pipeline import select
+    from edgec.pruning import prune_graph, settings_for
     from edgec.summary import summarise
     from edgec.targets.cpu.backend import compile_program
     from edgec.targets.target import load_target
@@ -90,7 +97,9 @@ def compile(
     graph = load_graph(model, shapes=shapes)
     original = summarise(graph)
     clock.lap("import")
-    reports = apply_passes(graph, selected, check)
+    pruned = prune_graph(graph, settings_for(prune, chosen), calib) if prune else ()
+    clock.lap("prune")
+    reports = (*pruned, *apply_passes(graph, selected, check))
     clock.lap("passes")
     program = lower(graph)
     program.name = _name(model)
