@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Calibration = str | os.PathLike[str] | Iterable[Mapping[str, np.ndarray]]
 """Samples without labels: an ``.npz`` with arrays named as the inputs, or arrays by input name."""
 
-MOST_SAMPLES = 1024
+MOST_SAMPLES = 2048
 """Calibration samples that are looked at; more cost time and move little."""
 
 

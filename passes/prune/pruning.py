@@ -8,20 +8,23 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgec.errors import EdgecError, Refusal
 from edgec.passes.base import Pass
 from edgec.passes.prune.activations import Sample
-from edgec.passes.prune.allocation import Limits, allocate
+from edgec.passes.prune.allocation import Choice, Limits, Offers, allocate
 from edgec.passes.prune.compensation import Covariances, from_moments, from_weights
 from edgec.passes.prune.cost import Cost, Measure
 from edgec.passes.prune.coupling import Coupling, Unit, find_coupling
 from edgec.passes.prune.dead import absorb, dead_units
+from edgec.passes.prune.low_rank import RankCurve, measure_ranks
 from edgec.passes.prune.products import measure_moments
 from edgec.passes.prune.removal import Kept, remove_units
 from edgec.passes.prune.repair import refit
 from edgec.passes.prune.scores import Evidence, score_units
 from edgec.passes.prune.sensitivity import Curve, measure_curves
+from edgec.shapes import infer_shapes
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Settings:
         measure: what the budget counts.
         score: one of :data:`edgec.passes.prune.scores.SCORES`.
         limits: what every layer keeps.
+        low_rank: whether products may become two thin ones, where sensitivities are measured and repaired.
         repair: whether the weights that stay are fitted to the calibration samples.
         rows: positions of each sample that moments and fits look at.
         curve_samples: samples that sensitivity curves are measured on; without curves for 0.
@@ -44,8 +48,9 @@ class Settings:
     measure: Measure = "macs"
     score: str = "obs"
     limits: Limits = Limits()
+    low_rank: bool = True
     repair: bool = True
-    rows: int = 32
+    rows: int = 64
     curve_samples: int = 64
     mask_samples: int = 4
     seed: int = 0
@@ -65,42 +70,54 @@ class Prune(Pass):
         self.settings = settings
         self.samples = samples
         self.curves: Sequence[Curve] = ()
+        self.ranks: Sequence[RankCurve] = ()
 
     def transform(self, model: ir.Model) -> tuple[int, Sequence[Refusal]]:
         settings = self.settings
         whole = Cost(model, settings.measure).total
         coupling, dead = remove_dead(model)
-        left = Cost(model, settings.measure).total
-        fraction = 1 - whole * (1 - settings.fraction) / left if left else 0.0
+        cost = Cost(model, settings.measure, coupling.linears)
+        fraction = 1 - whole * (1 - settings.fraction) / cost.total if cost.total else 0.0
         if fraction <= 0:
             return dead, coupling.refusals
-        units = self._choose(model, coupling, fraction)
-        original = model.clone()
-        kept = _kept_channels(coupling, units)
-        remove_units(model, units)
-        if settings.repair and self.samples:
-            linears, originals = find_coupling(model).linears, find_coupling(original).linears
-            refit(model, linears, original, originals, kept, self.samples, settings.rows, settings.seed)
-        return dead + len(units), coupling.refusals
+        choice = allocate(cost, self._offers(model, coupling), fraction, settings.limits)
+        self._apply(model, coupling, choice)
+        return dead + len(choice.units) + len(choice.ranks), coupling.refusals
 
-    def _choose(self, model: ir.Model, coupling: Coupling, fraction: float) -> list[Unit]:
-        """The units that go, by scores and sensitivities."""
+    def _offers(self, model: ir.Model, coupling: Coupling) -> Offers:
+        """What can go, by scores and sensitivities."""
         settings = self.settings
         covariances = self._covariances(model, coupling)
         evidence = Evidence(model, coupling, self.samples[: settings.mask_samples], covariances, settings.seed)
         scores = score_units(evidence, settings.score)
-        if self.samples and settings.curve_samples:
-            used = self.samples[: settings.curve_samples]
-            self.curves = measure_curves(model, coupling, scores, used, covariances)
-        return allocate(model, coupling.groups, scores, self.curves, settings.measure, fraction, settings.limits)
+        used = self.samples[: settings.curve_samples]
+        if not used:
+            return Offers(coupling.groups, scores)
+        self.curves = measure_curves(model, coupling, scores, used, covariances)
+        if settings.low_rank and settings.repair:
+            multiple = settings.limits.multiple
+            self.ranks = measure_ranks(model, coupling.linears, used, covariances, multiple)
+        return Offers(coupling.groups, scores, self.curves, self.ranks)
+
+    def _apply(self, model: ir.Model, coupling: Coupling, choice: Choice) -> None:
+        """Cut the units out, and fit and factorise what is left."""
+        settings, original = self.settings, model.clone()
+        kept = _kept_channels(coupling, choice.units)
+        remove_units(model, choice.units)
+        if settings.repair and self.samples:
+            linears, originals = find_coupling(model).linears, find_coupling(original).linears
+            ranks = {str(linear.node.name): rank for linear, rank in choice.ranks.items()}
+            refit(model, linears, original, originals, kept, ranks, self.samples, settings.rows, settings.seed)
+            RemoveUnusedNodesPass()(model)
+            infer_shapes(model)
 
     def _covariances(self, model: ir.Model, coupling: Coupling) -> Covariances:
-        """Of the inputs of all products that read units."""
+        """Of the inputs of all products."""
         if not self.samples:
             return from_weights(coupling)
-        readers = list(dict.fromkeys(linear for group in coupling.groups for linear in group.mixers))
+        linears = [linear for linear in coupling.linears if linear.groups == 1]
         settings = self.settings
-        return from_moments(measure_moments(model, readers, self.samples, settings.rows, settings.seed))
+        return from_moments(measure_moments(model, linears, self.samples, settings.rows, settings.seed))
 
 
 def remove_dead(model: ir.Model) -> tuple[Coupling, int]:

@@ -17,7 +17,8 @@ import onnx_ir as ir
 
 from edgec.passes.prune.activations import Sample, capture
 from edgec.passes.prune.dead import add_bias
-from edgec.passes.prune.products import has_rows, input_rows, matrix, output_rows, places, weight_of
+from edgec.passes.prune.low_rank import break_even, factorise
+from edgec.passes.prune.products import Moments, has_rows, input_rows, matrix, output_rows, places, weight_of
 from edgec.passes.prune.removal import set_constant
 from edgec.passes.prune.rules import Linear
 from edgec.passes.rewriting import is_private
@@ -65,13 +66,14 @@ class Targets:
 def refit(
     model: ir.Model, linears: Sequence[Linear], original: ir.Model, originals: Sequence[Linear],
     kept: Mapping[str, np.ndarray],
-    samples: Sequence[Sample], rows: int, seed: int,
+    ranks: Mapping[str, int], samples: Sequence[Sample], rows: int, seed: int,
 ) -> None:  # fmt: skip
     """Fit the products ``linears`` of ``model``, a pruned copy of ``original``, in place and in order.
 
     Args:
         originals: the same products in the original, by the same names; ``linears`` may lack some.
         kept: by the product's name, bool for each output channel of the original: whether it is left.
+        ranks: by name, of the products that become two thin ones once they are fitted.
         samples: calibration inputs, run once for each product.
         rows: positions of each sample that take part.
         seed: of the positions.
@@ -84,7 +86,7 @@ def refit(
     ]
     targets = _targets(original, fits, samples, rows, seed)
     for fit in fits:
-        _solve(model, fit, targets, samples)
+        _solve(model, fit, targets, samples, ranks.get(str(fit.linear.node.name)))
 
 
 def _plan(model: ir.Model, linear: Linear, original: Linear, kept: np.ndarray) -> _Fit:
@@ -121,8 +123,8 @@ def _targets(
     return found
 
 
-def _solve(model: ir.Model, fit: _Fit, targets: Targets, samples: Sequence[Sample]) -> None:
-    """Least squares of one product, its bias with it where the node has one."""
+def _solve(model: ir.Model, fit: _Fit, targets: Targets, samples: Sequence[Sample], rank: int | None) -> None:
+    """Least squares of one product, its bias with it where the node has one, at a rank where one is given."""
     linear, name = fit.linear, str(fit.linear.node.name)
     source = str(linear.source.name)
     old, bias = matrix(linear), _bias(linear)
@@ -146,8 +148,10 @@ def _solve(model: ir.Model, fit: _Fit, targets: Targets, samples: Sequence[Sampl
     found = start + _ridge(squares, products - squares @ start)
     set_constant(linear.weight, weight_of(linear, found[:, :depth]))
     if free:
-        dtype = _dtype(linear)
-        add_bias(linear, (found[:, depth].reshape(-1) - bias).astype(dtype))
+        add_bias(linear, (found[:, depth].reshape(-1) - bias).astype(_dtype(linear)))
+    if rank is not None and rank < break_even(depth, width):
+        sums, count = squares[:, :depth, depth], int(squares[0, depth, depth])
+        factorise(linear, Moments(squares[:, :depth, :depth], sums, count).covariance, rank)
 
 
 def _ridge(squares: np.ndarray, products: np.ndarray) -> np.ndarray:
