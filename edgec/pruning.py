@@ -140,7 +140,7 @@ def _samples(graph: ir.Model, calib: Calibration | None) -> list[Sample]:
         found: Iterable[Mapping[str, np.ndarray]] = load_npz(Path(calib), inputs)
     else:
         found = calib
-    samples = [dict(sample) for sample in islice(found, MOST_SAMPLES)]
+    samples: list[Sample] = [dict(sample) for sample in islice(found, MOST_SAMPLES)]
     if not samples:
         raise EdgecError("there are no calibration samples; give some with --calib, or leave the flag out")
     for sample in samples:

@@ -49,7 +49,9 @@ def open_session(model: ir.Model) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
         reason = str(error).partition("\n")[0]
-        raise EdgecError(f"ONNX Runtime cannot run the model for its activations: {reason}; prune with --score magnitude") from error
+        raise EdgecError(
+            f"ONNX Runtime cannot run the model for its activations: {reason}; prune with --score magnitude"
+        ) from error
 
 
 def distance(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:

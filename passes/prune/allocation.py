@@ -143,7 +143,7 @@ def _unreachable(fraction: float, possible: float) -> EdgecError:
         return EdgecError("nothing of this model can be pruned; edgec inspect --prunable says why for every layer")
     least = int(possible * 1000) / 1000
     return EdgecError(
-        f"{fraction:.1%} of the model cannot be pruned: at most {least:.1%} can go with the floor that each layer keeps; "
+        f"{fraction:.1%} of the model cannot be pruned: at most {least:.1%} can go with the floor of each layer; "
         f"ask for --prune {least:g} or less"
     )
 

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from edgec.errors import Refusal
 from edgec.passes.prune.labels import Labels
 from edgec.passes.prune.reshapes import trace_reshape
-from edgec.passes.prune.rules import RESHAPES, Linear, Tracer
+from edgec.passes.prune.rules import RESHAPES, Linear, Reading, Tracer
 from edgec.passes.rewriting import named
 from edgec.values import node_shapes
 

@@ -78,7 +78,7 @@ def _of_linear(linear: Linear, known: Channels) -> np.ndarray:
     """The bias, where a channel's weights are zeros or meet nothing but zeros."""
     weight, output = _weight(linear), linear.node.outputs[0]
     count = shape_of(output)[linear.output_axis]
-    zero = ~weight.any(axis=tuple(axis for axis in range(weight.ndim) if axis != linear.out_axis))
+    zero = np.asarray(~weight.any(axis=tuple(axis for axis in range(weight.ndim) if axis != linear.out_axis)))
     zero = np.tile(zero, count // len(zero))
     source = _known(known, linear.source)
     if linear.groups == len(source) and linear.source_axis == _axis(linear.source):
@@ -98,8 +98,13 @@ def _known(known: Channels, value: ir.Value) -> np.ndarray:
 
 def _is_unread(group: Group, unit: Unit) -> bool:
     """Whether products alone read the unit, and all have zeros for it."""
-    return bool(group.mixers) and not group.contractions and not any(
-        _weight(linear).take(unit.cuts[linear.weight, linear.in_axis], linear.in_axis).any() for linear in group.mixers
+    return (
+        bool(group.mixers)
+        and not group.contractions
+        and not any(
+            _weight(linear).take(unit.cuts[linear.weight, linear.in_axis], linear.in_axis).any()
+            for linear in group.mixers
+        )
     )
 
 
@@ -125,7 +130,12 @@ def _takes_constants(linear: Linear) -> bool:
     node = linear.node
     if node.op_type == "Conv":
         pads = node.attributes.get_ints("pads", (0,))
-        return linear.groups == 1 and has_rows(linear) and not any(pads) and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
+        return (
+            linear.groups == 1
+            and has_rows(linear)
+            and not any(pads)
+            and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
+        )
     return node.op_type == "Gemm" and has_rows(linear)
 
 
@@ -186,7 +196,9 @@ def _batch_norm(node: ir.Node, known: Channels) -> np.ndarray | None:
     scale, shift, mean, variance = (constant_of(value) for value in node.inputs[1:5])
     if scale is None or shift is None or mean is None or variance is None:
         return None
-    factor = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + node.attributes.get_float("epsilon", 1e-5))
+    factor = scale.astype(np.float64) / np.sqrt(
+        variance.astype(np.float64) + node.attributes.get_float("epsilon", 1e-5)
+    )
     assert node.inputs[0] is not None
     source = np.where(factor == 0, 0.0, _known(known, node.inputs[0]))
     return source * factor + shift - mean * factor

@@ -91,9 +91,8 @@ def _patches(linear: Linear, source: np.ndarray, where: np.ndarray) -> np.ndarra
     for axis, start in enumerate(position):
         places_ = start[:, np.newaxis] * strides[axis] + np.arange(kernel[axis]) * dilations[axis]
         index.append(places_.reshape(len(where), *(-1 if other == axis else 1 for other in range(len(kernel)))))
-    first = image.reshape(-1, *(1,) * len(kernel))
-    channels_last = np.moveaxis(padded, 1, -1)[(first, *index)]
-    return np.moveaxis(channels_last, -1, 1)
+    taken = (image.reshape(-1, *(1,) * len(kernel)), *index)
+    return np.moveaxis(np.moveaxis(padded, 1, -1)[taken], -1, 1)
 
 
 def _pads(
@@ -103,7 +102,11 @@ def _pads(
     node, kernel = linear.node, shape_of(linear.weight)[2:]
     mode = node.attributes.get_string("auto_pad", "NOTSET")
     if mode in ("NOTSET", "VALID"):
-        pads = list(node.attributes.get_ints("pads", (0,) * (2 * len(kernel)))) if mode == "NOTSET" else [0] * 2 * len(kernel)
+        pads = (
+            list(node.attributes.get_ints("pads", (0,) * (2 * len(kernel))))
+            if mode == "NOTSET"
+            else [0] * 2 * len(kernel)
+        )
         return pads[: len(kernel)], pads[len(kernel) :]
     spatial = shape_of(node.outputs[0])[2:]
     wanted = [

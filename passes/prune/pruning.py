@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -47,7 +47,7 @@ class Settings:
     fraction: float
     measure: Measure = "macs"
     score: str = "obs"
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     low_rank: bool = True
     repair: bool = True
     rows: int = 64
@@ -133,6 +133,4 @@ def remove_dead(model: ir.Model) -> tuple[Coupling, int]:
 def _kept_channels(coupling: Coupling, units: Sequence[Unit]) -> dict[str, np.ndarray]:
     """By the name of each product, bool for every output channel: whether it stays."""
     kept = Kept(units)
-    return {
-        str(linear.node.name): kept.mask(linear.node.outputs[0], linear.output_axis) for linear in coupling.linears
-    }
+    return {str(linear.node.name): kept.mask(linear.node.outputs[0], linear.output_axis) for linear in coupling.linears}

@@ -110,9 +110,7 @@ def _before(model: ir.Model, node: ir.Node) -> Iterator[ir.Node]:
         yield each
 
 
-def _targets(
-    original: ir.Model, fits: Sequence[_Fit], samples: Sequence[Sample], rows: int, seed: int
-) -> Targets:
+def _targets(original: ir.Model, fits: Sequence[_Fit], samples: Sequence[Sample], rows: int, seed: int) -> Targets:
     found, rng = Targets(), np.random.default_rng(seed)
     for values in capture(original, [fit.goal for fit in fits], samples):
         for fit in fits:
@@ -172,4 +170,3 @@ def _dtype(linear: Linear) -> np.dtype[np.generic]:
     weight = constant_of(linear.weight)
     assert weight is not None
     return weight.dtype
-

@@ -73,9 +73,7 @@ def _magnitude(order: int) -> Callable[[Evidence], Scores]:
 
 def _by_group(coupling: Coupling, judge: Callable[[Group], np.ndarray]) -> dict[Unit, float]:
     return {
-        unit: float(value)
-        for group in coupling.groups
-        for unit, value in zip(group.units, judge(group), strict=True)
+        unit: float(value) for group in coupling.groups for unit, value in zip(group.units, judge(group), strict=True)
     }
 
 

@@ -88,9 +88,7 @@ def _curve(
     return Curve(group, tuple(order), (0, *counts), tuple(np.maximum.accumulate(points).tolist()))
 
 
-def _compensate(
-    model: ir.Model, copy: ir.Model, group: Group, gone: Sequence[Unit], covariances: Covariances
-) -> None:
+def _compensate(model: ir.Model, copy: ir.Model, group: Group, gone: Sequence[Unit], covariances: Covariances) -> None:
     """Move the readers' weights in ``copy``, a copy of the graph with the masks."""
     for linear in group.mixers:
         if linear in covariances:
