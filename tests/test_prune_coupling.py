@@ -16,6 +16,7 @@ from edgec.passes.prune.cost import MEASURES, Cost
 from edgec.passes.prune.coupling import Coupling, Unit, find_coupling
 from edgec.passes.prune.dead import absorb, dead_units
 from edgec.passes.prune.masking import mask_units
+from edgec.passes.prune.products import own_biases
 from edgec.passes.prune.removal import remove_units, set_constant
 from edgec.summary import summarise
 from edgec.values import constant_of
@@ -78,6 +79,7 @@ def kill_units(model: ir.Model, units: Sequence[Unit], coupling: Coupling) -> No
 
 def assert_dead_units_go_at_no_loss(original: onnx.ModelProto, seed: int) -> int:
     model = load(original)
+    own_biases(model)
     coupling = find_coupling(model)
     kill_units(model, some_units(model, coupling, seed), coupling)
     inputs = random_inputs(model, seed)

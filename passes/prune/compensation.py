@@ -10,29 +10,55 @@ which produce x: outer products of their weights.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from edgec.passes.prune.coupling import Coupling, Group, Unit
-from edgec.passes.prune.products import Moments, has_rows, matrix, taps
+from edgec.passes.prune.products import Moments, has_rows, matrix, set_matrix, taps
 from edgec.passes.prune.rules import Linear
 from edgec.values import shape_of
 
 DAMPING = 0.01
 """Added to the diagonal, as a share of its mean, so that inputs which hardly vary do not get huge weights."""
 
-Covariances = Mapping[Linear, np.ndarray]
-"""float64 [groups, depth, depth] for the products whose inputs are known."""
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is known of a product's inputs.
+
+    Attributes:
+        covariance: float64 [groups, depth, depth].
+        mean: float64 [groups, depth]; zeros where the product has no bias, the covariance being around zero then.
+    """
+
+    covariance: np.ndarray
+    mean: np.ndarray
 
 
-def from_moments(moments: Mapping[Linear, Moments]) -> Covariances:
-    """The covariances that samples showed."""
-    return {linear: each.covariance for linear, each in moments.items()}
+Statistics = Mapping[Linear, Inputs]
+"""For the products whose inputs are known."""
 
 
-def from_weights(coupling: Coupling) -> Covariances:
-    """Covariances without samples, from the weights of the layers in front."""
-    return {linear: _assumed(coupling, linear) for linear in coupling.linears if has_rows(linear)}
+def from_moments(moments: Mapping[Linear, Moments]) -> Statistics:
+    """What samples showed."""
+    return {linear: _measured(linear, each) for linear, each in moments.items()}
+
+
+def _measured(linear: Linear, moments: Moments) -> Inputs:
+    if linear.node.op_type == "MatMul":
+        return Inputs(moments.shrunk(moments.squares / max(moments.count, 1)), np.zeros_like(moments.sums))
+    return Inputs(moments.covariance, moments.sums / max(moments.count, 1))
+
+
+def from_weights(coupling: Coupling) -> Statistics:
+    """What can be assumed without samples, from the weights of the layers in front."""
+    found = {}
+    for linear in coupling.linears:
+        if has_rows(linear):
+            covariance = _assumed(coupling, linear)
+            found[linear] = Inputs(covariance, np.zeros(covariance.shape[:2]))
+    return found
 
 
 def _assumed(coupling: Coupling, linear: Linear) -> np.ndarray:
@@ -95,6 +121,11 @@ def compensated(linear: Linear, covariance: np.ndarray, gone: np.ndarray) -> np.
     return found
 
 
+def compensate(linear: Linear, inputs: Inputs, gone: np.ndarray) -> None:
+    """Give the product the matrix of :func:`compensated`, its output's mean kept."""
+    set_matrix(linear, compensated(linear, inputs.covariance, gone), inputs.mean)
+
+
 def losses(linear: Linear, covariance: np.ndarray, units: Iterable[Unit]) -> np.ndarray:
     """float64 [units]: the share of the output's variance that each unit alone costs, after compensation."""
     rows, spread = matrix(linear), damped(covariance)
@@ -109,9 +140,3 @@ def losses(linear: Linear, covariance: np.ndarray, units: Iterable[Unit]) -> np.
                 loss += float(np.sum(lost * np.linalg.solve(inverse[group][np.ix_(out, out)], lost)))
         found.append(loss / total)
     return np.array(found)
-
-
-def bias_shift(linear: Linear, moments: Moments, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """float64 [channels]: what keeps the output's mean when the matrix changes."""
-    mean = moments.sums / max(moments.count, 1)
-    return np.einsum("gi,gio->go", mean, before - after).reshape(-1)

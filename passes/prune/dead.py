@@ -16,10 +16,8 @@ import onnx_ir as ir
 
 from edgec.passes.prune.cost import Cost
 from edgec.passes.prune.coupling import Coupling, Group, Unit
-from edgec.passes.prune.products import has_rows
-from edgec.passes.prune.removal import set_constant
+from edgec.passes.prune.products import add_bias, has_rows
 from edgec.passes.prune.rules import Linear, pad_widths, reduced_axes
-from edgec.passes.rewriting import new_constant
 from edgec.values import constant_of, input_of, shape_of
 
 Channels = Mapping[ir.Value, np.ndarray]
@@ -39,7 +37,10 @@ def dead_units(model: ir.Model, coupling: Coupling) -> list[Unit]:
 
 
 def absorb(model: ir.Model, coupling: Coupling, units: Iterable[Unit]) -> None:
-    """Add to the readers' biases what ``units``, which are dead, contribute; they can be cut out then."""
+    """Add to the readers' biases what ``units``, which are dead, contribute; they can be cut out then.
+
+    The biases must be the readers' own (:func:`edgec.passes.prune.products.own_biases`).
+    """
     known, gone = constants(model, coupling), set(units)
     places: dict[Linear, list[np.ndarray]] = defaultdict(list)
     for group in coupling.groups:
@@ -143,20 +144,6 @@ def _add_to_bias(linear: Linear, channels: np.ndarray, values: np.ndarray) -> No
     rows = np.moveaxis(_weight(linear).astype(np.float64), (linear.out_axis, linear.in_axis), (0, 1))[:, channels]
     extra = np.einsum("oik,i->o", rows.reshape(*rows.shape[:2], -1), values)
     add_bias(linear, extra.astype(_weight(linear).dtype))
-
-
-def add_bias(linear: Linear, extra: np.ndarray) -> None:
-    """Add one number an output channel to what a Conv or Gemm adds."""
-    graph = linear.node.graph
-    assert isinstance(graph, ir.Graph)
-    bias = constant_of(linear.bias)
-    total = extra if bias is None else (bias.reshape(-1) + extra).astype(extra.dtype)
-    if linear.bias is not None and len(linear.bias.uses()) == 1 and bias is not None and bias.shape == total.shape:
-        set_constant(linear.bias, total)
-        return
-    if len(linear.node.inputs) < 3:
-        linear.node.resize_inputs(3)
-    linear.node.replace_input_with(2, new_constant(total, f"{linear.node.name}_bias", graph))
 
 
 Rule = Callable[[ir.Node, Channels], "np.ndarray | None"]

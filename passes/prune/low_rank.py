@@ -14,9 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.prune.activations import Sample, distance, outputs
-from edgec.passes.prune.compensation import Covariances
-from edgec.passes.prune.products import has_rows, matrix, weight_of
-from edgec.passes.prune.removal import set_constant
+from edgec.passes.prune.compensation import Inputs, Statistics
+from edgec.passes.prune.products import has_rows, in_copy, matrix, set_matrix
 from edgec.passes.prune.rules import Linear
 from edgec.passes.rewriting import new_constant
 from edgec.values import constant_of, shape_of
@@ -51,17 +50,17 @@ def break_even(depth: int, width: int) -> float:
 
 
 def measure_ranks(
-    model: ir.Model, linears: Sequence[Linear], samples: Sequence[Sample], covariances: Covariances, multiple: int
+    model: ir.Model, linears: Sequence[Linear], samples: Sequence[Sample], statistics: Statistics, multiple: int
 ) -> list[RankCurve]:
     """A curve for every layer that can be factorised, at ranks that are multiples where it is wide enough."""
     wanted = outputs(model, samples)
     found = []
     for linear in linears:
-        if linear in covariances and is_factorable(linear):
+        if linear in statistics and is_factorable(linear):
             _, depth, width = matrix(linear).shape
             ranks = tuple(_ranks(break_even(depth, width), multiple))
             if ranks:
-                away = [_distance(model, linear, rank, samples, covariances, wanted) for rank in ranks]
+                away = [_distance(model, linear, rank, samples, statistics[linear], wanted) for rank in ranks]
                 found.append(RankCurve(linear, ranks, tuple(np.maximum.accumulate(away).tolist())))
     return found
 
@@ -78,14 +77,14 @@ def _ranks(limit: float, multiple: int) -> Iterator[int]:
 
 
 def _distance(
-    model: ir.Model, linear: Linear, rank: int, samples: Sequence[Sample], covariances: Covariances,
+    model: ir.Model, linear: Linear, rank: int, samples: Sequence[Sample], inputs: Inputs,
     wanted: Sequence[np.ndarray],
 ) -> float:  # fmt: skip
     copy = model.clone()
     weights = matrix(linear)
-    basis = leading_directions(weights[0], covariances[linear][0], rank)
-    array = weight_of(linear, (weights[0] @ basis @ basis.T)[np.newaxis])
-    set_constant(copy.graph.initializers[str(linear.weight.name)], array)
+    basis = leading_directions(weights[0], inputs.covariance[0], rank)
+    twin = in_copy(linear, {str(node.name): node for node in copy.graph})
+    set_matrix(twin, weights @ basis @ basis.T, inputs.mean)
     return distance(outputs(copy, samples), wanted)
 
 
@@ -95,13 +94,14 @@ def leading_directions(weights: np.ndarray, covariance: np.ndarray, rank: int) -
     return np.linalg.eigh(spread)[1][:, ::-1][:, :rank]
 
 
-def factorise(linear: Linear, covariance: np.ndarray, rank: int) -> None:
-    """Replace the product by two of ``rank`` in between; ``covariance`` is of its inputs, [1, depth, depth]."""
+def factorise(linear: Linear, inputs: Inputs, rank: int) -> None:
+    """Replace the product by two, of ``rank`` channels in between."""
     node, graph = linear.node, linear.node.graph
     assert isinstance(graph, ir.Graph)
     weights, old = matrix(linear), constant_of(linear.weight)
     assert old is not None
-    basis = leading_directions(weights[0], covariance[0], rank)
+    basis = leading_directions(weights[0], inputs.covariance[0], rank)
+    set_matrix(linear, weights @ basis @ basis.T, inputs.mean)
     first = _narrow(linear, weights[0] @ basis, old)
     second = np.ascontiguousarray(basis.T if linear.out_axis else basis).astype(old.dtype)
     second = second.reshape(*second.shape, *(1,) * (old.ndim - 2))

@@ -6,16 +6,18 @@ A convolution is a matrix product of patches: a row has the source's channels, e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.prune.activations import Sample, capture
+from edgec.passes.prune.removal import set_constant
 from edgec.passes.prune.rules import Linear
-from edgec.values import constant_of, shape_of
+from edgec.passes.rewriting import new_constant
+from edgec.values import constant_of, input_of, shape_of
 
 _CHUNK = 4096
 """Rows that are summed up at once."""
@@ -40,6 +42,64 @@ def weight_of(linear: Linear, found: np.ndarray) -> np.ndarray:
     moved = np.moveaxis(array, (linear.out_axis, linear.in_axis), (0, 1))
     rows = found.transpose(0, 2, 1).reshape(moved.shape)
     return np.ascontiguousarray(np.moveaxis(rows, (0, 1), (linear.out_axis, linear.in_axis)), array.dtype)
+
+
+def set_matrix(linear: Linear, found: np.ndarray, mean: np.ndarray) -> None:
+    """Let the product have the matrix ``found``, and shift its bias so that its output's mean stays.
+
+    ``mean`` is its inputs', float64 [groups, depth]; of a MatMul, which has no bias, it must be zero.
+    """
+    shift = np.einsum("gi,gio->go", mean, matrix(linear) - found).reshape(-1)
+    array = weight_of(linear, found)
+    set_constant(linear.weight, array)
+    if shift.any():
+        add_bias(linear, shift.astype(array.dtype))
+
+
+def own_biases(model: ir.Model) -> None:
+    """Give every convolution and Gemm a bias of its own, a number a channel, so that :func:`add_bias` can use it.
+
+    This comes before the coupling is found, which then cuts the biases, too.
+    """
+    for node in model.graph:
+        if node.domain != "" or node.op_type not in ("Conv", "Gemm") or node.attributes.get_float("beta", 1.0) != 1:
+            continue
+        weight, bias = constant_of(node.inputs[1]), input_of(node, 2)
+        count = shape_of(node.outputs[0])[1]
+        array = constant_of(bias)
+        if weight is None or (bias is not None and (array is None or array.size not in (1, count))):
+            continue
+        if bias is not None and len(bias.uses()) == 1 and shape_of(bias) == (count,):
+            continue
+        zeros = np.zeros(count, weight.dtype)
+        if len(node.inputs) < 3:
+            node.resize_inputs(3)
+        own = zeros if array is None else zeros + array.reshape(-1)
+        node.replace_input_with(2, new_constant(own, f"{node.name}_bias", model.graph))
+
+
+def drop_zero_biases(model: ir.Model) -> None:
+    """Take away the biases of convolutions and Gemms that add nothing."""
+    for node in model.graph:
+        if node.domain == "" and node.op_type in ("Conv", "Gemm"):
+            bias = constant_of(input_of(node, 2))
+            if bias is not None and not bias.any():
+                node.resize_inputs(2)
+
+
+def add_bias(linear: Linear, extra: np.ndarray) -> None:
+    """Add one number an output channel to the bias of a Conv or Gemm, which :func:`own_biases` gave it."""
+    bias = constant_of(linear.bias)
+    assert linear.bias is not None and bias is not None
+    set_constant(linear.bias, (bias + extra).astype(bias.dtype))
+
+
+def in_copy(linear: Linear, nodes: Mapping[str, ir.Node]) -> Linear:
+    """The same product in a copy of the graph, whose ``nodes`` are given by name."""
+    node, operand = nodes[str(linear.node.name)], linear.reading.operand
+    source, weight = node.inputs[operand], node.inputs[1 - operand]
+    assert source is not None and weight is not None
+    return replace(linear, node=node, source=source, weight=weight)
 
 
 def taps(linear: Linear) -> int:
@@ -151,9 +211,23 @@ class Moments:
 
     @property
     def covariance(self) -> np.ndarray:
-        """float64 [groups, depth, depth] of the inputs, around their means."""
+        """float64 [groups, depth, depth] of the inputs around their means, shrunk."""
         mean = self.sums / max(self.count, 1)
-        return self.squares / max(self.count, 1) - mean[:, :, np.newaxis] * mean[:, np.newaxis]
+        return self.shrunk(self.squares / max(self.count, 1) - mean[:, :, np.newaxis] * mean[:, np.newaxis])
+
+    def shrunk(self, found: np.ndarray) -> np.ndarray:
+        """Second moments moved towards their diagonal, by how little the rows tell."""
+        share = uncertainty(found.shape[-1], self.count)
+        alone = np.einsum("gii->gi", found)[:, :, np.newaxis] * np.eye(found.shape[-1])
+        return (1 - share) * found + share * alone
+
+
+def uncertainty(depth: int, count: int) -> float:
+    """How little ``count`` rows say of how ``depth`` inputs vary together: 0 for very many rows, 1 for none.
+
+    Covariances are shrunk by this share to their diagonals (as Ledoit and Wolf 2004 do, with a simpler share).
+    """
+    return depth / (depth + count)
 
 
 def measure_moments(

@@ -14,12 +14,12 @@ from edgec.errors import EdgecError, Refusal
 from edgec.passes.base import Pass
 from edgec.passes.prune.activations import Sample
 from edgec.passes.prune.allocation import Choice, Limits, Offers, allocate
-from edgec.passes.prune.compensation import Covariances, from_moments, from_weights
+from edgec.passes.prune.compensation import Statistics, compensate, depth_mask, from_moments, from_weights
 from edgec.passes.prune.cost import Cost, Measure
 from edgec.passes.prune.coupling import Coupling, Unit, find_coupling
 from edgec.passes.prune.dead import absorb, dead_units
 from edgec.passes.prune.low_rank import RankCurve, measure_ranks
-from edgec.passes.prune.products import measure_moments
+from edgec.passes.prune.products import drop_zero_biases, measure_moments, own_biases
 from edgec.passes.prune.removal import Kept, remove_units
 from edgec.passes.prune.repair import refit
 from edgec.passes.prune.scores import Evidence, score_units
@@ -75,53 +75,76 @@ class Prune(Pass):
     def transform(self, model: ir.Model) -> tuple[int, Sequence[Refusal]]:
         settings = self.settings
         whole = Cost(model, settings.measure).total
+        own_biases(model)
         coupling, dead = remove_dead(model)
         cost = Cost(model, settings.measure, coupling.linears)
         fraction = 1 - whole * (1 - settings.fraction) / cost.total if cost.total else 0.0
-        if fraction <= 0:
-            return dead, coupling.refusals
-        choice = allocate(cost, self._offers(model, coupling), fraction, settings.limits)
-        self._apply(model, coupling, choice)
-        return dead + len(choice.units) + len(choice.ranks), coupling.refusals
+        changed = dead
+        if fraction > 0:
+            statistics = self._input_statistics(model, coupling)
+            choice = allocate(cost, self._offers(model, coupling, statistics), fraction, settings.limits)
+            self._apply(model, coupling, choice, statistics)
+            changed += len(choice.units) + len(choice.ranks)
+        drop_zero_biases(model)
+        RemoveUnusedNodesPass()(model)
+        infer_shapes(model)
+        return changed, coupling.refusals
 
-    def _offers(self, model: ir.Model, coupling: Coupling) -> Offers:
+    def _offers(self, model: ir.Model, coupling: Coupling, statistics: Statistics) -> Offers:
         """What can go, by scores and sensitivities."""
         settings = self.settings
-        covariances = self._covariances(model, coupling)
-        evidence = Evidence(model, coupling, self.samples[: settings.mask_samples], covariances, settings.seed)
+        evidence = Evidence(model, coupling, self.samples[: settings.mask_samples], statistics, settings.seed)
         scores = score_units(evidence, settings.score)
-        used = self.samples[: settings.curve_samples]
+        used = self._judged()
         if not used:
             return Offers(coupling.groups, scores)
-        self.curves = measure_curves(model, coupling, scores, used, covariances)
+        compensating = settings.repair or settings.score == "obs"
+        known = statistics if compensating else {}
+        self.curves = measure_curves(model, coupling, scores, used, known)
         if settings.low_rank and settings.repair:
             multiple = settings.limits.multiple
-            self.ranks = measure_ranks(model, coupling.linears, used, covariances, multiple)
+            self.ranks = measure_ranks(model, coupling.linears, used, statistics, multiple)
         return Offers(coupling.groups, scores, self.curves, self.ranks)
 
-    def _apply(self, model: ir.Model, coupling: Coupling, choice: Choice) -> None:
+    def _apply(self, model: ir.Model, coupling: Coupling, choice: Choice, statistics: Statistics) -> None:
         """Cut the units out, and fit and factorise what is left."""
         settings, original = self.settings, model.clone()
         kept = _kept_channels(coupling, choice.units)
+        if settings.score == "obs":
+            self._compensate(coupling, choice.units, statistics)
         remove_units(model, choice.units)
         if settings.repair and self.samples:
             linears, originals = find_coupling(model).linears, find_coupling(original).linears
             ranks = {str(linear.node.name): rank for linear, rank in choice.ranks.items()}
             refit(model, linears, original, originals, kept, ranks, self.samples, settings.rows, settings.seed)
-            RemoveUnusedNodesPass()(model)
-            infer_shapes(model)
 
-    def _covariances(self, model: ir.Model, coupling: Coupling) -> Covariances:
+    def _compensate(self, coupling: Coupling, units: Sequence[Unit], statistics: Statistics) -> None:
+        """Let the readers of what goes make up for it, which is what the score counted on."""
+        for linear in dict.fromkeys(linear for group in coupling.groups for linear in group.mixers):
+            gone = depth_mask(linear, units)
+            if linear in statistics and len(linear.weight.uses()) == 1 and gone.any():
+                compensate(linear, statistics[linear], gone)
+
+    def _judged(self) -> Sequence[Sample]:
+        """The samples for sensitivities: the last, a quarter at most, so that the statistics come from others."""
+        count = min(self.settings.curve_samples, max(1, len(self.samples) // 4)) if self.samples else 0
+        return self.samples[len(self.samples) - count :]
+
+    def _input_statistics(self, model: ir.Model, coupling: Coupling) -> Statistics:
         """Of the inputs of all products."""
         if not self.samples:
             return from_weights(coupling)
         linears = [linear for linear in coupling.linears if linear.groups == 1]
         settings = self.settings
-        return from_moments(measure_moments(model, linears, self.samples, settings.rows, settings.seed))
+        others = self.samples[: max(1, len(self.samples) - len(self._judged()))]
+        return from_moments(measure_moments(model, linears, others, settings.rows, settings.seed))
 
 
 def remove_dead(model: ir.Model) -> tuple[Coupling, int]:
-    """Cut dead units out of ``model`` until none is left; the coupling of what remains, and how many went."""
+    """Cut dead units out of ``model`` until none is left; the coupling of what remains, and how many went.
+
+    Its biases must be its own (:func:`edgec.passes.prune.products.own_biases`).
+    """
     coupling, count = find_coupling(model), 0
     while units := dead_units(model, coupling):
         absorb(model, coupling, units)

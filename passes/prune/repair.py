@@ -16,9 +16,19 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.prune.activations import Sample, capture
-from edgec.passes.prune.dead import add_bias
+from edgec.passes.prune.compensation import from_moments
 from edgec.passes.prune.low_rank import break_even, factorise
-from edgec.passes.prune.products import Moments, has_rows, input_rows, matrix, output_rows, places, weight_of
+from edgec.passes.prune.products import (
+    Moments,
+    add_bias,
+    has_rows,
+    input_rows,
+    matrix,
+    output_rows,
+    places,
+    uncertainty,
+    weight_of,
+)
 from edgec.passes.prune.removal import set_constant
 from edgec.passes.prune.rules import Linear
 from edgec.passes.rewriting import is_private
@@ -143,20 +153,21 @@ def _solve(model: ir.Model, fit: _Fit, targets: Targets, samples: Sequence[Sampl
         squares += rows.transpose(0, 2, 1) @ rows
         products += rows.transpose(0, 2, 1) @ outputs
     start = np.concatenate([old, bias.reshape(groups, width)[:, np.newaxis]], axis=1)
-    found = start + _ridge(squares, products - squares @ start)
+    found = start + _ridge(squares, products - squares @ start, sum(map(len, inputs)))
     set_constant(linear.weight, weight_of(linear, found[:, :depth]))
     if free:
         add_bias(linear, (found[:, depth].reshape(-1) - bias).astype(_dtype(linear)))
     if rank is not None and rank < break_even(depth, width):
-        sums, count = squares[:, :depth, depth], int(squares[0, depth, depth])
-        factorise(linear, Moments(squares[:, :depth, :depth], sums, count).covariance, rank)
+        moments = Moments(squares[:, :depth, :depth], squares[:, :depth, depth], sum(map(len, inputs)))
+        factorise(linear, from_moments({linear: moments})[linear], rank)
 
 
-def _ridge(squares: np.ndarray, products: np.ndarray) -> np.ndarray:
-    """(S + λ·I)⁻¹ P for each group, λ in proportion to the mean of the diagonal."""
+def _ridge(squares: np.ndarray, products: np.ndarray, count: int) -> np.ndarray:
+    """(S + λ·I)⁻¹ P for each group, λ in proportion to the mean of the diagonal, and larger for few rows."""
     size = squares.shape[-1]
+    share = RIDGE + uncertainty(size, count) ** 2
     mean = np.trace(squares, axis1=1, axis2=2) / size
-    return np.linalg.solve(squares + np.eye(size) * (RIDGE * mean + 1e-12)[:, np.newaxis, np.newaxis], products)
+    return np.linalg.solve(squares + np.eye(size) * (share * mean + 1e-12)[:, np.newaxis, np.newaxis], products)
 
 
 def _bias(linear: Linear) -> np.ndarray:

@@ -23,10 +23,9 @@ import onnx_ir as ir
 
 from edgec.errors import EdgecError
 from edgec.passes.prune.activations import Sample, open_session
-from edgec.passes.prune.compensation import Covariances, losses
+from edgec.passes.prune.compensation import Statistics, losses
 from edgec.passes.prune.coupling import Coupling, Group, Unit
 from edgec.passes.prune.masking import mask_units
-from edgec.passes.prune.products import has_rows
 from edgec.passes.prune.rules import Linear
 from edgec.values import constant_of
 
@@ -41,14 +40,14 @@ class Evidence:
         model: the graph.
         coupling: its units.
         samples: calibration inputs; none where there are none.
-        covariances: of the products' inputs.
+        statistics: of the products' inputs.
         seed: of the random score.
     """
 
     model: ir.Model
     coupling: Coupling
     samples: Sequence[Sample]
-    covariances: Covariances
+    statistics: Statistics
     seed: int
 
 
@@ -109,8 +108,8 @@ def _obs(evidence: Evidence) -> Scores:
     """Shares of the variance that readers lose; units that no product reads are judged by their own energy."""
     found: dict[Unit, float] = {}
     for group in evidence.coupling.groups:
-        readers = [linear for linear in group.mixers if linear in evidence.covariances and has_rows(linear)]
-        each = [losses(linear, evidence.covariances[linear], group.units) for linear in readers]
+        readers = [linear for linear in group.mixers if linear in evidence.statistics]
+        each = [losses(linear, evidence.statistics[linear].covariance, group.units) for linear in readers]
         shares = np.sum(each, axis=0) if each else _energies(group)
         found.update(zip(group.units, map(float, shares), strict=True))
     return found

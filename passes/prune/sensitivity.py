@@ -13,11 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.prune.activations import Sample, distance, outputs
-from edgec.passes.prune.compensation import Covariances, compensated, depth_mask
+from edgec.passes.prune.compensation import Statistics, compensate, depth_mask
 from edgec.passes.prune.coupling import Coupling, Group, Unit
 from edgec.passes.prune.masking import mask_units
-from edgec.passes.prune.products import weight_of
-from edgec.passes.prune.removal import set_constant
+from edgec.passes.prune.products import in_copy
 from edgec.passes.prune.scores import Scores
 
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
@@ -51,13 +50,13 @@ def measure_curves(
     coupling: Coupling,
     scores: Scores,
     samples: Sequence[Sample],
-    covariances: Covariances,
+    statistics: Statistics,
     shares: Sequence[float] = SHARES,
 ) -> list[Curve]:
     """A curve for every group whose units have scores; the samples are run for each point of each."""
     wanted = outputs(model, samples)
     return [
-        _curve(model, Coupling((group,), coupling.linears, ()), scores, samples, covariances, shares, wanted)
+        _curve(model, Coupling((group,), coupling.linears, ()), scores, samples, statistics, shares, wanted)
         for group in coupling.groups
         if len(group.units) > 1 and all(unit in scores for unit in group.units)
     ]
@@ -68,7 +67,7 @@ def _curve(
     alone: Coupling,
     scores: Scores,
     samples: Sequence[Sample],
-    covariances: Covariances,
+    statistics: Statistics,
     shares: Sequence[float],
     wanted: Sequence[np.ndarray],
 ) -> Curve:
@@ -78,7 +77,7 @@ def _curve(
     points = [0.0]
     for count in counts:
         masked = mask_units(model, alone)
-        _compensate(model, masked.model, group, order[:count], covariances)
+        _compensate(model, masked.model, group, order[:count], statistics)
         feeds = masked.feeds(order[:count])
         found = outputs(masked.model, [{**sample, **feeds} for sample in samples])
         points.append(distance(found, wanted))
@@ -88,13 +87,12 @@ def _curve(
     return Curve(group, tuple(order), (0, *counts), tuple(np.maximum.accumulate(points).tolist()))
 
 
-def _compensate(model: ir.Model, copy: ir.Model, group: Group, gone: Sequence[Unit], covariances: Covariances) -> None:
+def _compensate(model: ir.Model, copy: ir.Model, group: Group, gone: Sequence[Unit], statistics: Statistics) -> None:
     """Move the readers' weights in ``copy``, a copy of the graph with the masks."""
+    nodes = {str(node.name): node for node in copy.graph}
     for linear in group.mixers:
-        if linear in covariances:
-            mask = depth_mask(linear, gone)
-            array = weight_of(linear, compensated(linear, covariances[linear], mask))
-            set_constant(copy.graph.initializers[str(linear.weight.name)], array)
+        if linear in statistics and len(linear.weight.uses()) == 1:
+            compensate(in_copy(linear, nodes), statistics[linear], depth_mask(linear, gone))
 
 
 def as_table(curves: Sequence[Curve]) -> list[Mapping[str, object]]:
