@@ -135,6 +135,50 @@ def compile_model(
     _show(results, json, lambda: tables.print_compiled(compiled, explain))
 
 
+@app.command("prune")
+def prune_model(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.")],
+    remove: Annotated[float, typer.Option(metavar="FRACTION", min=0, max=0.9, help="Share to remove.")] = 0.5,
+    measure: Annotated[
+        str, typer.Option(metavar="NAME", help="What the share is of: macs, parameters, bytes or latency.")
+    ] = "macs",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="The ONNX file; MODEL.pruned.onnx by default.")
+    ] = None,
+    calib: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="An .npz named as for run: samples to prune by, without labels.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--eval", metavar="PATH", help="An .npz with labels: the accuracy before and after.")
+    ] = None,
+    score: Annotated[
+        str, typer.Option(metavar="NAME", help="magnitude, norm-scale, obs, trajectory, relevance or random.")
+    ] = "obs",
+    repair: Annotated[bool, typer.Option(help="Fit the weights that stay to the samples.")] = True,
+    target: Annotated[str, typer.Option(help="Whose vectors the channels fill.")] = "host",
+    curve: Annotated[
+        Path | None, typer.Option(metavar="OUT.svg", help="Plot accuracy against latency over several shares instead.")
+    ] = None,
+    shape: Shapes = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    json: Json = False,
+) -> None:
+    """Prune channels of a model, write the smaller ONNX model, and compare the two."""
+    from edgec.pruning import Comparison, compare_pruned, plot_curve, settings_for
+    from edgec.shapes import parse_shape_flags
+    from edgec.targets.target import load_target
+
+    shapes = parse_shape_flags(shape or ())
+    settings = settings_for(remove, load_target(target), score=score, repair=repair, seed=seed)
+    found: Comparison
+    if curve is not None:
+        found = plot_curve(model, curve, settings, calib=calib, data=data, shapes=shapes)
+    else:
+        path = output or Path(f"{model.stem}.pruned.onnx")
+        found = compare_pruned(model, path, settings, measure, calib=calib, data=data, shapes=shapes)
+    _show(found, json, lambda: tables.print_pruned(found))
+
+
 @app.command()
 def run(
     artifact: Artifact,
@@ -236,13 +280,24 @@ def bench(
 
 
 @app.command()
-def inspect(path: ModelOrArtifact, shape: Shapes = None, json: Json = False) -> None:
+def inspect(
+    path: ModelOrArtifact,
+    prunable: Annotated[
+        bool, typer.Option("--prunable", help="Show which channels can be pruned, and why others cannot.")
+    ] = False,
+    shape: Shapes = None,
+    json: Json = False,
+) -> None:
     """Show layers, parameters, MACs and the memory plan, without running anything."""
     from edgec.artifact import is_artifact
     from edgec.inspection import inspect_artifact, inspect_model
+    from edgec.pruning import find_prunable
     from edgec.shapes import parse_shape_flags
 
-    if is_artifact(path):
+    if prunable:
+        groups = find_prunable(path, parse_shape_flags(shape or ()))
+        _show(groups, json, lambda: tables.print_prunable(path, groups))
+    elif is_artifact(path):
         manifest = inspect_artifact(path)
         _show(manifest, json, lambda: tables.print_manifest(path, manifest))
     else:

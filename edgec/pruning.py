@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -14,7 +17,6 @@ import numpy as np
 from edgec.errors import EdgecError
 
 if TYPE_CHECKING:
-    import onnx
     import onnx_ir as ir
 
     from edgec.errors import Refusal
@@ -29,6 +31,16 @@ Calibration = str | os.PathLike[str] | Iterable[Mapping[str, np.ndarray]]
 
 MOST_SAMPLES = 2048
 """Calibration samples that are looked at; more cost time and move little."""
+
+
+CURVE_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+"""Of the MACs, at which ``--curve`` prunes."""
+
+_LARGEST_SHARE, _BISECTIONS = 0.9, 5
+"""Between nothing and this share of the MACs, a latency is looked for in so many steps."""
+
+_TURNS, _CALLS = 20, 20
+"""Each version's turns when latencies are measured, and the calls in one."""
 
 
 @dataclass(frozen=True)
@@ -46,21 +58,46 @@ class Prunable:
     largest: float
 
 
-def prune_model(
-    model: str | os.PathLike[str] | onnx.ModelProto | ir.Model,
-    output: str | os.PathLike[str],
-    settings: Settings,
-    *,
-    calib: Calibration | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-) -> tuple[PassReport, ...]:
-    """Prune ``model`` and write the smaller ONNX model; the reports of all passes that ran.
+@dataclass(frozen=True)
+class Version:
+    """A model as it is before or after pruning.
+
+    Attributes:
+        removed: the share of the MACs that is gone.
+        macs: of one inference; ``parameters`` and ``bytes`` of its constants.
+        ms: the fastest inference on this machine, on one thread.
+        top1: accuracy in ONNX Runtime; None without labelled data.
+    """
+
+    removed: float
+    macs: int
+    parameters: int
+    bytes: int
+    ms: float
+    top1: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The original and its pruned versions, and the file that was written: a model, or a plot."""
+
+    path: Path
+    versions: tuple[Version, ...]
+
+
+def compare_pruned(
+    model: Path, output: Path, settings: Settings, measure: str, *, calib: Calibration | None, data: Path | None,
+    shapes: Mapping[str, Sequence[int]],
+) -> Comparison:  # fmt: skip
+    """Prune ``model``, write it as ``output``, and compare the two on this machine.
 
     Args:
-        model: an ONNX file, or a model in memory.
+        model: an ONNX file.
         output: the ONNX file to write.
-        settings: the budget, and how it is met.
-        calib: samples for scores, sensitivities and repair; without any, the weights alone decide.
+        settings: what share goes, and how.
+        measure: what the share is of: macs, parameters, bytes, or latency, which is measured on this machine.
+        calib: samples to prune by.
+        data: labelled samples for the accuracy.
         shapes: pins dynamic inputs.
 
     Raises:
@@ -70,13 +107,156 @@ def prune_model(
 
     from edgec.artifact import check_writable, write_atomically
     from edgec.graph import load_graph
+    from edgec.passes.prune.cost import check_measure
 
-    path = Path(output)
-    check_writable(path)
-    graph = load_graph(model, shapes=shapes)
-    reports = prune_graph(graph, settings, calib)
-    write_atomically({path: ir.to_proto(graph).SerializeToString()})
-    return reports
+    check_writable(output)
+    original = load_graph(model, shapes=shapes)
+    if measure == "latency":
+        pruned = _prune_to_latency(original, settings, calib)
+    else:
+        pruned = original.clone()
+        prune_graph(pruned, replace(settings, measure=check_measure(measure)), calib)
+    versions = _versions(original, [pruned], data)
+    write_atomically({output: ir.to_proto(pruned).SerializeToString()})
+    return Comparison(output, versions)
+
+
+def plot_curve(
+    model: Path, output: Path, settings: Settings, *, calib: Calibration | None, data: Path | None,
+    shapes: Mapping[str, Sequence[int]],
+) -> Comparison:  # fmt: skip
+    """Prune ``model`` by growing shares of its MACs, and plot accuracy against latency as an SVG file.
+
+    Raises:
+        EdgecError: something does not fit, or ``data`` has no labels.
+    """
+    from edgec.artifact import check_writable, write_atomically
+    from edgec.graph import load_graph
+
+    if data is None:
+        raise EdgecError("--curve plots accuracies; name labelled samples with --eval PATH")
+    check_writable(output)
+    original = load_graph(model, shapes=shapes)
+    samples = _samples(original, calib)
+    largest = find_prunable(model, shapes).largest
+    pruned = []
+    for share in (each for each in CURVE_SHARES if each < largest):
+        pruned.append(original.clone())
+        prune_graph(pruned[-1], replace(settings, fraction=share), samples or None)
+    versions = _versions(original, pruned, data)
+    write_atomically({output: draw_curve(versions).encode()})
+    return Comparison(output, versions)
+
+
+def draw_curve(versions: Sequence[Version]) -> str:
+    """An SVG of accuracy over latency, a point for each version with its removed share."""
+    width, height, margin = 640, 400, 56
+    slowest = max(each.ms for each in versions)
+    tops = [100 * (each.top1 or 0.0) for each in versions]
+    low, high = min(tops), max(max(tops), min(tops) + 1)
+    points = [
+        (
+            margin + (width - 2 * margin) * each.ms / slowest,
+            height - margin - (height - 2 * margin) * (top - low) / (high - low),
+        )
+        for each, top in zip(versions, tops, strict=True)
+    ]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    marks = [
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"/><text x="{x + 7:.1f}" y="{y - 7:.1f}">'
+        f"-{each.removed:.0%} MACs: {each.ms:.3g} ms, {top:.1f} %</text>"
+        for (x, y), each, top in zip(points, versions, tops, strict=True)
+    ]
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width + 2 * margin} {height}" '
+            'font-family="sans-serif" font-size="11">',
+            f'<path d="M{margin} {margin}V{height - margin}H{width - margin}" fill="none" stroke="grey"/>',
+            f'<text x="{margin}" y="{margin - 12}">accuracy, {low:.1f} to {high:.1f} %</text>',
+            f'<text x="{width - 2 * margin}" y="{height - margin + 24}">latency, 0 to {slowest:.3g} ms</text>',
+            f'<polyline points="{line}" fill="none" stroke="black"/>',
+            *marks,
+            "</svg>",
+        ]
+    )
+
+
+def _prune_to_latency(original: ir.Model, settings: Settings, calib: Calibration | None) -> ir.Model:
+    """The version with the fewest MACs removed that is faster on this machine by the share: MACs are bisected."""
+    samples = _samples(original, calib)
+    low, high, best = 0.0, _LARGEST_SHARE, 0.0
+    found: ir.Model | None = None
+    for _ in range(_BISECTIONS):
+        share = (low + high) / 2
+        pruned = original.clone()
+        try:
+            prune_graph(pruned, replace(settings, fraction=share), samples or None)
+        except EdgecError:
+            high = share
+            continue
+        before, after = _latencies([original, pruned])
+        best = max(best, 1 - after / before)
+        if after <= before * (1 - settings.fraction):
+            found, high = pruned, share
+        else:
+            low = share
+    if found is None:
+        raise EdgecError(
+            f"the latency cannot be made {settings.fraction:.0%} lower by pruning: at most {max(best, 0):.0%} was "
+            "measured on this machine; ask for less"
+        )
+    return found
+
+
+def _versions(original: ir.Model, pruned: Sequence[ir.Model], data: Path | None) -> tuple[Version, ...]:
+    """The original as the passes fold it, which is what shares are of, and its pruned versions."""
+    from edgec.passes.pipeline import FLOAT, run
+    from edgec.summary import summarise
+
+    folded = original.clone()
+    run(folded, FLOAT)
+    models = [folded, *pruned]
+    times = _latencies(models)
+    summaries = [summarise(each) for each in models]
+    return tuple(
+        Version(1 - s.macs / (summaries[0].macs or 1), s.macs, s.parameters, s.bytes, ms, _accuracy(each, data))
+        for each, s, ms in zip(models, summaries, times, strict=True)
+    )
+
+
+def _accuracy(model: ir.Model, data: Path | None) -> float | None:
+    import onnx_ir as ir
+
+    from edgec.evaluation import evaluate
+
+    if data is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(model, path)
+        return evaluate(path, data).top1
+
+
+def _latencies(models: Sequence[ir.Model]) -> list[float]:
+    """The fastest inference of each model on this machine in ms: compiled for it, measured in turn."""
+    from edgec.artifact import read_manifest
+    from edgec.compiler import compile
+    from edgec.data import specs
+    from edgec.runtimes.python.session import load
+
+    best = [float("inf")] * len(models)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        paths = [compile(m, "host", Path(folder) / f"{i}.so").path for i, m in enumerate(models)]
+        inputs = specs(read_manifest(paths[0])["inputs"])
+        feeds = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in inputs}
+        sessions = [stack.enter_context(load(path, threads=1)) for path in paths]
+        for _ in range(_TURNS):
+            for index, session in enumerate(sessions):
+                for _ in range(_CALLS):
+                    start = time.perf_counter()
+                    session.run(feeds)
+                    best[index] = min(best[index], 1e3 * (time.perf_counter() - start))
+    return best
 
 
 def prune_graph(graph: ir.Model, settings: Settings, calib: Calibration | None) -> tuple[PassReport, ...]:
