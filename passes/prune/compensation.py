@@ -19,6 +19,9 @@ from edgec.passes.prune.products import Moments, has_rows, matrix, set_matrix, t
 from edgec.passes.prune.rules import Linear
 from edgec.values import shape_of
 
+ASSUMED = 0.5
+"""How much of a correlation before an activation is left behind it, as far as weights can tell."""
+
 DAMPING = 0.01
 """Added to the diagonal, as a share of its mean, so that inputs which hardly vary do not get huge weights."""
 
@@ -72,7 +75,8 @@ def _assumed(coupling: Coupling, linear: Linear) -> np.ndarray:
         index = np.concatenate([unit.cuts[place] for unit in group.units])
         shared = sum((_correlations(group, each) for each in group.producers if each.groups == 1), np.zeros(()))
         if shared.ndim and len(shared) == len(index):
-            channels[np.ix_(index, index)] = shared
+            alone = np.diag(np.diag(shared))
+            channels[np.ix_(index, index)] = ASSUMED * shared + (1 - ASSUMED) * alone
     width = count // linear.groups
     return np.stack(
         [
