@@ -155,6 +155,9 @@ def prune_model(
         str, typer.Option(metavar="NAME", help="magnitude, norm-scale, obs, trajectory, relevance or random.")
     ] = "obs",
     repair: Annotated[bool, typer.Option(help="Fit the weights that stay to the samples.")] = True,
+    distil: Annotated[
+        float, typer.Option(metavar="MINUTES", min=0, help="Learn from the original in torch for so long.")
+    ] = 0.0,
     target: Annotated[str, typer.Option(help="Whose vectors the channels fill.")] = "host",
     curve: Annotated[
         Path | None, typer.Option(metavar="OUT.svg", help="Plot accuracy against latency over several shares instead.")
@@ -169,7 +172,7 @@ def prune_model(
     from edgec.targets.target import load_target
 
     shapes = parse_shape_flags(shape or ())
-    settings = settings_for(remove, load_target(target), score=score, repair=repair, seed=seed)
+    settings = settings_for(remove, load_target(target), score=score, repair=repair, distil_minutes=distil, seed=seed)
     found: Comparison
     if curve is not None:
         found = plot_curve(model, curve, settings, calib=calib, data=data, shapes=shapes)

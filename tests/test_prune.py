@@ -26,7 +26,6 @@ from edgec.passes.prune.low_rank import factorise
 from edgec.passes.prune.products import input_rows, matrix, measure_moments, output_rows, own_biases, places, weight_of
 from edgec.passes.prune.pruning import Prune, Settings
 from edgec.passes.prune.scores import SCORES
-from edgec.values import constant_of
 from tests.graphs import build, load, node
 from tests.graphs import run as infer
 from tests.prunable import CASES, Drawing

@@ -18,6 +18,7 @@ from edgec.passes.prune.compensation import Statistics, compensate, depth_mask, 
 from edgec.passes.prune.cost import Cost, Measure
 from edgec.passes.prune.coupling import Coupling, Unit, find_coupling
 from edgec.passes.prune.dead import absorb, dead_units
+from edgec.passes.prune.distil import distil
 from edgec.passes.prune.low_rank import RankCurve, measure_ranks
 from edgec.passes.prune.products import drop_zero_biases, measure_moments, own_biases
 from edgec.passes.prune.removal import Kept, remove_units
@@ -41,6 +42,7 @@ class Settings:
         rows: positions of each sample that moments and fits look at.
         curve_samples: samples that sensitivity curves are measured on; without curves for 0.
         mask_samples: samples that scores by masking run for each unit.
+        distil_minutes: how long the pruned model then learns from the original in torch, 0 for not at all.
         seed: of everything that is drawn.
     """
 
@@ -53,6 +55,7 @@ class Settings:
     rows: int = 64
     curve_samples: int = 64
     mask_samples: int = 4
+    distil_minutes: float = 0.0
     seed: int = 0
 
 
@@ -117,6 +120,10 @@ class Prune(Pass):
             linears, originals = find_coupling(model).linears, find_coupling(original).linears
             ranks = {str(linear.node.name): rank for linear, rank in choice.ranks.items()}
             refit(model, linears, original, originals, kept, ranks, self.samples, settings.rows, settings.seed)
+            infer_shapes(model)
+        if settings.distil_minutes > 0:
+            linears = find_coupling(model).linears
+            distil(model, linears, original, self.samples, settings.distil_minutes, settings.seed)
 
     def _compensate(self, coupling: Coupling, units: Sequence[Unit], statistics: Statistics) -> None:
         """Let the readers of what goes make up for it, which is what the score counted on."""
