@@ -122,6 +122,8 @@ def compile_model(
 
     names = None if passes is None else [name.strip() for name in passes.split(",") if name.strip()]
     shapes = parse_shape_flags(shape or ())
+    if stop_after is not None and prune:
+        raise EdgecError("--prune and --stop-after do not go together; edgec prune writes the pruned ONNX model")
     if stop_after is not None:
         path = output or Path(f"{model.stem}.{stop_after}.onnx")
         done = transform(model, path, passes=names, stop_after=stop_after, shapes=shapes, check=check)

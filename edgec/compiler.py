@@ -61,8 +61,8 @@ def compile(
             written beside it, as ``<output>.json``.
         shapes: pins dynamic inputs, e.g. ``{"input": (1, 3, 224, 224)}``.
         passes: names of passes, in the order in which they run; all of them by default.
-        check: samples on which ONNX Runtime compares the model after each pass with the original: an ``.npz``
-            with arrays named as the inputs, or an iterable of arrays by input name.
+        check: samples on which ONNX Runtime compares the model after each pass with the original (with the
+            pruned model, if ``prune`` is given): an ``.npz`` with arrays named as the inputs, or an iterable of arrays by input name.
         prune: the share of the MACs to remove by structured pruning, 0 to 0.9.
         calib: samples to prune by: an ``.npz``, or an iterable of arrays by input name; without any, the weights
             alone decide.
@@ -98,8 +98,9 @@ def compile(
     original = summarise(graph)
     clock.lap("import")
     pruned = prune_graph(graph, settings_for(prune, chosen), calib) if prune else ()
-    clock.lap("prune")
-    reports = (*pruned, *apply_passes(graph, selected, check))
+    reports = apply_passes(graph, selected, check)
+    if pruned:  # which has run the passes before
+        reports = (*pruned, *(each for each in reports if each.matched or each.before != each.after))
     clock.lap("passes")
     program = lower(graph)
     program.name = _name(model)

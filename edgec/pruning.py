@@ -112,7 +112,7 @@ def compare_pruned(
     check_writable(output)
     original = load_graph(model, shapes=shapes)
     if measure == "latency":
-        pruned = _prune_to_latency(original, settings, calib)
+        pruned = prune_to_latency(original, settings, calib)
     else:
         pruned = original.clone()
         prune_graph(pruned, replace(settings, measure=check_measure(measure)), calib)
@@ -181,7 +181,7 @@ def draw_curve(versions: Sequence[Version]) -> str:
     )
 
 
-def _prune_to_latency(original: ir.Model, settings: Settings, calib: Calibration | None) -> ir.Model:
+def prune_to_latency(original: ir.Model, settings: Settings, calib: Calibration | None) -> ir.Model:
     """The version with the fewest MACs removed that is faster on this machine by the share: MACs are bisected."""
     samples = _samples(original, calib)
     low, high, best = 0.0, _LARGEST_SHARE, 0.0

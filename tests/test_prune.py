@@ -26,6 +26,7 @@ from edgec.passes.prune.low_rank import factorise
 from edgec.passes.prune.products import input_rows, matrix, measure_moments, output_rows, own_biases, places, weight_of
 from edgec.passes.prune.pruning import Prune, Settings
 from edgec.passes.prune.scores import SCORES
+from edgec.pruning import prune_to_latency
 from tests.graphs import build, load, node
 from tests.graphs import run as infer
 from tests.prunable import CASES, Drawing
@@ -312,6 +313,39 @@ def test_the_command_says_what_is_possible(sample_model: Path, tmp_path: Path) -
     assert found.exit_code == 2
     assert "there is no budget in 'speed'" in found.output
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_stopping_early_and_pruning_do_not_go_together(sample_model: Path) -> None:
+    found = call("compile", sample_model, "--prune", 0.3, "--stop-after", "simplify")
+    assert found.exit_code == 2
+    assert "edgec prune writes the pruned ONNX model" in found.output
+
+
+def test_the_curve_is_a_picture(sample_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgec.pruning.CURVE_SHARES", (0.2, 0.4))
+    out = tmp_path / "curve.svg"
+    found = call("prune", sample_model, "--curve", out, "--score", "obs", "--eval", SAMPLES / "digits_eval.npz")
+    assert found.exit_code == 0, found.output
+    picture = out.read_text()
+    assert picture.count("<circle") == 3
+    assert "% MACs" in picture
+
+
+def test_a_latency_budget_is_measured(
+    sample_model: Path, monkeypatch: pytest.MonkeyPatch, digits: list[dict[str, np.ndarray]]
+) -> None:
+    """With latencies in proportion to MACs, the share of MACs found is the latency's."""
+    monkeypatch.setattr("edgec.pruning._latencies", lambda models: [float(Cost(m, "macs").total) for m in models])
+    original = folded(sample_model)
+    found = prune_to_latency(original, Settings(0.4, repair=False, curve_samples=0), digits)
+    share = 1 - Cost(found, "macs").total / Cost(original, "macs").total
+    assert 0.4 <= share <= 0.5
+
+
+def test_an_unreachable_latency_is_a_sentence(sample_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgec.pruning._latencies", lambda models: [2.0, 1.5])
+    with pytest.raises(EdgecError, match="cannot be made 40% lower by pruning: at most 25% was measured"):
+        prune_to_latency(folded(sample_model), Settings(0.4), None)
 
 
 def test_inspect_says_what_can_be_pruned(sample_model: Path) -> None:
