@@ -26,7 +26,6 @@ from edgec.passes.prune.products import (
     matrix,
     output_rows,
     places,
-    uncertainty,
     weight_of,
 )
 from edgec.passes.prune.removal import set_constant
@@ -34,9 +33,11 @@ from edgec.passes.prune.rules import Linear
 from edgec.passes.rewriting import is_private
 from edgec.values import constant_of, shape_of
 
-RIDGE = 1e-3
-"""How strongly the weights are held to what they were, as a share of the inputs' mean square."""
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""How strongly the weights may be held to what they were, as shares of the inputs' mean square."""
 
+_CHECKED = 4
+"""One sample of so many takes no part in a fit that is judged by it."""
 
 _BATCH = 128
 """Samples whose rows are summed up at once."""
@@ -131,43 +132,91 @@ def _targets(original: ir.Model, fits: Sequence[_Fit], samples: Sequence[Sample]
     return found
 
 
+@dataclass
+class _Normal:
+    """The normal equations of a fit's change: S · change = P.
+
+    Attributes:
+        squares: float64 [groups, depth + 1, depth + 1], of the inputs and a one for the bias.
+        products: float64 [groups, depth + 1, width], of those and what the product falls short of its target.
+        rows: how many there are.
+    """
+
+    squares: np.ndarray
+    products: np.ndarray
+    rows: int = 0
+
+    def __add__(self, other: _Normal) -> _Normal:
+        return _Normal(self.squares + other.squares, self.products + other.products, self.rows + other.rows)
+
+
 def _solve(model: ir.Model, fit: _Fit, targets: Targets, samples: Sequence[Sample], rank: int | None) -> None:
     """Least squares of one product, its bias with it where the node has one, at a rank where one is given."""
-    linear, name = fit.linear, str(fit.linear.node.name)
-    source = str(linear.source.name)
-    old, bias = matrix(linear), _bias(linear)
+    linear, bias = fit.linear, _bias(fit.linear)
+    old = matrix(linear)
     groups, depth, width = old.shape
-    free = linear.node.op_type != "MatMul"
-    squares, products = np.zeros((groups, depth + 1, depth + 1)), np.zeros((groups, depth + 1, width))
-    names = [source] if fit.added is None else [source, fit.added]
-    inputs, wanted = [], []
-    runs = capture(model, names, samples)
-    for values, where, goal in zip(runs, targets.where[name], targets.rows[name], strict=True):
-        inputs.append(input_rows(linear, values[source], where))
-        wanted.append(goal if fit.added is None else goal - output_rows(linear, values[fit.added], where))
-    for low in range(0, len(inputs), _BATCH):
-        rows = np.concatenate(inputs[low : low + _BATCH]).astype(np.float64).transpose(1, 0, 2)
-        rows = np.concatenate([rows, np.full((*rows.shape[:2], 1), float(free))], axis=2)
-        target = np.concatenate(wanted[low : low + _BATCH]) - (0 if free else bias)
-        outputs = target.astype(np.float64).reshape(-1, groups, width).transpose(1, 0, 2)
-        squares += rows.transpose(0, 2, 1) @ rows
-        products += rows.transpose(0, 2, 1) @ outputs
     start = np.concatenate([old, bias.reshape(groups, width)[:, np.newaxis]], axis=1)
-    found = start + _ridge(squares, products - squares @ start, sum(map(len, inputs)))
-    set_constant(linear.weight, weight_of(linear, found[:, :depth]))
-    if free:
-        add_bias(linear, (found[:, depth].reshape(-1) - bias).astype(_dtype(linear)))
+    inputs, wanted = _gather(model, fit, targets, samples)
+    seen = [index for index in range(len(inputs)) if index % _CHECKED]
+    checked = [index for index in range(len(inputs)) if not index % _CHECKED]
+    parts = [_normal(linear, start, [(inputs[i], wanted[i]) for i in part]) for part in (seen, checked)]
+    whole = parts[0] + parts[1]
+    change = _ridge(whole, _best_ridge(*parts))
+    set_constant(linear.weight, weight_of(linear, (start + change)[:, :depth]))
+    if linear.node.op_type != "MatMul":
+        add_bias(linear, change[:, depth].reshape(-1).astype(_dtype(linear)))
     if rank is not None and rank < break_even(depth, width):
-        moments = Moments(squares[:, :depth, :depth], squares[:, :depth, depth], sum(map(len, inputs)))
+        moments = Moments(whole.squares[:, :depth, :depth], whole.squares[:, :depth, depth], whole.rows)
         factorise(linear, from_moments({linear: moments})[linear], rank)
 
 
-def _ridge(squares: np.ndarray, products: np.ndarray, count: int) -> np.ndarray:
-    """(S + λ·I)⁻¹ P for each group, λ in proportion to the mean of the diagonal, and larger for few rows."""
-    size = squares.shape[-1]
-    share = RIDGE + uncertainty(size, count) ** 2
-    mean = np.trace(squares, axis1=1, axis2=2) / size
-    return np.linalg.solve(squares + np.eye(size) * (share * mean + 1e-12)[:, np.newaxis, np.newaxis], products)
+def _gather(
+    model: ir.Model, fit: _Fit, targets: Targets, samples: Sequence[Sample]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """For every sample the product's inputs in the pruned model, and what its output should be there."""
+    linear, name = fit.linear, str(fit.linear.node.name)
+    source = str(linear.source.name)
+    inputs, wanted = [], []
+    runs = capture(model, [source] if fit.added is None else [source, fit.added], samples)
+    for values, where, goal in zip(runs, targets.where[name], targets.rows[name], strict=True):
+        inputs.append(input_rows(linear, values[source], where))
+        wanted.append(goal if fit.added is None else goal - output_rows(linear, values[fit.added], where))
+    return inputs, wanted
+
+
+def _normal(linear: Linear, start: np.ndarray, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> _Normal:
+    """The equations for samples of (inputs, wanted outputs); a product without a bias has zeros for the one."""
+    groups, size, width = start.shape
+    found = _Normal(np.zeros((groups, size, size)), np.zeros((groups, size, width)))
+    one = float(linear.node.op_type != "MatMul")
+    for low in range(0, len(pairs), _BATCH):
+        rows = np.concatenate([each for each, _ in pairs[low : low + _BATCH]]).astype(np.float64).transpose(1, 0, 2)
+        rows = np.concatenate([rows, np.full((*rows.shape[:2], 1), one)], axis=2)
+        target = np.concatenate([each for _, each in pairs[low : low + _BATCH]]).astype(np.float64)
+        short = target.reshape(-1, groups, width).transpose(1, 0, 2) - rows @ start
+        turned = rows.transpose(0, 2, 1)
+        found += _Normal(turned @ rows, turned @ short, rows.shape[1])
+    return found
+
+
+def _best_ridge(seen: _Normal, checked: _Normal) -> float:
+    """The ridge of ``RIDGES`` whose fit to the samples seen does best on those that it did not see."""
+    if not seen.rows:
+        return RIDGES[-1]
+    gains = []
+    for ridge in RIDGES:
+        change = _ridge(seen, ridge)
+        better = 2 * np.sum(change * checked.products) - np.sum(change * (checked.squares @ change))
+        gains.append(float(better))
+    return RIDGES[int(np.argmax(gains))]
+
+
+def _ridge(normal: _Normal, ridge: float) -> np.ndarray:
+    """(S + λ·I)⁻¹ P for each group; λ is a share of the inputs' mean square, and next to nothing for the bias."""
+    size = normal.squares.shape[-1]
+    mean = np.trace(normal.squares[:, :-1, :-1], axis1=1, axis2=2) / max(size - 1, 1) + 1e-12
+    penalties = np.append(np.full(size - 1, ridge), 1e-6)
+    return np.linalg.solve(normal.squares + mean[:, np.newaxis, np.newaxis] * np.diag(penalties), normal.products)
 
 
 def _bias(linear: Linear) -> np.ndarray:
