@@ -34,7 +34,7 @@ def load_folded(shared: Path, each: SharedModel) -> ir.Model:
 
 @pytest.mark.parametrize("each", MODELS, ids=lambda each: each.name)
 def test_dead_channels_go_at_no_loss(each: SharedModel, shared: Path) -> None:
-    """Channels whose weights and biases are zero: all outputs stay within 1e-6 of their range."""
+    """Channels whose weights and biases are zero: what changes is the order in which float32 numbers are summed up."""
     model = load_folded(shared, each)
     own_biases(model)
     coupling = find_coupling(model)
@@ -44,7 +44,7 @@ def test_dead_channels_go_at_no_loss(each: SharedModel, shared: Path) -> None:
     _, count = remove_dead(model)
     assert count > 0
     for ours, theirs in zip(_outputs(model, each, samples), wanted, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6 * max(float(np.ptp(theirs)), 1e-3))
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6 * float(np.abs(theirs).max()))
 
 
 def _outputs(model: ir.Model, each: SharedModel, samples: np.ndarray) -> list[np.ndarray]:

@@ -54,7 +54,7 @@ def distil(
         if value is not None and value.const_value is not None
     }
     judged, seen = samples[::JUDGED], [each for index, each in enumerate(samples) if index % JUDGED]
-    student, teacher = _runner(model, learnt), _runner(original, {})
+    student, teacher = stacked_runner(model, learnt), stacked_runner(original, {})
     trained = _train(torch, student, teacher, list(learnt.values()), _stack(seen), _stack(judged), minutes)
     for value, tensor in zip(learnt, trained, strict=True):
         set_constant(value, tensor.numpy())
@@ -135,7 +135,7 @@ def _loss(torch: Any, found: Sequence[Any], wanted: Sequence[Any]) -> Any:
     return torch.stack(parts).sum()
 
 
-def _runner(model: ir.Model, learnt: Mapping[ir.Value, Any]) -> Callable[[Mapping[str, Any]], list[Any]]:
+def stacked_runner(model: ir.Model, learnt: Mapping[ir.Value, Any]) -> Callable[[Mapping[str, Any]], list[Any]]:
     """A function from stacked inputs to the list of stacked outputs."""
     torch = _torch()
     graph = model.graph
