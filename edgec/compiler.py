@@ -62,7 +62,8 @@ def compile(
         shapes: pins dynamic inputs, e.g. ``{"input": (1, 3, 224, 224)}``.
         passes: names of passes, in the order in which they run; all of them by default.
         check: samples on which ONNX Runtime compares the model after each pass with the original (with the
-            pruned model, if ``prune`` is given): an ``.npz`` with arrays named as the inputs, or an iterable of arrays by input name.
+            pruned model, if ``prune`` is given): an ``.npz`` with arrays named as the inputs, or an iterable of
+            arrays by input name.
         prune: the share of the MACs to remove by structured pruning, 0 to 0.9.
         calib: samples to prune by: an ``.npz``, or an iterable of arrays by input name; without any, the weights
             alone decide.

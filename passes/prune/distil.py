@@ -23,11 +23,14 @@ from edgec.passes.rewriting import named
 from edgec.values import constant_of, input_of, shape_of
 
 BATCH = 64
-RATE = 1e-3
+RATE = 3e-4
 """Adam's step at the start; it falls to zero over the time given, as a cosine."""
 
-JUDGED = 8
-"""One sample of so many is kept for judging."""
+JUDGED, MOST_JUDGED = 8, 256
+"""One sample of so many is kept for judging, and so many at most."""
+
+BETWEEN = 16
+"""Steps between two judgements."""
 
 Values = dict[ir.Value, Any]
 """Torch tensors by the graph's value."""
@@ -53,7 +56,7 @@ def distil(
         for value in (linear.weight, linear.bias)
         if value is not None and value.const_value is not None
     }
-    judged, seen = samples[::JUDGED], [each for index, each in enumerate(samples) if index % JUDGED]
+    judged, seen = samples[::JUDGED][:MOST_JUDGED], [each for index, each in enumerate(samples) if index % JUDGED]
     student, teacher = stacked_runner(model, learnt), stacked_runner(original, {})
     trained = _train(torch, student, teacher, list(learnt.values()), _stack(seen), _stack(judged), minutes)
     for value, tensor in zip(learnt, trained, strict=True):
@@ -93,7 +96,6 @@ def _train(
     count = len(next(iter(seen.values())))
     best, kept = _judge(torch, student, judged, wanted), [each.detach().clone() for each in parameters]
     start, step = time.monotonic(), 0
-    between = max(1, count // BATCH)
     while (spent := (time.monotonic() - start) / (60 * minutes)) < 1:
         optimiser.param_groups[0]["lr"] = RATE * 0.5 * (1 + np.cos(np.pi * spent))
         batch = _mixed(torch, seen, count)
@@ -103,7 +105,7 @@ def _train(
         _loss(torch, student(batch), goal).backward()
         optimiser.step()
         step += 1
-        if step % between == 0:
+        if step % BETWEEN == 0:
             found = _judge(torch, student, judged, wanted)
             if found < best:
                 best, kept = found, [each.detach().clone() for each in parameters]
