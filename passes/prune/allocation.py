@@ -108,14 +108,13 @@ class Offers:
     ranks: Sequence[RankCurve] = ()
 
 
-def allocate(cost: Cost, offers: Offers, fraction: float, limits: Limits) -> Choice:
-    """What takes at least ``fraction`` of the cost away; ``cost`` counts without it afterwards.
+def allocate(cost: Cost, offers: Offers, whole: int, fraction: float, limits: Limits) -> Choice:
+    """What brings the cost below 1 - ``fraction`` of ``whole``; ``cost`` counts without it afterwards.
 
     Raises:
         EdgecError: so much cannot go; says how much could.
     """
-    total = cost.total
-    goal = total * (1 - fraction)
+    goal = whole * (1 - fraction)
     queues: list[Sequence[_Pack | _Rank]] = [_packs(group, offers, limits.multiple) for group in offers.groups]
     queues += [_ranks(curve, cost) for curve in offers.ranks]
     heap = [(_ratio(queue[0], cost), index, 0) for index, queue in enumerate(queues) if queue]
@@ -131,7 +130,7 @@ def allocate(cost: Cost, offers: Offers, fraction: float, limits: Limits) -> Cho
             if place + 1 < len(queues[index]):
                 heapq.heappush(heap, (_ratio(queues[index][place + 1], cost), index, place + 1))
     if cost.total > goal:
-        raise _unreachable(fraction, 1 - cost.total / total)
+        raise _unreachable(fraction, 1 - cost.total / whole)
     return Choice(
         tuple(unit for each in taken if isinstance(each, _Pack) for unit in each.units),
         {each.linear: each.rank for each in taken if isinstance(each, _Rank)},

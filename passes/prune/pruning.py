@@ -81,11 +81,11 @@ class Prune(Pass):
         own_biases(model)
         coupling, dead = remove_dead(model)
         cost = Cost(model, settings.measure, coupling.linears)
-        fraction = 1 - whole * (1 - settings.fraction) / cost.total if cost.total else 0.0
         changed = dead
-        if fraction > 0:
+        if cost.total > whole * (1 - settings.fraction):
             statistics = self._input_statistics(model, coupling)
-            choice = allocate(cost, self._offers(model, coupling, statistics), fraction, settings.limits)
+            offers = self._offers(model, coupling, statistics)
+            choice = allocate(cost, offers, whole, settings.fraction, settings.limits)
             self._apply(model, coupling, choice, statistics)
             changed += len(choice.units) + len(choice.ranks)
         drop_zero_biases(model)
@@ -138,7 +138,9 @@ class Prune(Pass):
         return self.samples[len(self.samples) - count :]
 
     def _input_statistics(self, model: ir.Model, coupling: Coupling) -> Statistics:
-        """Of the inputs of all products."""
+        """Of the inputs of all products; none where nothing asks for them."""
+        if self.settings.score != "obs" and not (self.settings.repair and self._judged()):
+            return {}
         if not self.samples:
             return from_weights(coupling)
         linears = [linear for linear in coupling.linears if linear.groups == 1]
