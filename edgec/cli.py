@@ -112,6 +112,12 @@ def compile_model(
     check: Annotated[
         Path | None, typer.Option(metavar="PATH", help="An .npz named as for run: compare its outputs after each pass.")
     ] = None,
+    prune: Annotated[
+        float, typer.Option(metavar="FRACTION", min=0, max=0.9, help="Share of the MACs to remove, structured.")
+    ] = 0.0,
+    calib: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="An .npz named as for run: samples to prune by, without labels.")
+    ] = None,
     tune: Annotated[
         float | None, typer.Option(metavar="MINUTES", help="Measure plans of the kernels so long, and take the best.")
     ] = None,
@@ -126,6 +132,8 @@ def compile_model(
 
     names = None if passes is None else [name.strip() for name in passes.split(",") if name.strip()]
     shapes = parse_shape_flags(shape or ())
+    if stop_after is not None and prune:
+        raise EdgecError("--prune and --stop-after do not go together; edgec prune writes the pruned ONNX model")
     if stop_after is not None:
         path = output or Path(f"{model.stem}.{stop_after}.onnx")
         done = transform(model, path, passes=names, stop_after=stop_after, shapes=shapes, check=check)
@@ -133,11 +141,58 @@ def compile_model(
         return
     with console.progress() as progress:
         compiled = compile(
-            model, target, output, shapes=shapes, passes=names, check=check, tune=tune, tune_db=tune_db,
-            progress=progress,
+            model, target, output, shapes=shapes, passes=names, check=check, prune=prune, calib=calib, tune=tune,
+            tune_db=tune_db, progress=progress,
         )  # fmt: skip
     results = {"artifact": compiled.path, **compiled.report.as_dict()}
     _show(results, json, lambda: tables.print_compiled(compiled, explain))
+
+
+@app.command("prune")
+def prune_model(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.")],
+    remove: Annotated[float, typer.Option(metavar="FRACTION", min=0, max=0.9, help="Share to remove.")] = 0.5,
+    measure: Annotated[
+        str, typer.Option(metavar="NAME", help="What the share is of: macs, parameters, bytes or latency.")
+    ] = "macs",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="The ONNX file; MODEL.pruned.onnx by default.")
+    ] = None,
+    calib: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="An .npz named as for run: samples to prune by, without labels.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--eval", metavar="PATH", help="An .npz with labels: the accuracy before and after.")
+    ] = None,
+    score: Annotated[
+        str, typer.Option(metavar="NAME", help="magnitude, norm-scale, obs, trajectory, relevance or random.")
+    ] = "obs",
+    repair: Annotated[bool, typer.Option(help="Fit the weights that stay to the samples.")] = True,
+    distil: Annotated[
+        float, typer.Option(metavar="MINUTES", min=0, help="Learn from the original in torch for so long.")
+    ] = 0.0,
+    target: Annotated[str, typer.Option(help="Whose vectors the channels fill.")] = "host",
+    curve: Annotated[
+        Path | None, typer.Option(metavar="OUT.svg", help="Plot accuracy against latency over several shares instead.")
+    ] = None,
+    shape: Shapes = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    json: Json = False,
+) -> None:
+    """Prune channels of a model, write the smaller ONNX model, and compare the two."""
+    from edgec.pruning import Comparison, compare_pruned, plot_curve, settings_for
+    from edgec.shapes import parse_shape_flags
+    from edgec.targets.target import load_target
+
+    shapes = parse_shape_flags(shape or ())
+    settings = settings_for(remove, load_target(target), score=score, repair=repair, distil_minutes=distil, seed=seed)
+    found: Comparison
+    if curve is not None:
+        found = plot_curve(model, curve, settings, calib=calib, data=data, shapes=shapes)
+    else:
+        path = output or Path(f"{model.stem}.pruned.onnx")
+        found = compare_pruned(model, path, settings, measure, calib=calib, data=data, shapes=shapes)
+    _show(found, json, lambda: tables.print_pruned(found))
 
 
 @app.command()
@@ -306,13 +361,24 @@ def bench(
 
 
 @app.command()
-def inspect(path: ModelOrArtifact, shape: Shapes = None, json: Json = False) -> None:
+def inspect(
+    path: ModelOrArtifact,
+    prunable: Annotated[
+        bool, typer.Option("--prunable", help="Show which channels can be pruned, and why others cannot.")
+    ] = False,
+    shape: Shapes = None,
+    json: Json = False,
+) -> None:
     """Show layers, parameters, MACs and the memory plan, without running anything."""
     from edgec.artifact import is_artifact
     from edgec.inspection import inspect_artifact, inspect_model
+    from edgec.pruning import find_prunable
     from edgec.shapes import parse_shape_flags
 
-    if is_artifact(path):
+    if prunable:
+        groups = find_prunable(path, parse_shape_flags(shape or ()))
+        _show(groups, json, lambda: tables.print_prunable(path, groups))
+    elif is_artifact(path):
         manifest = inspect_artifact(path)
         _show(manifest, json, lambda: tables.print_manifest(path, manifest))
     else:

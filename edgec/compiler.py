@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from edgec.memory import Lifetime
     from edgec.program import Program
+    from edgec.pruning import Calibration
     from edgec.targets.cpu.backend import Code
     from edgec.targets.target import Target
     from edgec.transformation import Check
@@ -50,6 +51,8 @@ def compile(
     shapes: Mapping[str, Sequence[int]] | None = None,
     passes: Sequence[str] | None = None,
     check: Check | None = None,
+    prune: float = 0.0,
+    calib: Calibration | None = None,
     tune: float | None = None,
     tune_db: str | os.PathLike[str] | None = None,
     device: str | None = None,
@@ -64,8 +67,12 @@ def compile(
             written beside it, as ``<output>.json``.
         shapes: pins dynamic inputs, e.g. ``{"input": (1, 3, 224, 224)}``.
         passes: names of passes, in the order in which they run; all of them by default.
-        check: samples on which ONNX Runtime compares the model after each pass with the original: an ``.npz``
-            with arrays named as the inputs, or an iterable of arrays by input name.
+        check: samples on which ONNX Runtime compares the model after each pass with the original (with the
+            pruned model, if ``prune`` is given): an ``.npz`` with arrays named as the inputs, or an iterable of
+            arrays by input name.
+        prune: the share of the MACs to remove by structured pruning, 0 to 0.9.
+        calib: samples to prune by: an ``.npz``, or an iterable of arrays by input name; without any, the weights
+            alone decide.
         tune: minutes to spend on measuring plans of the kernels; none by default.
         tune_db: the file of tuning records that plans are chosen by, and that new ones are added to; by default
             those that come with edgec, and with ``tune`` a file in the user's cache.
@@ -81,6 +88,7 @@ def compile(
     from edgec.graph import load_graph
     from edgec.lowering import lower
     from edgec.passes.pipeline import select
+    from edgec.pruning import prune_graph, settings_for
     from edgec.summary import summarise
     from edgec.targets.cpu.backend import compile_program
     from edgec.targets.target import load_target
@@ -101,7 +109,10 @@ def compile(
     graph = load_graph(model, shapes=shapes)
     original = summarise(graph)
     clock.lap("import")
+    pruned = prune_graph(graph, settings_for(prune, chosen), calib) if prune else ()
     reports = apply_passes(graph, selected, check)
+    if pruned:  # which has run the passes before
+        reports = (*pruned, *(each for each in reports if each.matched or each.before != each.after))
     clock.lap("passes")
     program = lower(graph)
     program.name = _name(model)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgec.evaluation import Evaluation
     from edgec.inspection import ModelInspection
     from edgec.passes.base import PassReport
+    from edgec.pruning import Comparison, Prunable
     from edgec.targets.target import Target
     from edgec.transformation import Transformed
     from edgec.tuning import Tuned
@@ -95,6 +96,29 @@ def _thousandth(value: float | None) -> float | None:
 
 def _change(before: int, after: int) -> str:
     return f"{before:,}" if before == after else f"{before:,} → {after:,}"
+
+
+def print_pruned(found: Comparison) -> None:
+    """One row for each version of the model, the original first."""
+    print_table(
+        "versions",
+        ("removed", "MACs", "parameters", "bytes", "ms", "accuracy"),
+        (
+            (
+                f"{each.removed:.1%}", f"{each.macs:,}", f"{each.parameters:,}", f"{each.bytes:,}",
+                "" if each.ms is None else cell_text(each.ms), "" if each.top1 is None else f"{each.top1:.2%}",
+            )
+            for each in found.versions
+        ),
+    )  # fmt: skip
+    print_text(f"saved to {found.path}")
+
+
+def print_prunable(path: Path, found: Prunable) -> None:
+    """A sentence for each group, and for each layer that stays."""
+    print_text(f"{path}: at most {found.largest:.1%} of the MACs can go")
+    print_text("\n".join(["can go:", *(f"  {group}" for group in found.groups)]))
+    print_text("\n".join(["stays:", *(f"  {refusal}" for refusal in found.refusals)]))
 
 
 def print_outputs(outputs: Sequence[ArraySummary], saved: Path | None) -> None:

@@ -1,0 +1,232 @@
+"""Repair without labels: every product is fitted again to what it computed before.
+
+From the inputs on, one product after the other: its inputs are those of the pruned model, with all errors made so
+far, its target is what the original computed there. Least squares give the weights and the bias (this is the
+reconstruction of He, Zhang and Sun 2017, which also re-estimates what a batch norm behind it would). Where the
+product ends in a sum with a value that is computed already, the target is the original's sum without that value, so
+that a residual branch also makes up for errors of the stream beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec.passes.prune.activations import Sample, capture
+from edgec.passes.prune.compensation import from_moments
+from edgec.passes.prune.low_rank import break_even, factorise
+from edgec.passes.prune.products import (
+    Moments,
+    add_bias,
+    has_rows,
+    input_rows,
+    matrix,
+    output_rows,
+    places,
+    weight_of,
+)
+from edgec.passes.prune.removal import set_constant
+from edgec.passes.prune.rules import Linear
+from edgec.passes.rewriting import is_private
+from edgec.values import constant_of, shape_of
+
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""How strongly the weights may be held to what they were, as shares of the inputs' mean square."""
+
+_CHECKED = 4
+"""One sample of so many takes no part in a fit that is judged by it."""
+
+_BATCH = 128
+"""Samples whose rows are summed up at once."""
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A product to fit.
+
+    Attributes:
+        linear: as it is in the pruned model.
+        original: the same in the original, whose positions of the output are the same.
+        goal: the original's value to reach, and ``added``: what the pruned model adds to the output.
+        kept: bool, the original's channels that are left.
+    """
+
+    linear: Linear
+    original: Linear
+    goal: str
+    added: str | None
+    kept: np.ndarray
+
+
+@dataclass
+class Targets:
+    """Rows of the original's values at drawn positions, kept for all products at once.
+
+    Attributes:
+        rows: float32 [samples][places, channels] by the product's name.
+        where: int64 [samples][places].
+    """
+
+    rows: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    where: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+
+def refit(
+    model: ir.Model, linears: Sequence[Linear], original: ir.Model, originals: Sequence[Linear],
+    kept: Mapping[str, np.ndarray],
+    ranks: Mapping[str, int], samples: Sequence[Sample], rows: int, seed: int,
+) -> None:  # fmt: skip
+    """Fit the products ``linears`` of ``model``, a pruned copy of ``original``, in place and in order.
+
+    Args:
+        originals: the same products in the original, by the same names; ``linears`` may lack some.
+        kept: by the product's name, bool for each output channel of the original: whether it is left.
+        ranks: by name, of the products that become two thin ones once they are fitted.
+        samples: calibration inputs, run once for each product.
+        rows: positions of each sample that take part.
+        seed: of the positions.
+    """
+    by_name = {str(linear.node.name): linear for linear in originals}
+    fits = [
+        _plan(model, linear, by_name[str(linear.node.name)], kept[str(linear.node.name)])
+        for linear in linears
+        if str(linear.node.name) in by_name and has_rows(linear) and len(linear.weight.uses()) == 1
+    ]
+    targets = _targets(original, fits, samples, rows, seed)
+    for fit in fits:
+        _solve(model, fit, targets, samples, ranks.get(str(fit.linear.node.name)))
+
+
+def _plan(model: ir.Model, linear: Linear, original: Linear, kept: np.ndarray) -> _Fit:
+    """Aim behind a sum where the other summand is computed earlier, at the product's own output elsewhere."""
+    goal, added = original.node.outputs[0], None
+    output = linear.node.outputs[0]
+    reader = next(iter(output.consumers()), None)
+    if reader is not None and reader.op_type == "Add" and is_private(linear.node):
+        other = next((value for value in reader.inputs if value is not output), None)
+        earlier = {value for node in _before(model, linear.node) for value in node.outputs}
+        if other in earlier and other is not None and other.shape == output.shape:
+            old = next(iter(original.node.outputs[0].consumers()))
+            goal, added = old.outputs[0], str(other.name)
+    return _Fit(linear, original, str(goal.name), added, kept)
+
+
+def _before(model: ir.Model, node: ir.Node) -> Iterator[ir.Node]:
+    for each in model.graph:
+        if each is node:
+            return
+        yield each
+
+
+def _targets(original: ir.Model, fits: Sequence[_Fit], samples: Sequence[Sample], rows: int, seed: int) -> Targets:
+    found, rng = Targets(), np.random.default_rng(seed)
+    for values in capture(original, [fit.goal for fit in fits], samples):
+        for fit in fits:
+            name = str(fit.linear.node.name)
+            where = places(fit.original, rows, rng)
+            found.where.setdefault(name, []).append(where)
+            found.rows.setdefault(name, []).append(output_rows(fit.original, values[fit.goal], where)[:, fit.kept])
+    return found
+
+
+@dataclass
+class _Normal:
+    """The normal equations of a fit's change: S · change = P.
+
+    Attributes:
+        squares: float64 [groups, depth + 1, depth + 1], of the inputs and a one for the bias.
+        products: float64 [groups, depth + 1, width], of those and what the product falls short of its target.
+        rows: how many there are.
+    """
+
+    squares: np.ndarray
+    products: np.ndarray
+    rows: int = 0
+
+    def __add__(self, other: _Normal) -> _Normal:
+        return _Normal(self.squares + other.squares, self.products + other.products, self.rows + other.rows)
+
+
+def _solve(model: ir.Model, fit: _Fit, targets: Targets, samples: Sequence[Sample], rank: int | None) -> None:
+    """Least squares of one product, its bias with it where the node has one, at a rank where one is given."""
+    linear, bias = fit.linear, _bias(fit.linear)
+    old = matrix(linear)
+    groups, depth, width = old.shape
+    start = np.concatenate([old, bias.reshape(groups, width)[:, np.newaxis]], axis=1)
+    inputs, wanted = _gather(model, fit, targets, samples)
+    seen = [index for index in range(len(inputs)) if index % _CHECKED]
+    checked = [index for index in range(len(inputs)) if not index % _CHECKED]
+    parts = [_normal(linear, start, [(inputs[i], wanted[i]) for i in part]) for part in (seen, checked)]
+    whole = parts[0] + parts[1]
+    change = _ridge(whole, _best_ridge(*parts))
+    set_constant(linear.weight, weight_of(linear, (start + change)[:, :depth]))
+    if linear.node.op_type != "MatMul":
+        add_bias(linear, change[:, depth].reshape(-1).astype(_dtype(linear)))
+    if rank is not None and rank < break_even(depth, width):
+        moments = Moments(whole.squares[:, :depth, :depth], whole.squares[:, :depth, depth], whole.rows)
+        factorise(linear, from_moments({linear: moments})[linear], rank)
+
+
+def _gather(
+    model: ir.Model, fit: _Fit, targets: Targets, samples: Sequence[Sample]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """For every sample the product's inputs in the pruned model, and what its output should be there."""
+    linear, name = fit.linear, str(fit.linear.node.name)
+    source = str(linear.source.name)
+    inputs, wanted = [], []
+    runs = capture(model, [source] if fit.added is None else [source, fit.added], samples)
+    for values, where, goal in zip(runs, targets.where[name], targets.rows[name], strict=True):
+        inputs.append(input_rows(linear, values[source], where))
+        wanted.append(goal if fit.added is None else goal - output_rows(linear, values[fit.added], where))
+    return inputs, wanted
+
+
+def _normal(linear: Linear, start: np.ndarray, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> _Normal:
+    """The equations for samples of (inputs, wanted outputs); a product without a bias has zeros for the one."""
+    groups, size, width = start.shape
+    found = _Normal(np.zeros((groups, size, size)), np.zeros((groups, size, width)))
+    one = float(linear.node.op_type != "MatMul")
+    for low in range(0, len(pairs), _BATCH):
+        rows = np.concatenate([each for each, _ in pairs[low : low + _BATCH]]).astype(np.float64).transpose(1, 0, 2)
+        rows = np.concatenate([rows, np.full((*rows.shape[:2], 1), one)], axis=2)
+        target = np.concatenate([each for _, each in pairs[low : low + _BATCH]]).astype(np.float64)
+        short = target.reshape(-1, groups, width).transpose(1, 0, 2) - rows @ start
+        turned = rows.transpose(0, 2, 1)
+        found += _Normal(turned @ rows, turned @ short, rows.shape[1])
+    return found
+
+
+def _best_ridge(seen: _Normal, checked: _Normal) -> float:
+    """The ridge of ``RIDGES`` whose fit to the samples seen does best on those that it did not see."""
+    if not seen.rows:
+        return RIDGES[-1]
+    gains = []
+    for ridge in RIDGES:
+        change = _ridge(seen, ridge)
+        better = 2 * np.sum(change * checked.products) - np.sum(change * (checked.squares @ change))
+        gains.append(float(better))
+    return RIDGES[int(np.argmax(gains))]
+
+
+def _ridge(normal: _Normal, ridge: float) -> np.ndarray:
+    """(S + λ·I)⁻¹ P for each group; λ is a share of the inputs' mean square, and next to nothing for the bias."""
+    size = normal.squares.shape[-1]
+    mean = np.trace(normal.squares[:, :-1, :-1], axis1=1, axis2=2) / max(size - 1, 1) + 1e-12
+    penalties = np.append(np.full(size - 1, ridge), 1e-6)
+    return np.linalg.solve(normal.squares + mean[:, np.newaxis, np.newaxis] * np.diag(penalties), normal.products)
+
+
+def _bias(linear: Linear) -> np.ndarray:
+    """float64 [channels]; zeros where the node adds nothing."""
+    count = shape_of(linear.node.outputs[0])[linear.output_axis]
+    found = constant_of(linear.bias)
+    return np.zeros(count) if found is None else np.broadcast_to(found.reshape(-1), count).astype(np.float64)
+
+
+def _dtype(linear: Linear) -> np.dtype[np.generic]:
+    weight = constant_of(linear.weight)
+    assert weight is not None
+    return weight.dtype

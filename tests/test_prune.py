@@ -1,0 +1,360 @@
+"""Pruning from end to end: budgets, scores, compensation, repair, low ranks, and the commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from typer.testing import CliRunner
+
+import edgec
+from edgec.cli import app
+from edgec.errors import EdgecError
+from edgec.graph import load_graph
+from edgec.passes.pipeline import FLOAT, run
+from edgec.passes.prune.activations import capture, distance, open_session, outputs
+from edgec.passes.prune.allocation import Limits
+from edgec.passes.prune.compensation import compensated, damped, from_moments, from_weights, losses
+from edgec.passes.prune.cost import MEASURES, Cost, Measure
+from edgec.passes.prune.coupling import find_coupling
+from edgec.passes.prune.low_rank import factorise
+from edgec.passes.prune.products import input_rows, matrix, measure_moments, output_rows, own_biases, places, weight_of
+from edgec.passes.prune.pruning import Prune, Settings
+from edgec.passes.prune.scores import SCORES
+from edgec.pruning import prune_to_latency
+from tests.graphs import build, load, node
+from tests.graphs import run as infer
+from tests.prunable import CASES, Drawing
+
+SAMPLES = Path(__file__).parent.parent / "samples" / "models"
+COUNT = 40
+"""Calibration samples that the tests use."""
+
+
+@pytest.fixture(scope="module")
+def digits() -> list[dict[str, np.ndarray]]:
+    """Calibration samples of the sample model."""
+    with np.load(SAMPLES / "digits_calib.npz") as data:
+        return [{"image": image.reshape(1, 1, 8, 8)} for image in data["image"][:COUNT]]
+
+
+def folded(path: Path) -> ir.Model:
+    model = load_graph(path)
+    run(model, FLOAT)
+    return model
+
+
+def accuracy(model: ir.Model, data: dict[str, np.ndarray]) -> float:
+    session = open_session(model)
+    found = [session.run(None, {"image": image.reshape(1, 1, 8, 8)})[0].argmax() for image in data["image"]]
+    return float(np.mean(np.array(found) == data["labels"]))
+
+
+def pruned(path: Path, samples: list[dict[str, np.ndarray]], **choices: Any) -> ir.Model:
+    model = folded(path)
+    Prune(Settings(**{"curve_samples": 8, **choices}), samples).apply(model)
+    return model
+
+
+def shapes(model: ir.Model) -> dict[str, tuple[int, ...]]:
+    return {str(v.name): v.shape.numpy() for v in (*model.graph.inputs, *model.graph.outputs)}
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_budgets_are_met(sample_model: Path, measure: Measure) -> None:
+    before = folded(sample_model)
+    model = pruned(sample_model, [], fraction=0.4, measure=measure)
+    assert Cost(model, measure).total <= 0.6 * Cost(before, measure).total
+    assert Cost(model, measure).total >= 0.5 * Cost(before, measure).total
+    assert shapes(model) == shapes(before)
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+
+
+@pytest.mark.parametrize("name", [*SCORES])
+def test_every_score_prunes(name: str, sample_model: Path, digits: list[dict[str, np.ndarray]]) -> None:
+    model = load_graph(sample_model) if name == "norm-scale" else folded(sample_model)
+    macs = Cost(model, "macs").total
+    report = Prune(Settings(0.3, score=name, repair=False, curve_samples=0), digits).apply(model)
+    assert report.matched > 0
+    assert report.after.macs <= 0.7 * macs
+    open_session(model)
+
+
+def test_half_of_the_sample_model_can_go(
+    sample_model: Path, sample_data: dict[str, np.ndarray], digits: list[dict[str, np.ndarray]]
+) -> None:
+    """Without labels; magnitude alone, and a random choice repaired, are worse."""
+    whole = accuracy(folded(sample_model), sample_data)
+    ours = accuracy(pruned(sample_model, digits, fraction=0.5), sample_data)
+    alone = pruned(sample_model, digits, fraction=0.5, score="magnitude", repair=False, curve_samples=0)
+    random = pruned(sample_model, digits, fraction=0.5, score="random", repair=False, curve_samples=0)
+    assert ours >= whole - 0.02
+    assert ours >= accuracy(alone, sample_data) + 0.05
+    assert ours >= accuracy(random, sample_data) + 0.05
+
+
+def test_compensation_without_samples_beats_none(sample_model: Path, digits: list[dict[str, np.ndarray]]) -> None:
+    wanted = outputs(folded(sample_model), digits)
+    ours = outputs(pruned(sample_model, [], fraction=0.3, score="obs"), digits)
+    other = outputs(pruned(sample_model, [], fraction=0.3, score="random"), digits)
+    assert distance(ours, wanted) < distance(other, wanted)
+
+
+def test_pruning_is_deterministic(sample_model: Path, digits: list[dict[str, np.ndarray]]) -> None:
+    first, second = (pruned(sample_model, digits[:8], fraction=0.4) for _ in range(2))
+    assert ir.to_proto(first).SerializeToString() == ir.to_proto(second).SerializeToString()
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_every_kind_of_coupling_is_pruned_and_repaired(name: str) -> None:
+    original = CASES[name]()
+    model = load(original)
+    rng = np.random.default_rng(0)
+    shape = model.graph.inputs[0].shape
+    assert shape is not None
+    samples = [{"x": rng.standard_normal(shape.numpy()).astype(np.float32)} for _ in range(12)]
+    before, macs = shapes(model), Cost(model, "macs").total
+    Prune(Settings(0.25, curve_samples=4, limits=Limits(floor=0.01)), samples).apply(model)
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    assert shapes(model) == before
+    assert Cost(model, "macs").total <= 0.75 * macs
+    wanted, found = infer(original, samples[0]), infer(model, samples[0])
+    assert all(np.isfinite(found[key]).all() and found[key].shape == wanted[key].shape for key in wanted)
+
+
+def test_dead_channels_alone_change_nothing(digits: list[dict[str, np.ndarray]]) -> None:
+    """A budget that dead channels meet needs no more."""
+    d = Drawing()
+    hidden = d.conv("x", 3, 8, bias=False)
+    d.constants["c0"][:4] = 0
+    model = load(d.finish(d.conv(hidden, 8, 4), (1, 3, 5, 7)))
+    x = {"x": np.random.default_rng(1).standard_normal((1, 3, 5, 7)).astype(np.float32)}
+    wanted = infer(model, x)
+    report = Prune(Settings(0.4)).apply(model)
+    assert report.matched == 4
+    np.testing.assert_allclose(*(next(iter(run_.values())) for run_ in (infer(model, x), wanted)), atol=1e-6)
+
+
+def test_channels_are_rounded_to_the_vector(sample_model: Path) -> None:
+    model = pruned(sample_model, [], fraction=0.4, limits=Limits(multiple=4))
+    widths = [node.inputs[1].shape.numpy()[0] for node in model.graph if node.op_type == "Conv" and node.inputs[1]]
+    assert all(width % 4 == 0 for width in widths)
+
+
+def test_a_floor_stays(sample_model: Path) -> None:
+    before = {n.name: n.outputs[0].shape.numpy()[1] for n in folded(sample_model).graph if n.op_type == "Conv"}
+    model = pruned(sample_model, [], fraction=0.6, limits=Limits(floor=0.5))
+    after = {n.name: n.outputs[0].shape.numpy()[1] for n in model.graph if n.op_type == "Conv"}
+    assert all(after[name] >= before[name] / 2 for name in before)
+
+
+def test_too_much_names_the_largest_share(sample_model: Path) -> None:
+    with pytest.raises(EdgecError, match=r"80\.0% of the model cannot be pruned: at most .* --prune 0\.\d+ or less"):
+        pruned(sample_model, [], fraction=0.8, limits=Limits(floor=0.5))
+
+
+def test_nothing_to_prune_is_a_sentence() -> None:
+    d = Drawing()
+    model = load(d.finish(d.conv("x", 3, 4), (1, 3, 5, 7)))
+    with pytest.raises(EdgecError, match="nothing of this model can be pruned; edgec inspect --prunable says why"):
+        Prune(Settings(0.3)).apply(model)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"fraction": 1.0}, "--prune 1 is no share to remove"),
+        ({"fraction": 0.3, "score": "best"}, "there is no score 'best'; the scores are magnitude"),
+        ({"fraction": 0.3, "score": "trajectory"}, "--score trajectory looks at activations; give it samples"),
+        ({"fraction": 0.3, "score": "norm-scale"}, "--score norm-scale finds nothing to judge"),
+    ],
+)
+def test_wrong_settings_are_sentences(choices: dict[str, Any], message: str, sample_model: Path) -> None:
+    with pytest.raises(EdgecError, match=message):
+        pruned(sample_model, [], **choices)
+
+
+CONVOLUTIONS: list[dict[str, Any]] = [
+    {"pads": [1, 0, 2, 1], "strides": [2, 1]},
+    {"auto_pad": "SAME_LOWER", "strides": [2, 2]},
+    {"auto_pad": "SAME_UPPER", "strides": [2, 3]},
+    {"auto_pad": "VALID"},
+    {"group": 2, "dilations": [2, 1]},
+    {"group": 4},
+]
+
+
+@pytest.mark.parametrize("attributes", CONVOLUTIONS)
+def test_rows_times_the_matrix_are_the_convolution(attributes: dict[str, Any]) -> None:
+    rng = np.random.default_rng(3)
+    weight = rng.standard_normal((8, 4 // attributes.get("group", 1), 3, 2)).astype(np.float32)
+    model = load(build([node("Conv", ["x", "w"], ["y"], **attributes)], {"x": (2, 4, 9, 7)}, ["y"], {"w": weight}))
+    linear = find_coupling(model).linears[0]
+    x = {"x": rng.standard_normal((2, 4, 9, 7)).astype(np.float32)}
+    where = places(linear, 1000, rng)
+    found = np.einsum("pgd,gdo->pgo", input_rows(linear, x["x"], where), matrix(linear)).reshape(len(where), -1)
+    np.testing.assert_allclose(found, output_rows(linear, infer(model, x)["y"], where), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(weight_of(linear, matrix(linear)), weight)
+
+
+def mixed_product(count: int = 4000) -> tuple[Any, np.ndarray]:
+    """A Gemm of 7 inputs that vary together, and ``count`` rows of them."""
+    rng = np.random.default_rng(4)
+    d = Drawing()
+    flat = d.add("Flatten", "x")
+    model = load(d.finish(d.add("Gemm", flat, d.weight(7, 5), d.weight(5)), (1, 7)))
+    rows = rng.standard_normal((count, 4)) @ rng.standard_normal((4, 7)) + rng.standard_normal((count, 7)) + 2
+    return model, rows.astype(np.float32)
+
+
+def test_compensation_is_least_squares() -> None:
+    """The weights that stay are those of a fit to the original's outputs, and the loss is what it leaves."""
+    model, rows = mixed_product()
+    linear = find_coupling(model).linears[0]
+    moments = measure_moments(model, [linear], [{"x": row[np.newaxis]} for row in rows], 1, 0)
+    inputs = from_moments(moments)[linear]
+    gone = np.zeros((1, 7), bool)
+    gone[0, [1, 4]] = True
+    found = compensated(linear, inputs.covariance, gone)[0]
+    centred = rows - rows.mean(axis=0)
+    target = centred @ matrix(linear)[0]
+    best = np.linalg.lstsq(centred[:, ~gone[0]], target, rcond=None)[0]
+    left = np.square(target - centred @ found).sum()
+    assert not found[gone[0]].any()
+    assert left <= 1.02 * np.square(target - centred[:, ~gone[0]] @ best).sum()
+    assert left < 0.5 * np.square(target - centred @ np.where(gone[0][:, np.newaxis], 0, matrix(linear)[0])).sum()
+
+
+def test_a_loss_is_what_compensation_leaves() -> None:
+    model = load(CASES["mlp"]())
+    linear = next(each for each in find_coupling(model).linears if each.weight.shape == (20, 12))
+    group = next(g for g in find_coupling(model).groups if len(g.units) == 20)
+    unit, reader = group.units[3], group.readers[0]
+    inputs = from_weights(find_coupling(model))
+    covariance = next(each.covariance for key, each in inputs.items() if key.node is reader.node)
+    (loss,) = losses(reader, covariance, [unit])
+    gone = np.zeros((1, 20), bool)
+    gone[0, 3] = True
+    moved = compensated(reader, covariance, gone)[0] - matrix(reader)[0]
+    total = np.einsum("io,ij,jo->", matrix(reader)[0], covariance[0], matrix(reader)[0])
+    assert linear.node is reader.node
+    lost = np.einsum("io,ij,jo->", moved, damped(covariance)[0], moved)
+    np.testing.assert_allclose(loss, lost / total, rtol=1e-9)
+
+
+@pytest.mark.parametrize("operator", ["Conv", "Gemm", "MatMul"])
+def test_a_full_rank_changes_nothing_and_a_lower_one_little(operator: str) -> None:
+    rng = np.random.default_rng(5)
+    d = Drawing()
+    if operator == "Conv":
+        shape: tuple[int, ...] = (1, 4, 6, 5)
+        result = d.add("Conv", "x", d.weight(6, 4, 3, 3), d.weight(6), strides=[2, 1], pads=[1, 1, 1, 1])
+    else:
+        shape = (1, 9)
+        extra = (d.weight(6),) if operator == "Gemm" else ()
+        result = d.add(operator, "x", d.weight(9, 6), *extra)
+    samples = [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(50)]
+    away = []
+    for rank in (6, 5, 2):
+        model = load(d.finish(result, shape))
+        own_biases(model)
+        linear = find_coupling(model).linears[0]
+        wanted = outputs(model, samples)
+        factorise(linear, from_moments(measure_moments(model, [linear], samples, 50, 0))[linear], rank)
+        onnx.checker.check_model(ir.to_proto(model))
+        away.append(distance(outputs(model, samples), wanted))
+    assert away[0] < 1e-9
+    assert away[0] < away[1] < away[2] < 1
+
+
+def test_capture_runs_only_what_it_needs(sample_model: Path, digits: list[dict[str, np.ndarray]]) -> None:
+    model = folded(sample_model)
+    names = [str(node.outputs[0].name) for node in model.graph][:2]
+    found = list(capture(model, ["image", *names], digits[:3]))
+    assert [list(each) for each in found] == [["image", *names]] * 3
+
+
+def test_compile_prunes(sample_model: Path, sample_data: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """The artifact computes what the pruned model computes, and the report says what went."""
+    samples = [{"image": each.reshape(1, 1, 8, 8)} for each in np.load(SAMPLES / "digits_calib.npz")["image"][:8]]
+    compiled = edgec.compile(sample_model, "host", tmp_path / "model.so", prune=0.4, calib=samples)
+    report = next(each for each in compiled.report.passes if each.name == "prune")
+    assert report.after.macs <= 0.6 * report.before.macs
+    with edgec.load(compiled.path) as session:
+        found = [session.run({"image": x.reshape(1, 1, 8, 8)})["logits"].argmax() for x in sample_data["image"][:200]]
+    assert np.mean(np.array(found) == sample_data["labels"][:200]) >= 0.95
+
+
+def call(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+def test_the_command_compares(sample_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small.onnx"
+    found = call(
+        "prune", sample_model, "--remove", 0.3, "--score", "magnitude", "--eval", SAMPLES / "digits_eval.npz",
+        "-o", out, "--json",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    before, after = json.loads(found.stdout)["versions"]
+    assert (before["removed"], before["top1"]) == (0, pytest.approx(0.99, abs=0.01))
+    assert after["macs"] <= 0.7 * before["macs"]
+    assert after["ms"] > 0
+    onnx.checker.check_model(onnx.load(out), full_check=True)
+
+
+def test_the_command_says_what_is_possible(sample_model: Path, tmp_path: Path) -> None:
+    found = call("prune", sample_model, "--measure", "speed", "-o", tmp_path / "out.onnx")
+    assert found.exit_code == 2
+    assert "there is no budget in 'speed'" in found.output
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_stopping_early_and_pruning_do_not_go_together(sample_model: Path) -> None:
+    found = call("compile", sample_model, "--prune", 0.3, "--stop-after", "simplify")
+    assert found.exit_code == 2
+    assert "edgec prune writes the pruned ONNX model" in found.output
+
+
+def test_the_curve_is_a_picture(sample_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgec.pruning.CURVE_SHARES", (0.2, 0.4))
+    out = tmp_path / "curve.svg"
+    found = call("prune", sample_model, "--curve", out, "--score", "obs", "--eval", SAMPLES / "digits_eval.npz")
+    assert found.exit_code == 0, found.output
+    picture = out.read_text()
+    assert picture.count("<circle") == 3
+    assert "% MACs" in picture
+
+
+def test_a_latency_budget_is_measured(
+    sample_model: Path, monkeypatch: pytest.MonkeyPatch, digits: list[dict[str, np.ndarray]]
+) -> None:
+    """With latencies in proportion to MACs, the share of MACs found is the latency's."""
+    monkeypatch.setattr("edgec.pruning._latencies", lambda models: [float(Cost(m, "macs").total) for m in models])
+    original = folded(sample_model)
+    found = prune_to_latency(original, Settings(0.4, repair=False, curve_samples=0), digits)
+    share = 1 - Cost(found, "macs").total / Cost(original, "macs").total
+    assert 0.4 <= share <= 0.5
+
+
+def test_an_unreachable_latency_is_a_sentence(sample_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgec.pruning._latencies", lambda models: [2.0, 1.5])
+    with pytest.raises(EdgecError, match="cannot be made 40% lower by pruning: at most 25% was measured"):
+        prune_to_latency(folded(sample_model), Settings(0.4), None)
+
+
+def test_inspect_says_what_can_be_pruned(sample_model: Path) -> None:
+    found = call("inspect", sample_model, "--prunable")
+    assert found.exit_code == 0
+    assert "16 channels, made by Conv" in found.stdout
+    assert "'logits' is an output of the model" in found.stdout
+
+
+def test_compile_refuses_samples_that_do_not_fit(sample_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(EdgecError, match="a calibration sample has no array for the input 'image'"):
+        edgec.compile(sample_model, "host", tmp_path / "m.so", prune=0.3, calib=[{"picture": np.zeros((1, 1, 8, 8))}])
