@@ -1,0 +1,286 @@
+"""From layers and their foldings to the processes of a dataflow region and the channels between them.
+
+A convolution is two processes, a line buffer and an engine; between layers of different lanes stand converters, and
+where a value is read twice, duplicators. Every process is a call of a template in ``include/edgec_stream.h``.
+
+The channel of a shortcut must hold what arrives on it while the longer way is still filling its line buffers: with
+less the region would stand still for ever. Counting in rows of the network's input, T(v, r) is how many must have
+been read before row r of v exists; a line buffer reads on while it writes, so that row r may need what row r + 1
+needs. At a sum of a and b, a can be ahead of row r of b by the rows r' with T(a, r') ≤ T(b, r).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import gcd
+
+from edgec.targets.fpga.folding import (
+    Folding,
+    engine_steps,
+    input_lanes,
+    is_depthwise_ordered,
+    output_lanes,
+    weight_steps,
+    weights_of,
+    window_steps,
+)
+from edgec.targets.fpga.layers import (
+    AveragePool,
+    Depthwise,
+    Feature,
+    Layer,
+    Lookup,
+    MaxPool,
+    Product,
+    Softmax,
+    Sum,
+    WeightedLayer,
+)
+from edgec.targets.fpga.network import Network
+
+SHORT = 4
+"""Words of a channel that only couples two processes."""
+
+
+@dataclass
+class Channel:
+    """A first-in, first-out channel of ``words`` words a frame, each of ``lanes`` bytes; it holds ``depth``."""
+
+    name: str
+    lanes: int
+    words: int
+    depth: int = SHORT
+
+
+@dataclass(frozen=True)
+class Process:
+    """One call in the dataflow region.
+
+    Attributes:
+        function: the template.
+        parameters: its template arguments, as C++.
+        arguments: what it is called with.
+        steps: cycles a frame.
+        layer: the layer that it belongs to; None for what moves bytes between layers.
+    """
+
+    function: str
+    parameters: tuple[str, ...]
+    arguments: tuple[str, ...]
+    steps: int
+    layer: str | None = None
+
+    @property
+    def call(self) -> str:
+        """The statement."""
+        return f"edgec::{self.function}<{', '.join(self.parameters)}>({', '.join(self.arguments)});"
+
+
+@dataclass
+class Dataflow:
+    """The processes in the order of the data, the channels, and those that weights from DDR arrive on, by layer."""
+
+    processes: list[Process] = field(default_factory=list)
+    channels: list[Channel] = field(default_factory=list)
+    loads: dict[str, Channel] = field(default_factory=dict)
+
+    @property
+    def interval(self) -> int:
+        """Cycles between one frame and the next."""
+        beats = sum(channel.words for channel in self.loads.values())
+        return max(beats, *(process.steps for process in self.processes))
+
+
+def build(network: Network, foldings: Mapping[str, Folding]) -> Dataflow:
+    """The dataflow region of ``network`` with these foldings, by layer name."""
+    return _Builder(network, foldings).build()
+
+
+class _Builder:
+    def __init__(self, network: Network, foldings: Mapping[str, Folding]) -> None:
+        self.network, self.foldings, self.flow = network, foldings, Dataflow()
+        self._needs = rows_needed(network)
+        self._ready: dict[str, list[Channel]] = {}
+
+    def build(self) -> Dataflow:
+        for index, port in enumerate(self.network.inputs):
+            raw = self._channel(port.feature, 1)
+            self._process("unpack", (port.feature.elements,), (f"input{index}", raw.name), port.feature.elements)
+            self._publish(port.value, raw, port.feature)
+        for layer in self.network.layers:
+            self._layer(layer)
+        for index, port in enumerate(self.network.outputs):
+            raw = self._converted(self._take(port.value), 1)
+            self._process("pack", (port.feature.elements,), (raw.name, f"output{index}"), port.feature.elements)
+        return self.flow
+
+    def _channel(self, feature: Feature, lanes: int) -> Channel:
+        return self._words(feature.elements // lanes, lanes)
+
+    def _words(self, words: int, lanes: int) -> Channel:
+        channel = Channel(f"channel{len(self.flow.channels)}", lanes, words)
+        self.flow.channels.append(channel)
+        return channel
+
+    def _process(
+        self, function: str, parameters: tuple[object, ...], arguments: tuple[str, ...], steps: int,
+        layer: str | None = None,
+    ) -> None:  # fmt: skip
+        self.flow.processes.append(Process(function, tuple(map(str, parameters)), arguments, steps, layer))
+
+    def _publish(self, value: str, channel: Channel, feature: Feature) -> None:
+        """Make a channel for each reader of ``value``."""
+        ready = [channel]
+        for _ in range(self.network.readers(value) - 1):
+            last = ready.pop()
+            first, second = (self._channel(feature, channel.lanes) for _ in range(2))
+            self._process(
+                "duplicate", (channel.lanes, last.words), (last.name, first.name, second.name), last.words
+            )
+            ready += [first, second]
+        self._ready[value] = ready
+
+    def _take(self, value: str) -> Channel:
+        return self._ready[value].pop(0)
+
+    def _converted(self, channel: Channel, lanes: int) -> Channel:
+        """``channel`` in words of ``lanes``, by way of their common divisor."""
+        common = gcd(channel.lanes, lanes)
+        if channel.lanes != common:
+            narrow = self._words(channel.words * channel.lanes // common, common)
+            self._process(
+                "narrow", (channel.lanes, common, channel.words), (channel.name, narrow.name), narrow.words
+            )
+            channel = narrow
+        if common != lanes:
+            wide = self._words(channel.words * common // lanes, lanes)
+            self._process("widen", (common, lanes, wide.words), (channel.name, wide.name), channel.words)
+            channel = wide
+        return channel
+
+    def _layer(self, layer: Layer) -> None:
+        folding = self.foldings[layer.name]
+        sources = [self._converted(self._take(value), input_lanes(layer, folding)) for value in layer.inputs]
+        if isinstance(layer, Sum):
+            for channel, depth in zip(sources, shortcut_rows(self._needs, layer), strict=True):
+                channel.depth = max(SHORT, depth * layer.source.width * layer.source.channels // channel.lanes)
+        source = self._windows(layer, folding, sources[0]) if layer.line_window is not None else sources[0]
+        result = self._channel(layer.result, output_lanes(layer, folding))
+        function, parameters, constants = _engine(layer, folding)
+        if folding.streamed:
+            constants = (self._weights(layer, folding).name, *constants[1:])
+        channels = [channel.name for channel in (source, *sources[1:], result)]
+        self._process(
+            function, parameters, (*channels, *constants), engine_steps(layer, folding), layer.name
+        )
+        self._publish(layer.output, result, layer.result)
+
+    def _windows(self, layer: Layer, folding: Folding, source: Channel) -> Channel:
+        window, x, y = layer.line_window, layer.source, layer.result
+        assert window is not None
+        windows = self._words(y.pixels * window.taps * x.channels // folding.simd, folding.simd)
+        parameters = (
+            x.height, x.width, x.channels, *window.kernel, *window.stride, *window.dilation, *window.pads,
+            y.height, y.width, folding.simd, window.rows_held(x.height), window.fill,
+            "true" if is_depthwise_ordered(layer) else "false",
+        )  # fmt: skip
+        steps = window_steps(layer, folding)
+        self._process("sliding_window", parameters, (source.name, windows.name), steps, layer.name)
+        return windows
+
+
+    def _weights(self, layer: Layer, folding: Folding) -> Channel:
+        """The channel on which a layer's weights arrive from DDR memory, eight bytes a beat."""
+        arriving = self._words(weights_of(layer) // 8, 8)
+        self.flow.loads[layer.name] = arriving
+        return self._converted(arriving, folding.simd * folding.pe)
+
+
+def weight_type(layer: WeightedLayer, folding: Folding) -> str:
+    """The C++ class of the layer's weights."""
+    if folding.multiplier == "shift":
+        return f"edgec::shift_weight<{layer.weight_terms}>"
+    return f"edgec::{folding.multiplier}_weight<{8 if folding.streamed else layer.weight_bits}>"
+
+
+def _engine(layer: Layer, folding: Folding) -> tuple[str, tuple[object, ...], tuple[str, ...]]:
+    """Function, template arguments, and constants of a layer's arithmetic."""
+    lanes, result = folding.simd, layer.result
+    if isinstance(layer, WeightedLayer):
+        return _weighted(layer, folding)
+    if isinstance(layer, MaxPool):
+        return "max_pool", (result.elements // lanes, layer.window.taps, lanes), ()
+    if isinstance(layer, AveragePool):
+        return _average(layer, lanes)
+    if isinstance(layer, Sum):
+        return (
+            "add",
+            (result.elements // lanes, lanes, *layer.factors, layer.offset, layer.shift, layer.zero, layer.low,
+             layer.high),
+            (),
+        )  # fmt: skip
+    if isinstance(layer, Lookup):
+        return "lookup", (result.elements // lanes, lanes), (f"{layer.name}_table",)
+    assert isinstance(layer, Softmax)
+    return (
+        "softmax",
+        (result.pixels, result.channels, *layer.factor, layer.zero),
+        (f"{layer.name}_powers",),
+    )
+
+
+def _weighted(layer: WeightedLayer, folding: Folding) -> tuple[str, tuple[object, ...], tuple[str, ...]]:
+    end, steps = layer.end, weight_steps(layer, folding)
+    rest = (layer.accumulator_bits, end.zero, end.low, end.high)
+    constants = (f"{layer.name}_weights", f"{layer.name}_scales")
+    if isinstance(layer, Depthwise):
+        folds = layer.source.channels // folding.simd
+        shape = (layer.result.pixels, folds, layer.window.taps, folding.simd)
+        return "depthwise", (weight_type(layer, folding), *shape, *rest), constants
+    assert isinstance(layer, Product)
+    outputs = layer.result.channels // folding.pe
+    shape = (layer.result.pixels, steps // outputs, outputs, folding.simd, folding.pe)
+    if folding.streamed:
+        return "matrix_vector_streamed", (*shape, *rest), constants
+    return "matrix_vector", (weight_type(layer, folding), *shape, *rest), constants
+
+
+def _average(layer: AveragePool, lanes: int) -> tuple[str, tuple[object, ...], tuple[str, ...]]:
+    x, y, window, end = layer.source, layer.result, layer.window, layer.end
+    rest = (layer.x_zero, end.zero, end.low, end.high)
+    if layer.tiles:
+        shape = (x.height, x.width, x.channels, *window.kernel, *window.stride, y.height, y.width, lanes)
+        return "average_tiles", (*shape, *rest), (f"{layer.name}_scales[0]",)
+    shape = (y.pixels, x.channels // lanes, window.taps, lanes, end.multiplier.size)
+    return "average_windows", (*shape, *rest), (f"{layer.name}_scales",)
+
+
+def shortcut_rows(needs: Mapping[str, list[int]], layer: Sum) -> tuple[int, int]:
+    """Rows that each input's channel must hold."""
+    first, second = (needs[value] for value in layer.inputs)
+    return _ahead(first, second), _ahead(second, first)
+
+
+def _ahead(own: list[int], other: list[int]) -> int:
+    """The most rows that exist of one value, and are not used, when a row of the other comes to exist."""
+    return max(sum(need <= wanted for need in own) - row for row, wanted in enumerate(other)) + 1
+
+
+def rows_needed(network: Network) -> dict[str, list[int]]:
+    """T(value, r) for every value and row r."""
+    needs = {port.value: list(range(1, port.feature.height + 1)) for port in network.inputs}
+    for layer in network.layers:
+        rows = [max(column) for column in zip(*(needs[value] for value in layer.inputs), strict=True)]
+        needs[layer.output] = [rows[_last_row(layer, r)] for r in range(layer.result.height)]
+    return needs
+
+
+def _last_row(layer: Layer, r: int) -> int:
+    """The last row of the source that may be read before row ``r`` of the result is written."""
+    window, height = layer.line_window, layer.source.height
+    if isinstance(layer, AveragePool) and layer.tiles:
+        return r * layer.window.stride[0] + layer.window.kernel[0] - 1
+    if window is None:
+        return r if height == layer.result.height else height - 1
+    return (height if r + 1 == layer.result.height else max(window.rows_wanted(r + 1, height), 1)) - 1
