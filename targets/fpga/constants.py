@@ -86,8 +86,8 @@ def shift_codes(weights: Array, terms: int) -> Array:
 
 
 def _scales(layer: Layer, end: Requantisation, lanes: int | None) -> Constant:
-    """Bias, factor and shift of every channel, ``lanes`` of them a row; without ``lanes`` in one row."""
-    rows = [f"{{{b},{f},{s}}}" for b, f, s in zip(end.bias, *end.factors, strict=True)]
+    """Bias, factor and offset of every channel, ``lanes`` of them a row; without ``lanes`` in one row."""
+    rows = [f"{{{b},{f},{o}}}" for b, f, o in zip(end.bias, end.factors[0], end.offsets, strict=True)]
     if lanes is None:
         extents, text = f"[{len(rows)}]", _lines(rows)
     else:

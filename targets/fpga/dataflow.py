@@ -18,9 +18,9 @@ from math import gcd
 from edgec.targets.fpga.folding import (
     Folding,
     engine_steps,
-    input_lanes,
     is_depthwise_ordered,
     output_lanes,
+    sum_lanes,
     weight_steps,
     weights_of,
     window_steps,
@@ -33,6 +33,7 @@ from edgec.targets.fpga.layers import (
     Lookup,
     MaxPool,
     Product,
+    Requantisation,
     Softmax,
     Sum,
     WeightedLayer,
@@ -45,11 +46,12 @@ SHORT = 4
 
 @dataclass
 class Channel:
-    """A first-in, first-out channel of ``words`` words a frame, each of ``lanes`` bytes; it holds ``depth``."""
+    """A first-in, first-out channel of ``words`` words a frame, each of ``lanes`` values (a C++ ``element``); it holds ``depth``."""
 
     name: str
     lanes: int
     words: int
+    element: str
     depth: int = SHORT
 
 
@@ -118,8 +120,9 @@ class _Builder:
     def _channel(self, feature: Feature, lanes: int) -> Channel:
         return self._words(feature.elements // lanes, lanes)
 
-    def _words(self, words: int, lanes: int) -> Channel:
-        channel = Channel(f"channel{len(self.flow.channels)}", lanes, words)
+    def _words(self, words: int, lanes: int, element: str | None = None) -> Channel:
+        element = element or f"edgec::word<{lanes}>"
+        channel = Channel(f"channel{len(self.flow.channels)}", lanes, words, element)
         self.flow.channels.append(channel)
         return channel
 
@@ -161,20 +164,34 @@ class _Builder:
 
     def _layer(self, layer: Layer) -> None:
         folding = self.foldings[layer.name]
-        sources = [self._converted(self._take(value), input_lanes(layer, folding)) for value in layer.inputs]
+        sources = [self._converted(self._take(value), folding.simd) for value in layer.inputs]
         if isinstance(layer, Sum):
             for channel, depth in zip(sources, shortcut_rows(self._needs, layer), strict=True):
                 channel.depth = max(SHORT, depth * layer.source.width * layer.source.channels // channel.lanes)
         source = self._windows(layer, folding, sources[0]) if layer.line_window is not None else sources[0]
         result = self._channel(layer.result, output_lanes(layer, folding))
-        function, parameters, constants = _engine(layer, folding)
-        if folding.streamed:
-            constants = (self._weights(layer, folding).name, *constants[1:])
-        channels = [channel.name for channel in (source, *sources[1:], result)]
-        self._process(
-            function, parameters, (*channels, *constants), engine_steps(layer, folding), layer.name
-        )
+        if isinstance(layer, WeightedLayer):
+            self._weighted(layer, folding, source, result)
+        else:
+            function, parameters, constants = _engine(layer, folding)
+            channels = [channel.name for channel in (source, *sources[1:], result)]
+            self._process(function, parameters, (*channels, *constants), engine_steps(layer, folding), layer.name)
         self._publish(layer.output, result, layer.result)
+
+    def _weighted(self, layer: WeightedLayer, folding: Folding, source: Channel, result: Channel) -> None:
+        """Sums of products, and what makes bytes of them."""
+        lanes, bits, end = sum_lanes(layer, folding), layer.accumulator_bits, layer.end
+        totals = self._words(layer.result.elements // lanes, lanes, f"edgec::sums<{lanes}, {bits}>")
+        function, shape = _sums(layer, folding)
+        weights = self._weights(layer, folding).name if folding.streamed else f"{layer.name}_weights"
+        parameters = (weight_type(layer, folding), *shape, bits)
+        arguments = (source.name, totals.name, weights)
+        self._process(function, parameters, arguments, engine_steps(layer, folding), layer.name)
+        groups = layer.result.channels // result.lanes
+        self._process(
+            "requantise", (totals.words, lanes, result.lanes, groups, bits, *_rescaling(end)),
+            (totals.name, result.name, f"{layer.name}_scales"), result.words, layer.name,
+        )  # fmt: skip
 
     def _windows(self, layer: Layer, folding: Folding, source: Channel) -> Channel:
         window, x, y = layer.line_window, layer.source, layer.result
@@ -205,10 +222,8 @@ def weight_type(layer: WeightedLayer, folding: Folding) -> str:
 
 
 def _engine(layer: Layer, folding: Folding) -> tuple[str, tuple[object, ...], tuple[str, ...]]:
-    """Function, template arguments, and constants of a layer's arithmetic."""
+    """Function, template arguments, and constants of the arithmetic of a layer without weights."""
     lanes, result = folding.simd, layer.result
-    if isinstance(layer, WeightedLayer):
-        return _weighted(layer, folding)
     if isinstance(layer, MaxPool):
         return "max_pool", (result.elements // lanes, layer.window.taps, lanes), ()
     if isinstance(layer, AveragePool):
@@ -230,25 +245,25 @@ def _engine(layer: Layer, folding: Folding) -> tuple[str, tuple[object, ...], tu
     )
 
 
-def _weighted(layer: WeightedLayer, folding: Folding) -> tuple[str, tuple[object, ...], tuple[str, ...]]:
-    end, steps = layer.end, weight_steps(layer, folding)
-    rest = (layer.accumulator_bits, end.zero, end.low, end.high)
-    constants = (f"{layer.name}_weights", f"{layer.name}_scales")
+def _sums(layer: WeightedLayer, folding: Folding) -> tuple[str, tuple[int, ...]]:
+    """Function and extents of a layer's sums of products."""
+    steps = weight_steps(layer, folding)
     if isinstance(layer, Depthwise):
         folds = layer.source.channels // folding.simd
-        shape = (layer.result.pixels, folds, layer.window.taps, folding.simd)
-        return "depthwise", (weight_type(layer, folding), *shape, *rest), constants
-    assert isinstance(layer, Product)
+        return "depthwise", (layer.result.pixels, folds, steps // folds, folding.simd)
     outputs = layer.result.channels // folding.pe
     shape = (layer.result.pixels, steps // outputs, outputs, folding.simd, folding.pe)
-    if folding.streamed:
-        return "matrix_vector_streamed", (*shape, *rest), constants
-    return "matrix_vector", (weight_type(layer, folding), *shape, *rest), constants
+    return "matrix_vector_streamed" if folding.streamed else "matrix_vector", shape
+
+
+def _rescaling(end: Requantisation) -> tuple[int, ...]:
+    """Where the binary point stands, how many offsets there are, the zero point and the bounds."""
+    return end.point, int(end.offsets.max(initial=0)) + 1, end.zero, end.low, end.high
 
 
 def _average(layer: AveragePool, lanes: int) -> tuple[str, tuple[object, ...], tuple[str, ...]]:
     x, y, window, end = layer.source, layer.result, layer.window, layer.end
-    rest = (layer.x_zero, end.zero, end.low, end.high)
+    rest = (layer.x_zero, *_rescaling(end))
     if layer.tiles:
         shape = (x.height, x.width, x.channels, *window.kernel, *window.stride, y.height, y.width, lanes)
         return "average_tiles", (*shape, *rest), (f"{layer.name}_scales[0]",)

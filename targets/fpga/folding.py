@@ -90,14 +90,18 @@ def is_depthwise_ordered(layer: Layer) -> bool:
     return layer.line_window is not None and not isinstance(layer, Product)
 
 
-def input_lanes(layer: Layer, folding: Folding) -> int:
-    """Lanes of each input channel."""
-    return folding.simd
+def sum_lanes(layer: Layer, folding: Folding) -> int:
+    """Sums that a weighted layer completes at once."""
+    return folding.pe if isinstance(layer, Product) else folding.simd
 
 
 def output_lanes(layer: Layer, folding: Folding) -> int:
-    """Lanes of the output channel."""
-    return folding.pe if isinstance(layer, Product) else folding.simd
+    """Lanes of the output channel: of a weighted layer as few as keep up with its sums, for each costs multipliers."""
+    if not isinstance(layer, WeightedLayer):
+        return folding.simd
+    sums = sum_lanes(layer, folding)
+    steps = engine_steps(layer, folding) // (layer.result.elements // sums)
+    return next(lanes for lanes in divisors(sums) if sums // lanes <= steps)
 
 
 def weights_of(layer: Layer) -> int:

@@ -87,6 +87,18 @@ class Requantisation:
         """The multipliers as (M, s), int64."""
         return rounding.factors(self.multiplier)
 
+    @property
+    def point(self) -> int:
+        """The largest shift: where the binary point stands in a product that is aligned with the others."""
+        mantissa, shift = self.factors
+        return int(shift[mantissa > 0].max(initial=1))
+
+    @property
+    def offsets(self) -> Array:
+        """How far each product is shifted left, so that its binary point stands at :attr:`point`."""
+        mantissa, shift = self.factors
+        return np.where(mantissa > 0, self.point - shift, 0)
+
     def clamped(self, low: int, high: int) -> Requantisation:
         """With a clamp behind it."""
         return replace(self, low=max(self.low, low), high=min(self.high, high))

@@ -19,11 +19,17 @@ template <int LANES> struct word {
   element lane[LANES];
 };
 
-// What requantisation needs of a channel: the bias, and the multiplier as factor · 2^-shift.
+// LANES sums of BITS bits, before they are requantised.
+template <int LANES, int BITS> struct sums {
+  ap_int<BITS> lane[LANES];
+};
+
+// What requantisation needs of a channel: the bias, and the multiplier as factor · 2^(offset - POINT), where POINT
+// is the layer's.
 struct scaling {
   ap_int<32> bias;
   ap_uint<24> factor;
-  ap_uint<6> shift;
+  ap_uint<6> offset;
 };
 
 // ---- rounding: targets/fpga/rounding.py has the proof --------------------------------------------------------------
@@ -50,21 +56,46 @@ template <int WIDTH> ap_uint<WIDTH> round_bits(ap_uint<WIDTH> number, int droppe
   return whole + ap_uint<WIDTH>(up);
 }
 
-// a · factor · 2^-shift, rounded to a float32 and then to an integer; anything above 510 where that is.
-inline ap_uint<10> round_product(ap_uint<25> a, ap_uint<24> factor, int shift) {
+// a · factor · 2^(offset - POINT), rounded to a float32 and then to an integer; anything above 510 where that is.
+// The product is aligned so that the binary point stands at POINT; offset is below RANGE.
+template <int POINT, int RANGE> ap_uint<10> round_product(ap_uint<24> a, ap_uint<24> factor, int offset) {
 #pragma HLS inline
-  const int places = shift > 50 ? 50 : shift;
-  const ap_uint<50> product = ap_uint<50>(a) * ap_uint<50>(factor);
-  const ap_uint<50> floor = product >> places;
+  const int WIDTH = 48 + RANGE > POINT + 10 ? 48 + RANGE : POINT + 10;
+  const ap_uint<48> product = ap_uint<48>(a) * ap_uint<48>(factor);
+  const ap_uint<WIDTH> aligned = ap_uint<WIDTH>(product) << offset;
+  const ap_uint<WIDTH> floor = aligned >> POINT;
   const ap_uint<9> whole = floor > 511 ? ap_uint<9>(511) : ap_uint<9>(floor);
-  const ap_uint<51> rest = product & ((ap_uint<51>(1) << places) - 1);
-  const ap_int<52> distance = ap_int<52>(rest) - (ap_int<52>(1) << (places - 1));
+  const ap_uint<POINT> rest = aligned;
+  const ap_int<POINT + 2> distance = ap_int<POINT + 2>(rest) - (ap_int<POINT + 2>(1) << (POINT - 1));
   const int exponent = whole != 0 ? bit_length<9>(whole) - 1 : distance < 0 ? -2 : -1;
-  const int place = places + exponent - 24;
-  const ap_int<52> tolerance = place >= 0 ? ap_int<52>(ap_int<52>(1) << (place < 0 ? 0 : place)) : ap_int<52>(0);
+  const int place = POINT - 24 + exponent;
+  const ap_int<POINT + 2> one = place >= 0;
+  const ap_int<POINT + 2> tolerance = one << (place < 0 ? 0 : place);
   const bool tie = distance <= tolerance && distance >= -tolerance;
   const bool up = tie ? bool(whole[0]) : distance > 0;
   return ap_uint<10>(whole) + ap_uint<10>(up);
+}
+
+// The float32 nearest to a number, as value · 2^exponent with a value below 2^24.
+struct significand {
+  ap_uint<24> value;
+  int exponent;
+};
+
+// A value of at most 2^24 that rounding has left, with 2^24 itself as 2^23 · 2.
+inline significand carried(ap_uint<25> value, int exponent) {
+#pragma HLS inline
+  significand result;
+  result.value = value[24] ? ap_uint<24>(value >> 1) : ap_uint<24>(value);
+  result.exponent = value[24] ? exponent + 1 : exponent;
+  return result;
+}
+
+inline significand to_float(ap_uint<32> number) {
+#pragma HLS inline
+  const int length = bit_length<32>(number);
+  const int dropped = length > 24 ? length - 24 : 0;
+  return carried(ap_uint<25>(round_bits<32>(number, dropped)), dropped);
 }
 
 template <int ZERO, int LOW, int HIGH> element clamped(bool negative, ap_uint<10> magnitude) {
@@ -74,16 +105,19 @@ template <int ZERO, int LOW, int HIGH> element clamped(bool negative, ap_uint<10
   return moved < LOW ? element(LOW) : moved > HIGH ? element(HIGH) : element(moved);
 }
 
-// From a sum of ACC bits, its bias in it, to a byte.
-template <int ACC, int ZERO, int LOW, int HIGH> element requantise(ap_int<32> sum, ap_uint<24> factor, ap_uint<6> shift) {
+// From a sum that fits ACC bits, its bias in it, to a byte.
+template <int ACC, int POINT, int RANGE, int ZERO, int LOW, int HIGH>
+element rescale(ap_int<32> sum, ap_uint<24> factor, ap_uint<6> offset) {
 #pragma HLS inline
   const bool negative = sum < 0;
   const ap_uint<32> magnitude = negative ? ap_uint<32>(-ap_int<33>(sum)) : ap_uint<32>(sum);
-  if (ACC <= 25) return clamped<ZERO, LOW, HIGH>(negative, round_product(ap_uint<25>(magnitude), factor, shift));
-  const int length = bit_length<32>(magnitude);
-  const int dropped = length > 24 ? length - 24 : 0;
-  const ap_uint<25> a = round_bits<32>(magnitude, dropped);
-  return clamped<ZERO, LOW, HIGH>(negative, round_product(a, factor, int(shift) - dropped));
+  if (ACC <= 25) {
+    const ap_uint<24> exact = magnitude;
+    return clamped<ZERO, LOW, HIGH>(negative, round_product<POINT, RANGE>(exact, factor, offset));
+  }
+  const significand a = to_float(magnitude);
+  return clamped<ZERO, LOW, HIGH>(negative,
+                                  round_product<POINT, RANGE + 9>(a.value, factor, int(offset) + a.exponent));
 }
 
 // ---- multipliers ---------------------------------------------------------------------------------------------------
@@ -298,41 +332,42 @@ void sliding_window(hls::stream<word<SIMD> >& in, hls::stream<word<SIMD> >& out)
   }
 }
 
-// One step of PE sums over SIMD products.
-template <class Weight, int SIMD, int PE>
-void accumulate(ap_int<32> (&sums)[PE], const word<SIMD>& a, const typename Weight::type (&weights)[PE][SIMD]) {
+// One step of PE totals over SIMD products; the first of a sum starts from 0.
+template <class Weight, int SIMD, int PE, int ACC>
+void accumulate(ap_int<ACC> (&totals)[PE], bool first, const word<SIMD>& a,
+                const typename Weight::type (&weights)[PE][SIMD]) {
 #pragma HLS inline
   for (int output = 0; output < PE; ++output) {
 #pragma HLS unroll
-    ap_int<32> total = 0;
+    ap_int<ACC> total = 0;
     for (int lane = 0; lane < SIMD; ++lane) {
 #pragma HLS unroll
       total += Weight::product(a.lane[lane], weights[output][lane]);
     }
-    sums[output] += total;
+    totals[output] = first ? total : ap_int<ACC>(totals[output] + total);
   }
 }
 
-template <int PE, int ACC, int ZERO, int LOW, int HIGH>
-word<PE> requantised(const ap_int<32> (&sums)[PE], const scaling (&scales)[PE]) {
+template <int LANES, int ACC> sums<LANES, ACC> gathered(const ap_int<ACC> (&totals)[LANES]) {
 #pragma HLS inline
-  word<PE> results;
-  for (int output = 0; output < PE; ++output) {
+  sums<LANES, ACC> result;
+  for (int lane = 0; lane < LANES; ++lane) {
 #pragma HLS unroll
-    const ap_int<32> sum = sums[output] + scales[output].bias;
-    results.lane[output] = requantise<ACC, ZERO, LOW, HIGH>(sum, scales[output].factor, scales[output].shift);
+    result.lane[lane] = totals[lane];
   }
-  return results;
+  return result;
 }
 
 // For every pixel PE · NF sums over SIMD · KF products, weights on the chip. PIXELS · NF · KF steps.
-template <class Weight, int PIXELS, int KF, int NF, int SIMD, int PE, int ACC, int ZERO, int LOW, int HIGH>
-void matrix_vector(hls::stream<word<SIMD> >& in, hls::stream<word<PE> >& out,
-                   const typename Weight::type (&weights)[NF * KF][PE][SIMD], const scaling (&scales)[NF][PE]) {
+template <class Weight, int PIXELS, int KF, int NF, int SIMD, int PE, int ACC>
+void matrix_vector(hls::stream<word<SIMD> >& in, hls::stream<sums<PE, ACC> >& out,
+                   const typename Weight::type (&weights)[NF * KF][PE][SIMD]) {
+#pragma HLS array_reshape variable=weights complete dim=2
+#pragma HLS array_reshape variable=weights complete dim=3
   word<SIMD> vector[KF];
 #pragma HLS aggregate variable=vector compact=bit
-  ap_int<32> sums[PE];
-#pragma HLS array_partition variable=sums complete
+  ap_int<ACC> totals[PE];
+#pragma HLS array_partition variable=totals complete
   int kf = 0, nf = 0;
   for (int step = 0; step < PIXELS * NF * KF; ++step) {
 #pragma HLS pipeline II=1
@@ -343,15 +378,9 @@ void matrix_vector(hls::stream<word<SIMD> >& in, hls::stream<word<PE> >& out,
     } else {
       a = vector[kf];
     }
-    if (kf == 0) {
-      for (int output = 0; output < PE; ++output) {
-#pragma HLS unroll
-        sums[output] = 0;
-      }
-    }
-    accumulate<Weight, SIMD, PE>(sums, a, weights[nf * KF + kf]);
+    accumulate<Weight, SIMD, PE, ACC>(totals, kf == 0, a, weights[nf * KF + kf]);
     if (++kf == KF) {
-      out.write(requantised<PE, ACC, ZERO, LOW, HIGH>(sums, scales[nf]));
+      out.write(gathered<PE, ACC>(totals));
       kf = 0;
       nf = nf + 1 == NF ? 0 : nf + 1;
     }
@@ -359,13 +388,13 @@ void matrix_vector(hls::stream<word<SIMD> >& in, hls::stream<word<PE> >& out,
 }
 
 // The same with the weights of every step from a stream of bytes: output by output, lane by lane.
-template <int PIXELS, int KF, int NF, int SIMD, int PE, int ACC, int ZERO, int LOW, int HIGH>
-void matrix_vector_streamed(hls::stream<word<SIMD> >& in, hls::stream<word<PE> >& out,
-                            hls::stream<word<PE * SIMD> >& weights, const scaling (&scales)[NF][PE]) {
+template <class Weight, int PIXELS, int KF, int NF, int SIMD, int PE, int ACC>
+void matrix_vector_streamed(hls::stream<word<SIMD> >& in, hls::stream<sums<PE, ACC> >& out,
+                            hls::stream<word<PE * SIMD> >& weights) {
   word<SIMD> vector[KF];
 #pragma HLS aggregate variable=vector compact=bit
-  ap_int<32> sums[PE];
-#pragma HLS array_partition variable=sums complete
+  ap_int<ACC> totals[PE];
+#pragma HLS array_partition variable=totals complete
   int kf = 0, nf = 0;
   for (int step = 0; step < PIXELS * NF * KF; ++step) {
 #pragma HLS pipeline II=1
@@ -377,19 +406,15 @@ void matrix_vector_streamed(hls::stream<word<SIMD> >& in, hls::stream<word<PE> >
       a = vector[kf];
     }
     const word<PE * SIMD> arrived = weights.read();
-    ap_int<8> matrix[PE][SIMD];
+    typename Weight::type matrix[PE][SIMD];
 #pragma HLS array_partition variable=matrix complete dim=0
-    for (int output = 0; output < PE; ++output) {
+    for (int place = 0; place < PE * SIMD; ++place) {
 #pragma HLS unroll
-      if (kf == 0) sums[output] = 0;
-      for (int lane = 0; lane < SIMD; ++lane) {
-#pragma HLS unroll
-        matrix[output][lane] = arrived.lane[output * SIMD + lane];
-      }
+      matrix[place / SIMD][place % SIMD] = arrived.lane[place];
     }
-    accumulate<dsp_weight<8>, SIMD, PE>(sums, a, matrix);
+    accumulate<Weight, SIMD, PE, ACC>(totals, kf == 0, a, matrix);
     if (++kf == KF) {
-      out.write(requantised<PE, ACC, ZERO, LOW, HIGH>(sums, scales[nf]));
+      out.write(gathered<PE, ACC>(totals));
       kf = 0;
       nf = nf + 1 == NF ? 0 : nf + 1;
     }
@@ -397,25 +422,49 @@ void matrix_vector_streamed(hls::stream<word<SIMD> >& in, hls::stream<word<PE> >
 }
 
 // Every channel's own filter over windows that come channel by channel. PIXELS · FOLDS · TAPS steps.
-template <class Weight, int PIXELS, int FOLDS, int TAPS, int LANES, int ACC, int ZERO, int LOW, int HIGH>
-void depthwise(hls::stream<word<LANES> >& in, hls::stream<word<LANES> >& out,
-               const typename Weight::type (&weights)[FOLDS * TAPS][LANES], const scaling (&scales)[FOLDS][LANES]) {
-  ap_int<32> sums[LANES];
-#pragma HLS array_partition variable=sums complete
+template <class Weight, int PIXELS, int FOLDS, int TAPS, int LANES, int ACC>
+void depthwise(hls::stream<word<LANES> >& in, hls::stream<sums<LANES, ACC> >& out,
+               const typename Weight::type (&weights)[FOLDS * TAPS][LANES]) {
+#pragma HLS array_reshape variable=weights complete dim=2
+  ap_int<ACC> totals[LANES];
+#pragma HLS array_partition variable=totals complete
   int tap = 0, fold = 0;
   for (int step = 0; step < PIXELS * FOLDS * TAPS; ++step) {
 #pragma HLS pipeline II=1
     const word<LANES> a = in.read();
     for (int lane = 0; lane < LANES; ++lane) {
 #pragma HLS unroll
-      const ap_int<32> before = tap == 0 ? ap_int<32>(0) : sums[lane];
-      sums[lane] = before + Weight::product(a.lane[lane], weights[fold * TAPS + tap][lane]);
+      const ap_int<ACC> before = tap == 0 ? ap_int<ACC>(0) : totals[lane];
+      totals[lane] = before + Weight::product(a.lane[lane], weights[fold * TAPS + tap][lane]);
     }
     if (++tap == TAPS) {
-      out.write(requantised<LANES, ACC, ZERO, LOW, HIGH>(sums, scales[fold]));
+      out.write(gathered<LANES, ACC>(totals));
       tap = 0;
       fold = fold + 1 == FOLDS ? 0 : fold + 1;
     }
+  }
+}
+
+// Sums to bytes, TO of FROM at a time; GROUPS · TO channels. WORDS · FROM / TO steps, WORDS counted at the input.
+template <int WORDS, int FROM, int TO, int GROUPS, int ACC, int POINT, int RANGE, int ZERO, int LOW, int HIGH>
+void requantise(hls::stream<sums<FROM, ACC> >& in, hls::stream<word<TO> >& out, const scaling (&scales)[GROUPS][TO]) {
+#pragma HLS array_reshape variable=scales complete dim=2
+  sums<FROM, ACC> totals;
+#pragma HLS array_partition variable=totals.lane complete
+  int part = 0, group = 0;
+  for (int step = 0; step < WORDS * (FROM / TO); ++step) {
+#pragma HLS pipeline II=1
+    if (part == 0) totals = in.read();
+    word<TO> results;
+    for (int lane = 0; lane < TO; ++lane) {
+#pragma HLS unroll
+      const scaling scale = scales[group][lane];
+      const ap_int<32> sum = ap_int<32>(totals.lane[part * TO + lane]) + scale.bias;
+      results.lane[lane] = rescale<ACC, POINT, RANGE, ZERO, LOW, HIGH>(sum, scale.factor, scale.offset);
+    }
+    out.write(results);
+    part = part + 1 == FROM / TO ? 0 : part + 1;
+    group = group + 1 == GROUPS ? 0 : group + 1;
   }
 }
 
@@ -441,10 +490,11 @@ void max_pool(hls::stream<word<LANES> >& in, hls::stream<word<LANES> >& out) {
 
 // The mean of every window, which come channel by channel, less X_ZERO; COUNT multipliers, one a pixel or one for all.
 // PIXELS · FOLDS · TAPS steps.
-template <int PIXELS, int FOLDS, int TAPS, int LANES, int COUNT, int X_ZERO, int ZERO, int LOW, int HIGH>
+template <int PIXELS, int FOLDS, int TAPS, int LANES, int COUNT, int X_ZERO, int POINT, int RANGE, int ZERO, int LOW,
+          int HIGH>
 void average_windows(hls::stream<word<LANES> >& in, hls::stream<word<LANES> >& out, const scaling (&scales)[COUNT]) {
-  ap_int<32> sums[LANES];
-#pragma HLS array_partition variable=sums complete
+  ap_int<32> totals[LANES];
+#pragma HLS array_partition variable=totals complete
   int tap = 0, fold = 0, pixel = 0;
   for (int step = 0; step < PIXELS * FOLDS * TAPS; ++step) {
 #pragma HLS pipeline II=1
@@ -453,9 +503,9 @@ void average_windows(hls::stream<word<LANES> >& in, hls::stream<word<LANES> >& o
     word<LANES> means;
     for (int lane = 0; lane < LANES; ++lane) {
 #pragma HLS unroll
-      const ap_int<32> before = tap == 0 ? ap_int<32>(0) : sums[lane];
-      sums[lane] = before + ap_int<32>(a.lane[lane]) - X_ZERO;
-      means.lane[lane] = requantise<32, ZERO, LOW, HIGH>(sums[lane], scale.factor, scale.shift);
+      const ap_int<32> before = tap == 0 ? ap_int<32>(0) : totals[lane];
+      totals[lane] = before + ap_int<32>(a.lane[lane]) - X_ZERO;
+      means.lane[lane] = rescale<32, POINT, RANGE, ZERO, LOW, HIGH>(totals[lane], scale.factor, scale.offset);
     }
     if (++tap == TAPS) {
       out.write(means);
@@ -469,8 +519,8 @@ void average_windows(hls::stream<word<LANES> >& in, hls::stream<word<LANES> >& o
 }
 
 // The mean of tiles of KH × KW pixels every SH × SW, less X_ZERO, in running sums. H · W · C / LANES steps.
-template <int H, int W, int C, int KH, int KW, int SH, int SW, int OH, int OW, int LANES, int X_ZERO, int ZERO, int LOW,
-          int HIGH>
+template <int H, int W, int C, int KH, int KW, int SH, int SW, int OH, int OW, int LANES, int X_ZERO, int POINT,
+          int RANGE, int ZERO, int LOW, int HIGH>
 void average_tiles(hls::stream<word<LANES> >& in, hls::stream<word<LANES> >& out, const scaling& scale) {
   static const int FOLDS = C / LANES;
   ap_int<32> sums[OW * FOLDS][LANES];
@@ -488,7 +538,7 @@ void average_tiles(hls::stream<word<LANES> >& in, hls::stream<word<LANES> >& out
         const ap_int<32> before = kh == 0 && kw == 0 ? ap_int<32>(0) : sums[ow * FOLDS + fold][lane];
         const ap_int<32> sum = before + ap_int<32>(a.lane[lane]) - X_ZERO;
         sums[ow * FOLDS + fold][lane] = sum;
-        means.lane[lane] = requantise<32, ZERO, LOW, HIGH>(sum, scale.factor, scale.shift);
+        means.lane[lane] = rescale<32, POINT, RANGE, ZERO, LOW, HIGH>(sum, scale.factor, scale.offset);
       }
       if (kh == KH - 1 && kw == KW - 1) out.write(means);
     }
@@ -534,21 +584,14 @@ void lookup(hls::stream<word<LANES> >& in, hls::stream<word<LANES> >& out, const
   }
 }
 
-// The float32 nearest to a number, as significand · 2^exponent with 24 bits; 0 for 0.
-struct significand {
-  ap_uint<25> bits;
-  int exponent;
-};
-
+// The float32 nearest to a number, its value shifted to 24 bits; 0 for 0.
 inline significand normalised(ap_uint<32> number) {
 #pragma HLS inline
-  const int length = bit_length<32>(number);
-  const int dropped = length > 24 ? length - 24 : 0;
-  const ap_uint<25> rounded = round_bits<32>(number, dropped);
-  const int lacking = length == 0 || length > 24 ? 0 : 24 - length;
-  significand result;
-  result.bits = rounded << lacking;
-  result.exponent = dropped - lacking;
+  significand result = to_float(number);
+  const int length = bit_length<24>(result.value);
+  const int lacking = length == 0 ? 0 : 24 - length;
+  result.value = result.value << lacking;
+  result.exponent -= lacking;
   return result;
 }
 
@@ -573,16 +616,18 @@ void softmax(hls::stream<word<1> >& in, hls::stream<word<1> >& out, const ap_uin
     for (int channel = 0; channel < C; ++channel) {
 #pragma HLS pipeline II=1
       const significand top = normalised(ap_uint<32>(powers[int(largest) - int(row[channel])]));
-      const ap_uint<50> scaled = ap_uint<50>(top.bits) << 25;
-      const ap_uint<50> quotient = scaled / ap_uint<50>(bottom.bits);
-      const bool remains = quotient * bottom.bits != scaled;
+      const ap_uint<49> scaled = ap_uint<49>(top.value) << 25;
+      const ap_uint<49> quotient = scaled / ap_uint<49>(bottom.value);
+      const bool remains = ap_uint<49>(quotient * ap_uint<49>(bottom.value)) != scaled;
       const int dropped = quotient >= (1 << 25) ? 2 : 1;
       // one more bit holds what remains, so that it is no tie
       const ap_uint<32> doubled = ap_uint<32>(quotient) * 2 + ap_uint<32>(remains);
-      const ap_uint<25> rounded = round_bits<32>(doubled, dropped + 1);
       const int exponent = top.exponent - bottom.exponent - 25 + dropped;
+      const significand rounded = carried(ap_uint<25>(round_bits<32>(doubled, dropped + 1)), exponent);
+      const int shift = SHIFT - rounded.exponent;
+      const ap_uint<10> product = round_product<50, 51>(rounded.value, FACTOR, shift > 50 ? 0 : 50 - shift);
       word<1> share;
-      share.lane[0] = clamped<ZERO, -128, 127>(false, round_product(rounded, FACTOR, SHIFT - exponent));
+      share.lane[0] = clamped<ZERO, -128, 127>(false, product);
       out.write(share);
     }
   }

@@ -1,4 +1,4 @@
-// Integers of any width up to 64 bits, for simulating an HLS project without the vendor's headers.
+// Integers of any width up to 128 bits, for simulating an HLS project without the vendor's headers.
 //
 // Written from the public description of the types: a value wraps at its width, and arithmetic happens in a type wide
 // enough for the operands. Only what edgec's projects use is here.
@@ -20,9 +20,12 @@ template <> struct native<4, true> { typedef int32_t type; };
 template <> struct native<4, false> { typedef uint32_t type; };
 template <> struct native<8, true> { typedef int64_t type; };
 template <> struct native<8, false> { typedef uint64_t type; };
+template <> struct native<16, true> { typedef __int128 type; };
+template <> struct native<16, false> { typedef unsigned __int128 type; };
 
 template <int WIDTH, bool SIGNED> struct storage {
-  typedef typename native<WIDTH <= 8 ? 1 : WIDTH <= 16 ? 2 : WIDTH <= 32 ? 4 : 8, SIGNED>::type type;
+  static const int bytes = WIDTH <= 8 ? 1 : WIDTH <= 16 ? 2 : WIDTH <= 32 ? 4 : WIDTH <= 64 ? 8 : 16;
+  typedef typename native<bytes, SIGNED>::type type;
 };
 
 // Bits high … low of an integer, to read and to write.
@@ -52,7 +55,7 @@ template <int WIDTH, bool SIGNED> class bits {
 };
 
 template <int WIDTH, bool SIGNED> class integer {
-  static_assert(WIDTH >= 1 && WIDTH <= 64, "these stand-ins hold 1 to 64 bits");
+  static_assert(WIDTH >= 1 && WIDTH <= 128, "these stand-ins hold 1 to 128 bits");
 
  public:
   typedef typename storage<WIDTH, SIGNED>::type type;
@@ -66,6 +69,8 @@ template <int WIDTH, bool SIGNED> class integer {
   constexpr integer(unsigned long value) : value_(wrap(value)) {}
   constexpr integer(long long value) : value_(wrap(value)) {}
   constexpr integer(unsigned long long value) : value_(wrap(value)) {}
+  constexpr integer(__int128 value) : value_(wrap(value)) {}
+  constexpr integer(unsigned __int128 value) : value_(wrap(value)) {}
   template <int W, bool S> constexpr integer(const integer<W, S>& other) : value_(wrap(other.value())) {}
   template <int W, bool S> integer(const bits<W, S>& other) : value_(wrap(static_cast<uint64_t>(other))) {}
 
@@ -85,9 +90,12 @@ template <int WIDTH, bool SIGNED> class integer {
  private:
   // The low WIDTH bits, with the top one as the sign of a signed integer.
   template <class Other> static constexpr type wrap(Other other) {
-    return SIGNED
-               ? static_cast<type>(static_cast<int64_t>(static_cast<uint64_t>(other) << (64 - WIDTH)) >> (64 - WIDTH))
-               : static_cast<type>(static_cast<uint64_t>(other) << (64 - WIDTH) >> (64 - WIDTH));
+    typedef typename native<WIDTH <= 64 ? 8 : 16, true>::type wide;
+    typedef typename native<WIDTH <= 64 ? 8 : 16, false>::type bare;
+    return SIGNED ? static_cast<type>(static_cast<wide>(static_cast<bare>(other) << (8 * sizeof(bare) - WIDTH)) >>
+                                      (8 * sizeof(bare) - WIDTH))
+                  : static_cast<type>(static_cast<bare>(other) << (8 * sizeof(bare) - WIDTH) >>
+                                      (8 * sizeof(bare) - WIDTH));
   }
 
   type value_;
