@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from math import floor
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,7 +13,15 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+from edgec.targets.fpga.resources import Resources
+
 BOARD_FOLDER = Path(__file__).parent
+
+USABLE = 0.8
+"""The share of a device that place and route can be expected to fill."""
+
+INFRASTRUCTURE = Resources(dsp=0, lut=5000, ff=7000, bram18=10)
+"""A DMA engine, interconnect and resets around the network, by the order of what vendors publish for them."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,17 @@ class Board:
     clock_mhz: int
     ddr_gb_s: float
     processor: str
+
+    @property
+    def budget(self) -> Resources:
+        """What a network may take: :data:`USABLE` of the device, less the infrastructure around it."""
+        device = Resources(self.dsp, self.lut, self.ff, self.bram18)
+        return Resources(*(floor(USABLE * there) for there in device)) - INFRASTRUCTURE
+
+    @property
+    def beats_per_cycle(self) -> float:
+        """Words of 64 bits that DDR memory gives a cycle, at most one."""
+        return min(1.0, self.ddr_gb_s * 1000 / (8 * self.clock_mhz))
 
     activation_dtype: ClassVar[str] = "int8"
 

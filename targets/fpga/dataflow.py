@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import gcd
+from math import ceil, gcd
 
 from edgec.targets.fpga.folding import (
     Folding,
@@ -46,13 +46,31 @@ SHORT = 4
 
 @dataclass
 class Channel:
-    """A first-in, first-out channel of ``words`` words a frame, each of ``lanes`` values (a C++ ``element``); it holds ``depth``."""
+    """A first-in, first-out channel.
+
+    Attributes:
+        name: a C identifier.
+        lanes: values in a word.
+        bits: of a value: 8, or those of a sum.
+        words: that pass in a frame.
+        depth: words that it holds.
+    """
 
     name: str
     lanes: int
+    bits: int
     words: int
-    element: str
     depth: int = SHORT
+
+    @property
+    def width(self) -> int:
+        """Bits of a word."""
+        return self.lanes * self.bits
+
+    @property
+    def element(self) -> str:
+        """The C++ type of a word."""
+        return f"edgec::word<{self.lanes}>" if self.bits == 8 else f"edgec::sums<{self.lanes}, {self.bits}>"
 
 
 @dataclass(frozen=True)
@@ -81,22 +99,32 @@ class Process:
 
 @dataclass
 class Dataflow:
-    """The processes in the order of the data, the channels, and those that weights from DDR arrive on, by layer."""
+    """The processes in the order of the data, the channels, and those that weights from DDR arrive on, by layer.
+
+    DDR memory gives ``beats_per_cycle`` words of 64 bits a cycle.
+    """
 
     processes: list[Process] = field(default_factory=list)
     channels: list[Channel] = field(default_factory=list)
     loads: dict[str, Channel] = field(default_factory=dict)
+    beats_per_cycle: float = 1.0
 
     @property
     def interval(self) -> int:
         """Cycles between one frame and the next."""
-        beats = sum(channel.words for channel in self.loads.values())
-        return max(beats, *(process.steps for process in self.processes))
+        return max(self.load_steps, *(process.steps for process in self.processes))
+
+    @property
+    def load_steps(self) -> int:
+        """Cycles that the weights from DDR memory take."""
+        return ceil(sum(channel.words for channel in self.loads.values()) / self.beats_per_cycle)
 
 
-def build(network: Network, foldings: Mapping[str, Folding]) -> Dataflow:
+def build(network: Network, foldings: Mapping[str, Folding], beats_per_cycle: float = 1.0) -> Dataflow:
     """The dataflow region of ``network`` with these foldings, by layer name."""
-    return _Builder(network, foldings).build()
+    builder = _Builder(network, foldings)
+    builder.flow.beats_per_cycle = beats_per_cycle
+    return builder.build()
 
 
 class _Builder:
@@ -120,9 +148,8 @@ class _Builder:
     def _channel(self, feature: Feature, lanes: int) -> Channel:
         return self._words(feature.elements // lanes, lanes)
 
-    def _words(self, words: int, lanes: int, element: str | None = None) -> Channel:
-        element = element or f"edgec::word<{lanes}>"
-        channel = Channel(f"channel{len(self.flow.channels)}", lanes, words, element)
+    def _words(self, words: int, lanes: int, bits: int = 8) -> Channel:
+        channel = Channel(f"channel{len(self.flow.channels)}", lanes, bits, words)
         self.flow.channels.append(channel)
         return channel
 
@@ -181,7 +208,7 @@ class _Builder:
     def _weighted(self, layer: WeightedLayer, folding: Folding, source: Channel, result: Channel) -> None:
         """Sums of products, and what makes bytes of them."""
         lanes, bits, end = sum_lanes(layer, folding), layer.accumulator_bits, layer.end
-        totals = self._words(layer.result.elements // lanes, lanes, f"edgec::sums<{lanes}, {bits}>")
+        totals = self._words(layer.result.elements // lanes, lanes, bits)
         function, shape = _sums(layer, folding)
         weights = self._weights(layer, folding).name if folding.streamed else f"{layer.name}_weights"
         parameters = (weight_type(layer, folding), *shape, bits)

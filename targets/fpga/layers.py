@@ -154,9 +154,9 @@ class WeightedLayer(Layer):
 
     @property
     def accumulator_bits(self) -> int:
-        """Bits of a signed accumulator that no input can overflow."""
+        """Bits of a signed accumulator that no input can overflow; more than a byte has."""
         bound = np.abs(self.weights.astype(np.int64)).sum(0) * 128 + np.abs(self.end.bias.astype(np.int64))
-        return int(bound.max()).bit_length() + 1
+        return max(9, int(bound.max()).bit_length() + 1)
 
     @property
     def line_window(self) -> Window | None:

@@ -90,27 +90,33 @@ module edgec_matrix_vector #(
         reg signed [15:0] product;
         assign products[16*lane+:16] = product;
         if (TERMS > 0) begin : shifts
-          wire signed [15:0] parts[0:TERMS];
+          (* keep *) wire signed [15:0] parts[0:TERMS];
           assign parts[0] = 0;
           for (term = 0; term < TERMS; term = term + 1) begin : terms
             wire signed [15:0] shifted = {{8{a[7]}}, a} << code[5*term+:3];
-            wire signed [15:0] masked = shifted & {16{code[5*term+4]}};
-            assign parts[term+1] = code[5*term+3] ? parts[term] - masked : parts[term] + masked;
+            wire negative = code[5*term+3];
+            wire signed [15:0] signed_ = (shifted & {16{code[5*term+4]}}) ^ {16{negative}};
+            assign parts[term+1] = parts[term] + signed_ + $signed({1'b0, negative});
           end
           always @(posedge clk) if (move) product <= parts[TERMS];
         end else if (DSP) begin : slice
           wire signed [WIDTH-1:0] w = code;
           always @(posedge clk) if (move) product <= a * w;
         end else begin : tables
-          // rows of partial products: the top bit of two's complement counts negative
-          wire signed [15:0] parts[0:WIDTH];
-          assign parts[0] = 0;
-          for (term = 0; term < WIDTH; term = term + 1) begin : terms
-            wire signed [15:0] row = {{8{a[7]}}, a & {8{code[term]}}} & {{8{code[term]}}, 8'hff};
-            if (term == WIDTH - 1) assign parts[term+1] = parts[term] - (row <<< term);
-            else assign parts[term+1] = parts[term] + (row <<< term);
+          // one carry chain of ten bits a row of partial products, each leaving one bit of the product behind; the top
+          // bit of two's complement counts negative
+          (* keep *) wire signed [9:0] stage[0:WIDTH-1];
+          wire [WIDTH-1:0] low;
+          assign stage[0] = {{2{a[7]}}, a} & {10{code[0]}};
+          assign low[0] = stage[0][0];
+          for (term = 1; term < WIDTH; term = term + 1) begin : rows
+            wire signed [9:0] row = {{2{a[7]}}, a} & {10{code[term]}};
+            if (term == WIDTH - 1) assign stage[term] = (stage[term-1] >>> 1) - row;
+            else assign stage[term] = (stage[term-1] >>> 1) + row;
+            assign low[term] = stage[term][0];
           end
-          always @(posedge clk) if (move) product <= parts[WIDTH];
+          wire signed [9+WIDTH-1:0] full = {stage[WIDTH-1], low[WIDTH-2:0]};
+          always @(posedge clk) if (move) product <= full;
         end
       end
 

@@ -1,0 +1,141 @@
+"""From a graph to an FPGA project: network → foldings → dataflow → files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec import fusion, reference
+from edgec.lowering import lower
+from edgec.report import Report
+from edgec.targets.fpga.board import Board
+from edgec.targets.fpga.dataflow import build
+from edgec.targets.fpga.design import Design, solve
+from edgec.targets.fpga.layers import Array
+from edgec.targets.fpga.network import Network, Port, read_network
+from edgec.targets.fpga.project import Project, Vector, streamed, unstreamed, write_project
+
+if TYPE_CHECKING:
+    from edgec.program import Program
+
+VECTORS = 2
+"""Frames that the test bench carries."""
+
+
+@dataclass(frozen=True)
+class ProjectReport(Report):
+    """The story of a compilation into an FPGA project."""
+
+    def __str__(self) -> str:
+        facts = self.manifest
+        used = ", ".join(f"{used:,} of {facts['budget'][name]:,} {name}" for name, used in facts["resources"].items())
+        lines = [str(report) for report in self.passes]
+        lines += [
+            f"estimated for {facts['part']} at {facts['clock_mhz']} MHz: {facts['frames_per_second']:,.0f} frames/s, "
+            f"one every {facts['interval']:,} cycles",
+            f"estimated resources: {used}",
+            "time: " + ", ".join(f"{stage} {value:.2f} s" for stage, value in self.seconds.items()),
+        ]
+        return "\n".join(lines)
+
+
+def compile_project(
+    graph: ir.Model, name: str, board: Board, path: Path, fps: float | None, facts: dict[str, Any],
+    tell: Callable[[str, int, int], None],
+) -> tuple[dict[str, Any], tuple[tuple[str, ...], ...]]:  # fmt: skip
+    """Write the project of a graph that has been through every pass.
+
+    Args:
+        graph: the integer graph.
+        name: of the model.
+        board: what to build for.
+        path: the project's folder.
+        fps: frames a second to reach with as little as possible; None for as many as fit.
+        facts: of the model, for the manifest.
+        tell: told (what, done, total).
+
+    Returns:
+        The manifest, and the ONNX node of every layer.
+
+    Raises:
+        EdgecError: the model is not quantised, does not fit, or cannot be as fast as asked.
+    """
+    network = read_network(graph, name)
+    tell("folding", 0, 1)
+    design = solve(network, board, fps)
+    flow = build(network, design.foldings)
+    tell("reference", 0, 1)
+    project = Project(network, board, design.foldings, flow, _vectors(graph, network), {})
+    manifest = _manifest(project, design, facts)
+    project = Project(network, board, design.foldings, flow, project.vectors, manifest)
+    write_project(path, project.files())
+    return manifest, tuple((layer.node,) for layer in network.layers)
+
+
+def _vectors(graph: ir.Model, network: Network) -> list[Vector]:
+    """Random frames and the reference's answers."""
+    program = lower(graph)
+    fusion.fuse(program)
+    generator = np.random.default_rng(0)
+    return [_vector(program, network, generator) for _ in range(VECTORS)]
+
+
+def _vector(program: Program, network: Network, generator: np.random.Generator) -> Vector:
+    inputs = {port.name: generator.integers(-128, 128, port.shape).astype(np.int8) for port in network.inputs}
+    answers = reference.run(program, {port.name: _real(port, inputs[port.name]) for port in network.inputs})
+    outputs = [streamed(_whole(port, answers[port.name]), port.shape) for port in network.outputs]
+    given = [streamed(inputs[port.name], port.shape) for port in network.inputs]
+    return Vector(np.concatenate(given).tolist(), np.concatenate(outputs).tolist())
+
+
+def _real(port: Port, whole: Array) -> Array:
+    """Numbers that quantise to ``whole``."""
+    return whole if not port.scale else ((whole.astype(np.float64) - port.zero) * port.scale).astype(np.float32)
+
+
+def _whole(port: Port, real: Array) -> Array:
+    """The integers whose dequantisation is ``real``."""
+    return real if not port.scale else (np.rint(real.astype(np.float64) / port.scale) + port.zero).astype(np.int8)
+
+
+def _manifest(project: Project, design: Design, facts: dict[str, Any]) -> dict[str, Any]:
+    """What the project says of itself; the resources are estimates."""
+    board, network, flow = project.board, project.network, project.flow
+    return {
+        "edgec": metadata.version("edgec"),
+        "name": network.name,
+        "top": project.top,
+        "target": board.name,
+        "triple": board.part,
+        "part": board.part,
+        "clock_mhz": board.clock_mhz,
+        "inputs": [_port_entry(port, "input") for port in network.inputs],
+        "outputs": [_port_entry(port, "output") for port in network.outputs],
+        "macs": network.macs,
+        "interval": flow.interval,
+        "frames_per_second": board.frames(flow.interval),
+        "resources": design.estimate.total.as_dict(),
+        "budget": board.budget.as_dict(),
+        "ddr_bytes_per_frame": design.estimate.ddr_bytes,
+        "layers": [asdict(layer) for layer in design.estimate.layers],
+        **facts,
+    }
+
+
+def _port_entry(port: Port, kind: str) -> dict[str, Any]:
+    return {
+        "name": port.name, "shape": list(port.shape), "dtype": port.dtype, "kind": kind, "scale": port.scale,
+        "zero": port.zero,
+    }  # fmt: skip
+
+
+def report_bytes(report: Report) -> bytes:
+    """The report as the file beside the project."""
+    return json.dumps(report.as_dict(), indent=1).encode()
