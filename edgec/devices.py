@@ -104,25 +104,53 @@ class QemuDevice(Device):
 
     def run(self, artifact: Path, samples: Samples, *, threads: int = 1, progress: Progress | None = None) -> Results:
         from edgec.artifact import read_manifest
-        from edgec.runtimes.build import build_runtime
 
         manifest = read_manifest(artifact)
-        _require_emulator(artifact, manifest)
-        runner = build_runtime(EMULATED_TRIPLE).runner
         if progress:
             progress("runs", 0, len(samples))
         with tempfile.TemporaryDirectory(prefix="edgec-qemu-") as name:
             folder = Path(name)
-            _write_inputs(folder / "inputs.bin", specs(manifest["inputs"]), samples)
-            command = [
-                *_emulator(self.cpu or manifest["cpu"]), str(runner), str(artifact.resolve()),
-                "--inputs", "inputs.bin", "--outputs", "outputs.bin", "--profile", "profile.json",
-                "--count", str(len(samples)), "--threads", str(threads),
-            ]  # fmt: skip
-            _emulate(command, folder)
+            flags = ["--profile", "profile.json", "--threads", str(threads)]
+            emulate(artifact, manifest, samples, folder, cpu=self.cpu, flags=flags)
             profile = json.loads((folder / "profile.json").read_text(encoding="utf-8"))
             outputs = _read_outputs(folder / "outputs.bin", specs(manifest["outputs"]), len(samples))
         return Results(outputs, tuple(profile["runs_ns"]))
+
+
+def emulate(
+    artifact: Path,
+    manifest: dict[str, Any],
+    samples: Samples,
+    folder: Path,
+    *,
+    cpu: str | None = None,
+    options: Sequence[str] = (),
+    flags: Sequence[str] = (),
+) -> None:
+    """Run ``samples`` under qemu-user in ``folder``, which holds ``outputs.bin`` then.
+
+    Args:
+        artifact: what ``edgec compile`` wrote.
+        manifest: the artifact's.
+        samples: the inputs of every run.
+        folder: an empty one.
+        cpu: as ``qemu-aarch64 -cpu help`` lists them; None takes the artifact's own.
+        options: more options of the emulator.
+        flags: more flags of ``edgert-run``.
+
+    Raises:
+        EdgecError: the artifact is damaged or for another system, or the emulator cannot be used.
+    """
+    from edgec.runtimes.build import build_runtime
+
+    _require_emulator(artifact, manifest)
+    runner = build_runtime(EMULATED_TRIPLE).runner
+    _write_inputs(folder / "inputs.bin", specs(manifest["inputs"]), samples)
+    command = [
+        *_emulator(cpu or manifest["cpu"]), *options, str(runner), str(artifact.resolve()),
+        "--inputs", "inputs.bin", "--outputs", "outputs.bin", "--count", str(len(samples)), *flags,
+    ]  # fmt: skip
+    _emulate(command, folder)
 
 
 def open_device(url: str) -> Device:

@@ -17,6 +17,7 @@ from edgec import fusion, memory, reference
 from edgec.graph import load_graph
 from edgec.lowering import lower
 from edgec.passes.pipeline import run as run_passes
+from edgec.passes.pipeline import select
 from edgec.program import CONSTANT, Buffer, Program
 from edgec.targets.cpu.backend import compile_program
 from edgec.targets.target import load_target
@@ -45,10 +46,12 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
-def program_of(source: onnx.ModelProto | ir.Model | str | Path, *, fuse: bool = True) -> Program:
-    """The lowered program, planned."""
+def program_of(
+    source: onnx.ModelProto | ir.Model | str | Path, *, fuse: bool = True, activation_dtype: str = "int8"
+) -> Program:
+    """The lowered program."""
     graph = load_graph(source)
-    run_passes(graph)
+    run_passes(graph, select(activation_dtype=activation_dtype))
     program = lower(graph)
     if fuse:
         fusion.fuse(program)

@@ -15,8 +15,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-Loader = Callable[[Path, int], np.ndarray]
-"""The first ``count`` samples, float32 [count, *shape without the batch], from the shared folder."""
+EVALUATION, CALIBRATION = "evaluation", "calibration"
+"""The two splits of the data; a model is calibrated on the second, and never on the first."""
+
+Loader = Callable[[Path, int, str], np.ndarray]
+"""The first ``count`` samples of a split, float32 [count, *shape without the batch], from the shared folder."""
+
+Labels = Callable[[Path], np.ndarray]
+"""The int64 classes of all samples of the evaluation split."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,9 @@ class SharedModel:
         load: reads its samples.
         count: how many of them are compared.
         classifier: whether the output is one score per class.
+        labels: reads the classes, where there are any that mean the same as the model's.
+        calibration: how many samples it is calibrated with.
+        evaluation: how many samples its accuracy is measured on.
     """
 
     name: str
@@ -54,42 +63,69 @@ class SharedModel:
     load: Loader
     count: int
     classifier: bool = True
+    labels: Labels | None = None
+    calibration: int = 125
+    evaluation: int = 375
 
     def onnx(self, shared: Path) -> Path:
         """The ONNX file."""
         return shared / "models" / self.name / self.path
 
     def samples(self, shared: Path, count: int | None = None) -> np.ndarray:
-        """float32 [count, *shape without the batch]."""
-        return self.load(shared, count or self.count)
+        """float32 [count, *shape without the batch] of the evaluation split."""
+        return self.load(shared, count or self.count, EVALUATION)
+
+    def calibration_samples(self, shared: Path) -> list[dict[str, np.ndarray]]:
+        """One input of batch 1 for each sample of the calibration split."""
+        return [{self.input: x[None]} for x in self.load(shared, self.calibration, CALIBRATION)]
 
 
-def cifar(scaling: Scaling, shared: Path, count: int) -> np.ndarray:
-    with np.load(shared / "data" / "cifar10_test.npz") as data:
+def cifar(scaling: Scaling, shared: Path, count: int, split: str) -> np.ndarray:
+    with np.load(shared / "data" / f"cifar10_{'test' if split == EVALUATION else 'train'}.npz") as data:
         return scaling(data["images"][:count])
 
 
-def keywords(shared: Path, count: int) -> np.ndarray:
-    with np.load(shared / "data" / "kws_eval.npz") as data:
+def keywords(shared: Path, count: int, split: str) -> np.ndarray:
+    with np.load(shared / "data" / f"kws_{'eval' if split == EVALUATION else 'calib'}.npz") as data:
         return data["features"][:count]
 
 
-def handwriting(shared: Path, count: int) -> np.ndarray:
+def handwriting(shared: Path, count: int, split: str) -> np.ndarray:
+    """The last 200 calibrate."""
     with np.load(shared / "data" / "mnist_test.npz") as data:
-        return data["images"][:count].transpose(0, 3, 1, 2).astype(np.float32)
+        part = data["images"][:1800] if split == EVALUATION else data["images"][1800:]
+    return part[:count].transpose(0, 3, 1, 2).astype(np.float32)
 
 
-def log_mel(shared: Path, count: int) -> np.ndarray:
+def log_mel(shared: Path, count: int, split: str) -> np.ndarray:
     """Random windows within the input range of the int8 network of the same training, in dB."""
-    return np.random.default_rng(0).uniform(-84.8, 14.9, (count, 640)).astype(np.float32)
+    generator = np.random.default_rng(0 if split == EVALUATION else 1)
+    return generator.uniform(-84.8, 14.9, (count, 640)).astype(np.float32)
 
 
-def photographs(scaling: Scaling, size: int, crop: bool, shared: Path, count: int) -> np.ndarray:
-    """The evaluation split's, cropped at the centre or resized to ``size`` × ``size``."""
+def photographs(scaling: Scaling, size: int, crop: bool, shared: Path, count: int, split: str) -> np.ndarray:
+    """Cropped at the centre or resized to ``size`` × ``size``."""
     folder = shared / "data" / "imagenet"
-    with (folder / "eval.csv").open(newline="") as table:
-        names = [row["file"] for row in csv.DictReader(table)][:count]
+    names = [row["file"] for row in photograph_table(shared, split)][:count]
     return scaling(np.stack([square(folder / "images" / name, size, crop) for name in names]))
+
+
+def photograph_table(shared: Path, split: str) -> list[dict[str, str]]:
+    """File and label of every photograph of a split."""
+    name = "eval.csv" if split == EVALUATION else "calib.csv"
+    with (shared / "data" / "imagenet" / name).open(newline="") as table:
+        return list(csv.DictReader(table))
+
+
+def stored_labels(file: str, count: int, shared: Path) -> np.ndarray:
+    """The first ``count`` labels of an ``.npz`` of the data."""
+    with np.load(shared / "data" / file) as data:
+        return data["labels"][:count].astype(np.int64)
+
+
+def photograph_labels(first: int, shared: Path) -> np.ndarray:
+    """The classes of the evaluation split for a model whose first class is ``first``."""
+    return np.array([int(row["label"]) + first for row in photograph_table(shared, EVALUATION)])
 
 
 def square(path: Path, size: int, crop: bool) -> np.ndarray:
@@ -102,11 +138,13 @@ def square(path: Path, size: int, crop: bool) -> np.ndarray:
     return np.asarray(picture.crop((left, top, left + size, top + size)))
 
 
-def detections(shared: Path, count: int) -> np.ndarray:
-    """The detector's own two pictures, then photographs."""
+def detections(shared: Path, count: int, split: str) -> np.ndarray:
+    """The detector's own two pictures to evaluate, then photographs."""
     scaling = Scaling(1 / 255, bgr=True)
+    if split == CALIBRATION:
+        return photographs(scaling, 352, False, shared, count, split)
     own = [square(shared / "models" / "fastestdet" / name, 352, crop=False) for name in ("0.jpg", "1.jpg")]
-    return np.concatenate([scaling(np.stack(own)), photographs(scaling, 352, False, shared, count)])[:count]
+    return np.concatenate([scaling(np.stack(own)), photographs(scaling, 352, False, shared, count, split)])[:count]
 
 
 RAW = Scaling()
@@ -119,23 +157,54 @@ CIFAR_WIDE = Scaling(1 / 255, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 PORTRAIT = Scaling(1.0, (107.304565, 115.69884, 132.35703), (63.97182 * 255, 65.1337 * 255, 68.29726 * 255), bgr=True)
 """As in the demonstration programs of the network's authors, which divide by 255 after the deviation."""
 
-RESNET8 = SharedModel("resnet8", "resnet8_cifar10.onnx", "input", partial(cifar, RAW), 200)
-VWW = SharedModel("vww", "vww_mobilenetv1_025_96.onnx", "input", partial(photographs, UNIT, 96, False), 60)
-KWS = SharedModel("kws", "kws_dscnn.onnx", "input", keywords, 400)
-AUTOENCODER = SharedModel("autoencoder", "ad01_autoencoder.onnx", "input", log_mel, 50, classifier=False)
-MOBILENET = SharedModel(
-    "mobilenet_v2", "tf2_mobilenet_v2_1.0_224_dequant.onnx", "input", partial(photographs, SYMMETRIC, 224, True), 40
+CIFAR_LABELS = partial(stored_labels, "cifar10_test.npz", 3000)
+
+RESNET8 = SharedModel(
+    "resnet8", "resnet8_cifar10.onnx", "input", partial(cifar, RAW), 200,
+    labels=CIFAR_LABELS, calibration=500, evaluation=3000,
 )
+VWW = SharedModel("vww", "vww_mobilenetv1_025_96.onnx", "input", partial(photographs, UNIT, 96, False), 60)
+KWS = SharedModel(
+    "kws", "kws_dscnn.onnx", "input", keywords, 400,
+    labels=partial(stored_labels, "kws_eval.npz", 800), calibration=200, evaluation=800,
+)
+AUTOENCODER = SharedModel(
+    "autoencoder", "ad01_autoencoder.onnx", "input", log_mel, 50, classifier=False, calibration=200, evaluation=500
+)
+MOBILENET = SharedModel(
+    "mobilenet_v2", "tf2_mobilenet_v2_1.0_224_dequant.onnx", "input", partial(photographs, SYMMETRIC, 224, True), 40,
+    labels=partial(photograph_labels, 1),
+)
+RESNET20 = SharedModel(
+    "resnet20", "resnet20_cifar10.onnx", "input", partial(cifar, IMAGENET), 100,
+    labels=CIFAR_LABELS, calibration=500, evaluation=3000,
+)
+REPVGG = SharedModel(
+    "repvgg_tiny", "repvgg_tiny.onnx", "input", partial(cifar, CIFAR), 100,
+    labels=CIFAR_LABELS, calibration=500, evaluation=3000,
+)
+VIT = SharedModel(
+    "vit", "vit_ibp_3_3_8.onnx", "input", partial(cifar, CIFAR_WIDE), 100,
+    labels=CIFAR_LABELS, calibration=500, evaluation=3000,
+)
+SQUEEZENET = SharedModel(
+    "squeezenet", "squeezenet_fp32.onnx", "data_0", partial(photographs, CAFFE, 224, True), 40,
+    labels=partial(photograph_labels, 0),
+)
+MNIST = SharedModel(
+    "mnist", "mnist.onnx", "Input3", handwriting, 200,
+    labels=partial(stored_labels, "mnist_test.npz", 1800), calibration=200, evaluation=1800,
+)
+FASTESTDET = SharedModel(
+    "fastestdet", "FastestDet.onnx", "input.1", detections, 22, classifier=False, calibration=64, evaluation=64
+)
+SINET = SharedModel(
+    "sinet", "sinet_224.onnx", "input", partial(photographs, PORTRAIT, 224, False), 20,
+    classifier=False, calibration=64, evaluation=64,
+)  # fmt: skip
 
 MODELS = (
-    RESNET8, VWW, KWS, AUTOENCODER, MOBILENET,
-    SharedModel("resnet20", "resnet20_cifar10.onnx", "input", partial(cifar, IMAGENET), 100),
-    SharedModel("repvgg_tiny", "repvgg_tiny.onnx", "input", partial(cifar, CIFAR), 100),
-    SharedModel("vit", "vit_ibp_3_3_8.onnx", "input", partial(cifar, CIFAR_WIDE), 100),
-    SharedModel("squeezenet", "squeezenet_fp32.onnx", "data_0", partial(photographs, CAFFE, 224, True), 40),
-    SharedModel("mnist", "mnist.onnx", "Input3", handwriting, 200),
-    SharedModel("fastestdet", "FastestDet.onnx", "input.1", detections, 22, classifier=False),
-    SharedModel("sinet", "sinet_224.onnx", "input", partial(photographs, PORTRAIT, 224, False), 20, classifier=False),
+    RESNET8, VWW, KWS, AUTOENCODER, MOBILENET, RESNET20, REPVGG, VIT, SQUEEZENET, MNIST, FASTESTDET, SINET,
 )  # fmt: skip
 
 EMULATED = (RESNET8, VWW, KWS, AUTOENCODER, MOBILENET)

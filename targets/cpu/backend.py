@@ -10,7 +10,7 @@ import numpy as np
 
 from edgec.nest import rebased
 from edgec.program import CONSTANT, Buffer, Conv, Depthwise, Fill, Kernel, Loops, Program, Step
-from edgec.targets.cpu import conv, depthwise, fill, loops
+from edgec.targets.cpu import aarch64, conv, depthwise, fill, loops
 from edgec.targets.cpu.template import Template
 from edgec.targets.target import Target
 from edgec.tvm_adapter import build_object
@@ -44,7 +44,7 @@ _TEMPLATES: dict[type, Template] = {
 }
 """What any processor runs."""
 
-_SPECIAL: dict[str, Callable[[Kernel, Target], Template | None]] = {}
+_SPECIAL: dict[str, Callable[[Kernel, Target], Template | None]] = {"aarch64": aarch64.template_for}
 """By architecture: a faster template for a kernel, where there is one."""
 
 

@@ -96,6 +96,10 @@ class ConvPlan:
         """Products per output element."""
         return self.conv.in_channels * prod(self.conv.kernel)
 
+    def panel(self, channels: int) -> int:
+        """Elements of the packed weights of a block of ``channels``."""
+        return self.depth * sum(self.widths(channels))
+
     @property
     def panel_first(self) -> bool:
         """Whether channel blocks are the outer loop, each panel of weights staying in L1."""
@@ -169,11 +173,11 @@ def pack(p: ConvPlan, weight: np.ndarray) -> np.ndarray:
 def generate(p: ConvPlan, dtypes: list[str]) -> Any:
     """The kernel, as ``tirx.PrimFunc``."""
     kernel = Kernel(dtypes)
-    _ConvWriter(p, kernel).write()
+    ConvWriter(p, kernel).write()
     return kernel.function()
 
 
-class _ConvWriter:
+class ConvWriter:
     """Emits the loops over blocks and tiles, and a microkernel for each size of tile."""
 
     def __init__(self, p: ConvPlan, kernel: Kernel) -> None:
@@ -218,7 +222,7 @@ class _ConvWriter:
     def _channel_blocks(self, inner: Any) -> None:
         panel_start = 0
         for start, channels, count in tiles(self.conv.out_channels, self.plan.block):
-            panel = self.plan.depth * sum(self.plan.widths(channels))
+            panel = self.plan.panel(channels)
             base = panel_start
 
             def block(channel: Any, index: Any, base: int = base, panel: int = panel, n: int = channels) -> None:
@@ -250,7 +254,6 @@ class _ConvWriter:
         """The microkernel: one register tile, from zero to stored."""
         widths = self.plan.widths(channels)
         points = [Point(r, c) for r in range(rows) for c in range(columns)]
-        acc = Accumulators(self.body, self.conv.accumulator_dtype, points, widths)
         n_step, h_step, w_step, _ = self.conv.input_strides
         sh, sw = self.conv.stride
         corner = self.conv.input_offset + image * n_step + row * (sh * h_step) + column * (sw * w_step)
@@ -261,8 +264,15 @@ class _ConvWriter:
         else:
             k_step = sum(widths)
         panel = self.body.bind("panel", panel + tirx.const(0, "int32"))
+        acc = self._accumulators(points, widths, channel, channels, panel)
         self._reduce(acc, corner, panel, k_step)
         acc.write(self.target, {0: image, 1: row, 2: column, 3: channel}, channels)
+
+    def _accumulators(
+        self, points: list[Point], widths: list[int], channel: Any, channels: int, panel: Any
+    ) -> Accumulators:
+        """The register tile of a block of ``channels`` from ``channel`` on, as the sums start."""
+        return Accumulators(self.body, self.conv.accumulator_dtype, points, widths)
 
     def _reduce(self, acc: Accumulators, corner: Any, panel: Any, k_step: int) -> None:
         def level(depth: int, source: Any, k: Any) -> None:

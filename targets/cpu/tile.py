@@ -47,16 +47,18 @@ class Point:
 
 
 class Accumulators:
-    """A register tile: one row of vectors per pixel."""
+    """A register tile: one row of vectors per pixel, zero or ``start`` (a row) to begin with."""
 
-    def __init__(self, body: Body, dtype: str, points: Sequence[Point], widths: Sequence[int]) -> None:
+    def __init__(
+        self, body: Body, dtype: str, points: Sequence[Point], widths: Sequence[int], start: Sequence[Any] | None = None
+    ) -> None:
         self.body, self.points, self.widths, self.dtype = body, points, widths, dtype
         self._starts, self._row = starts(widths), sum(widths)
         self.buffer = body.local(dtype, self._row * len(points))
         for pixel in range(len(points)):
             for vector, width in enumerate(widths):
-                zero = widen(tirx.const(0, dtype), width)
-                self.body.emit(stmt.BufferStore(self.buffer, zero, [self._index(pixel, vector, width)]))
+                first = start[vector] if start else widen(tirx.const(0, dtype), width)
+                self.body.emit(stmt.BufferStore(self.buffer, first, [self._index(pixel, vector, width)]))
 
     def _index(self, pixel: int, vector: int, width: int, skip: int = 0) -> Any:
         first = tirx.const(pixel * self._row + self._starts[vector] + skip, "int32")
@@ -80,12 +82,7 @@ class Accumulators:
         the compiler would have to load bias and scale again after it.
         """
         results = []
-        for pixel, point in enumerate(self.points):
-            axes = {
-                **origin,
-                1: origin[1] + point.row if point.row else origin[1],
-                2: origin[2] + point.column if point.column else origin[2],
-            }
+        for pixel, axes in enumerate(self.axes(origin)):
             for vector, width in enumerate(self.widths):
                 skip = 0
                 for part in pieces(max(0, min(width, channels - self._starts[vector])), width):
@@ -94,6 +91,17 @@ class Accumulators:
                     skip += part
         for offset, value in results:
             self.body.emit(vector_store(target.output, value, offset))
+
+    def axes(self, origin: dict[int, Any]) -> list[dict[int, Any]]:
+        """The axes of every pixel of the tile at ``origin``."""
+        return [
+            {
+                **origin,
+                1: origin[1] + point.row if point.row else origin[1],
+                2: origin[2] + point.column if point.column else origin[2],
+            }
+            for point in self.points
+        ]
 
 
 @dataclass

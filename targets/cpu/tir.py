@@ -7,7 +7,7 @@ machine executes is decided here and not by an optimiser.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,10 +33,20 @@ def storage(dtype: str) -> str:
     return STORAGE.get(dtype, dtype)
 
 
-class Body:
-    """Statements of a kernel, collected in order."""
+Special = Callable[[Expr, Callable[[Expr], Any], math.Bind], Any | None]
+"""An architecture's own code for an expression's node: called with the node, what gives the value of an expression
+below it, and what holds a value that is read again; None leaves the node to the general code."""
 
-    def __init__(self) -> None:
+
+def _nothing_special(node: Expr, value_of: Callable[[Expr], Any], bind: math.Bind) -> Any | None:
+    return None
+
+
+class Body:
+    """Statements of a kernel, collected in order; ``special`` is what the architecture has own code for."""
+
+    def __init__(self, special: Special = _nothing_special) -> None:
+        self.special = special
         self._blocks: list[list[Any]] = [[]]
         self._names = 0
 
@@ -114,8 +124,8 @@ def sequence(statements: Sequence[Any]) -> Any:
 class Kernel:
     """A kernel's signature: one pointer per operand, the output, this thread and how many there are."""
 
-    def __init__(self, dtypes: Sequence[str]) -> None:
-        self.body = Body()
+    def __init__(self, dtypes: Sequence[str], special: Special = _nothing_special) -> None:
+        self.body = Body(special)
         self.thread = tirx.Var("thread", "int32")
         self.threads = tirx.Var("threads", "int32")
         self._pointers: list[Any] = []
@@ -232,12 +242,18 @@ class Emitter:
             return self.accumulator
         if node.op == "load":
             return self._load(node)
+        own = self.body.special(node, self._value_of, self.body.hold)
+        if own is not None:
+            return own
         args = [self._made[id(child)] for child in node.children]
         if node.op == "saturate":
             _, zero, low, high = node.args
             return math.saturate(self.body.hold, args[0], zero, low, high, node.dtype)
         lanes = max((lanes_of(arg) for arg in args), default=1)
         return math.apply(node.op, [widen(arg, lanes) for arg in args], node.dtype, self.body.hold)
+
+    def _value_of(self, expr: Expr) -> Any:
+        return self._made[id(expr)]
 
     def _load(self, node: Expr) -> Any:
         buffer = self.operands[node.args[0]]

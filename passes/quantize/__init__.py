@@ -1,0 +1,162 @@
+"""Post-training quantisation: a float graph and samples in, a standard QDQ graph of the same function out.
+
+The steps, each in the module of its name: equalise channels, place the integers, choose their ranges, learn weights and
+biases, refine the scales by the prediction, learn again with those, and quantise the outputs where that shows in
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec.errors import EdgecError
+from edgec.passes.quantize.channels import trace
+from edgec.passes.quantize.emit import Emitted, emit
+from edgec.passes.quantize.equalise import equalise
+from edgec.passes.quantize.execution import ModelRunner, Sample
+from edgec.passes.quantize.learn import Fit, learn
+from edgec.passes.quantize.placement import Placement, place
+from edgec.passes.quantize.prediction import Prediction
+from edgec.passes.quantize.ranges import Ranges, choose_ranges
+from edgec.passes.quantize.recipe import OBSERVERS, PRECISIONS, ROUNDINGS, Recipe
+from edgec.passes.quantize.refine import refine
+from edgec.passes.quantize.report import LayerQuantization, Quantized, TensorRange, describe
+from edgec.passes.quantize.statistics import Statistics, observe
+
+__all__ = ["LayerQuantization", "Quantized", "Recipe", "TensorRange", "quantize"]
+
+Progress = Callable[[str, int, int], None]
+"""Told (what, done, total) while work goes on."""
+
+_OUTPUT_SHARE = 0.1
+"""Outputs are quantised where that alone makes at most this share of the network's error."""
+
+_JUDGED = 64
+"""Samples on which that is judged."""
+
+
+def quantize(
+    model: ir.Model,
+    samples: Sequence[Mapping[str, np.ndarray]],
+    recipe: Recipe | None = None,
+    progress: Progress | None = None,
+) -> Quantized:
+    """Quantise ``model`` to 8 bits by what its values are on ``samples``.
+
+    Args:
+        model: as the passes of :mod:`edgec.passes.pipeline` leave it, with static shapes; it is not changed.
+        samples: the inputs of one run each, of exactly the inputs' shapes and dtypes.
+        recipe: the choices; all by default.
+        progress: told (what, done, total).
+
+    Raises:
+        EdgecError: the model is quantised already, there are no samples, the recipe names what there is not, or
+            ONNX Runtime cannot run the model.
+    """
+    recipe = recipe or Recipe()
+    _check(model, samples, recipe)
+    work = _Work(model.clone(), list(samples), recipe, progress or (lambda what, done, total: None))
+    return work.run()
+
+
+@dataclass
+class _Work:
+    """One quantisation; ``model`` is a copy that equalisation changes."""
+
+    model: ir.Model
+    samples: list[Sample]
+    recipe: Recipe
+    tell: Progress
+
+    def run(self) -> Quantized:
+        equalised = self._equalise()
+        graph, recipe = self.model.graph, self.recipe
+        ranges_seen = observe(self.model, self.samples, progress=self._of_samples("ranges")).ranges
+        inside = place(graph, recipe.layers, ranges_seen, quantise_outputs=False)
+        whole = place(graph, recipe.layers, ranges_seen, quantise_outputs=True)
+        statistics = self._histograms(ranges_seen, inside, whole)
+        ranges = choose_ranges(
+            self.model, inside, statistics, self.samples, recipe.observer, self._step("observers")
+        )
+        fits = learn(self.model, inside, ranges, self.samples, recipe, self._step("weights"))
+        emitted = emit(self.model, inside, ranges, fits)
+        if recipe.refine:
+            ranges = refine(self.model, emitted, ranges, self.samples, self._step("scales"))
+            fits = learn(self.model, inside, ranges, self.samples, recipe, self._step("weights again"))
+            emitted = emit(self.model, inside, ranges, fits)
+        placement, ranges, emitted = self._with_outputs(inside, whole, ranges, statistics, fits, emitted)
+        layers = tuple(describe(graph, placement, ranges, fits, statistics))
+        return Quantized(emitted.model, layers, equalised)
+
+    def _equalise(self) -> int:
+        if not self.recipe.equalise:
+            return 0
+        found = trace(self.model, self.recipe.layers)
+        axes = {port.value: port.axis for port in found.readers}
+        largest = observe(self.model, self.samples, axes, progress=self._of_samples("channels")).channels
+        return equalise(self.model, found, largest, self.samples, self._step("equalisation"))
+
+    def _histograms(
+        self, seen: Mapping[ir.Value, tuple[float, float]], *placements: Placement
+    ) -> Statistics:
+        wanted = dict.fromkeys(v for each in placements for v in each.group if v.const_value is None)
+        return observe(
+            self.model, self.samples, histograms=list(wanted), known=seen, progress=self._of_samples("histograms")
+        )
+
+    def _with_outputs(
+        self,
+        inside: Placement,
+        whole: Placement,
+        ranges: Ranges,
+        statistics: Statistics,
+        fits: Mapping[ir.Node, Fit],
+        emitted: Emitted,
+    ) -> tuple[Placement, Ranges, Emitted]:
+        """The model with integers up to its outputs, if these alone cost next to nothing; else as it is."""
+        open_ranges = choose_ranges(self.model, whole, statistics, self.samples, "minmax")
+        only = Placement(
+            whole.roles, {edge: bits for edge, bits in whole.bits.items() if edge not in inside.bits}, whole.outputs,
+            whole.group,
+        )  # fmt: skip
+        chosen = self.samples[:: -(-len(self.samples) // _JUDGED)]
+        prediction = Prediction(ModelRunner(self.model).run_all(chosen))
+        alone = emit(self.model, only, open_ranges, {}).model
+        inner, outer = (prediction.distance(ModelRunner(m).run_all(chosen)) for m in (emitted.model, alone))
+        if outer > _OUTPUT_SHARE * inner:
+            return inside, ranges, emitted
+        merged = {**open_ranges, **{key: each for key, each in ranges.items() if key in open_ranges}}
+        return whole, merged, emit(self.model, whole, merged, fits)
+
+    def _step(self, what: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.tell(what, done, total)
+
+    def _of_samples(self, what: str) -> Callable[[int], None]:
+        return lambda done: self.tell(what, done, len(self.samples))
+
+
+def _check(model: ir.Model, samples: Sequence[Sample], recipe: Recipe) -> None:
+    for node in model.graph:
+        if node.op_type in ("QuantizeLinear", "QLinearConv", "QLinearMatMul"):
+            raise EdgecError(
+                f"{node.op_type} node '{node.name}' shows that the model is quantised already; "
+                "compile it as it is, without --quantize"
+            )
+    if not samples:
+        raise EdgecError("there are no samples to calibrate with; give some tens of typical inputs with --calib")
+    _check_choice("observer", recipe.observer, OBSERVERS)
+    _check_choice("rounding", recipe.rounding, ROUNDINGS)
+    names = {str(node.name) for node in model.graph}
+    for name, precision in recipe.layers.items():
+        if name not in names:
+            raise EdgecError(f"the recipe names the layer '{name}', which the model does not have after its passes")
+        _check_choice(f"precision of layer '{name}'", precision, tuple(PRECISIONS))
+
+
+def _check_choice(what: str, found: str, known: Sequence[str]) -> None:
+    if found not in known:
+        raise EdgecError(f"the {what} in the recipe is '{found}'; it can be {', '.join(known)}")

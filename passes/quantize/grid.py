@@ -1,0 +1,131 @@
+"""Grids: which reals the integers stand for, ``real = scale · (q − zero)``.
+
+Activations have one grid a tensor: 8 bits with a zero point, 16 bits around zero. Weights have one scale an output
+channel, around zero, in [−127, 127].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+WEIGHT_LIMIT = 127
+_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+_SMALLEST_SHARE = 1e-9
+_BIAS_LIMIT = 2.0**30
+"""Largest bias in steps of its scale; half of int32, so that the sum of products has the other half."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A tensor's grid: ``bits`` is 8 or 16, ``scale`` is a float32 number."""
+
+    scale: float
+    zero: int
+    bits: int = 8
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The least and the largest integer."""
+        return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+
+    @property
+    def dtype(self) -> np.dtype:
+        """int8 or int16."""
+        return np.dtype(f"int{self.bits}")
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The least and the largest real."""
+        least, largest = self.limits
+        return self.scale * (least - self.zero), self.scale * (largest - self.zero)
+
+    def quantise(self, x: np.ndarray) -> np.ndarray:
+        """``x`` as integers of this grid, rounded half to even and saturated, as ONNX's QuantizeLinear does."""
+        steps = np.rint(np.asarray(x, np.float32) / np.float32(self.scale)) + np.float32(self.zero)
+        return np.clip(steps, *self.limits).astype(self.dtype)
+
+    def dequantise(self, q: np.ndarray) -> np.ndarray:
+        """The float32 reals of ``q``."""
+        return (q.astype(np.float32) - np.float32(self.zero)) * np.float32(self.scale)
+
+    def round(self, x: np.ndarray) -> np.ndarray:
+        """``x`` on the grid, float32."""
+        return self.dequantise(self.quantise(x))
+
+    def scaled(self, factor: float) -> Grid:
+        """The grid with steps of ``factor`` times the size and the same zero."""
+        return Grid(float(np.float32(self.scale * factor)), self.zero, self.bits)
+
+
+def grid_of(low: float, high: float, bits: int = 8) -> Grid:
+    """The grid from ``low`` to ``high``, which it is widened to hold 0 exactly; for 16 bits it is symmetric."""
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    if bits == 16:
+        return Grid(_float32(max(-low, high) / 32767), 0, 16)
+    scale = _float32((high - low) / 255)
+    return Grid(scale, int(np.clip(np.rint(-128 - low / scale), -128, 127)))
+
+
+def exact_grid(levels: np.ndarray) -> Grid | None:
+    """The 8-bit grid on which all of the sorted, different ``levels`` lie, as pixels do; None where there is none."""
+    if not 2 <= len(levels) <= 256:
+        return None
+    step = float(np.diff(levels.astype(np.float64)).min())
+    steps = levels.astype(np.float64) / step
+    low, high = min(float(steps[0]), 0.0), max(float(steps[-1]), 0.0)
+    if np.abs(steps - np.rint(steps)).max() > 0.01 or high - low > 255.01:
+        return None
+    return Grid(_float32(step), int(-128 - np.rint(low)))
+
+
+def _float32(scale: float) -> float:
+    """A positive scale that float32 can hold; 1 for a tensor that is always 0."""
+    return float(np.float32(max(scale, _SMALLEST_SCALE))) if scale > 0 else 1.0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A quantised weight.
+
+    Attributes:
+        values: int8, of the weight's shape.
+        scales: float32, one for each index of ``axis``.
+        axis: the one of the output channels.
+    """
+
+    values: np.ndarray
+    scales: np.ndarray
+    axis: int
+
+    def dequantise(self) -> np.ndarray:
+        """The float32 weight."""
+        shape = [1] * self.values.ndim
+        shape[self.axis] = -1
+        return self.values.astype(np.float32) * self.scales.reshape(shape)
+
+
+def weight_scales(weight: np.ndarray, axis: int) -> np.ndarray:
+    """float32 scale of each output channel: its largest magnitude is 127 steps.
+
+    A channel that is next to nothing beside the others has a scale that a product of scales does not underflow with.
+    """
+    others = tuple(index for index in range(weight.ndim) if index != axis)
+    largest = np.abs(weight).max(axis=others)
+    least = _SMALLEST_SHARE * largest.max()
+    return (np.maximum(largest, least) / WEIGHT_LIMIT if least > 0 else np.ones(len(largest))).astype(np.float32)
+
+
+def scales_for_bias(scales: np.ndarray, bias: np.ndarray, x_scale: float) -> np.ndarray:
+    """``scales`` [channels], enlarged where ``bias`` [channels] would not fit into int32 at ``x_scale · scale``."""
+    least = np.abs(bias.astype(np.float64)) / (x_scale * _BIAS_LIMIT)
+    return np.maximum(scales, least.astype(np.float32))
+
+
+def round_weights(weight: np.ndarray, scales: np.ndarray, axis: int) -> Weights:
+    """``weight`` rounded to the nearest integers."""
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    steps = np.rint(weight / scales.reshape(shape))
+    return Weights(np.clip(steps, -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8), scales, axis)

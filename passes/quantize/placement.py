@@ -1,0 +1,175 @@
+"""Which values become integers, at how many bits, and which of them share one grid.
+
+An edge of the graph (a node's input) carries integers if the node reads integers there. A movement reads integers
+where one of its readers does. Values that a movement connects share one grid; so do the inputs of a Concat, unless
+another layer reads one of them too and would lose too much by the wider range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from edgec.passes.quantize.operators import Role, quantised_inputs, role_of
+from edgec.passes.quantize.recipe import PRECISIONS
+from edgec.values import shape_of
+
+_WIDEST_SHARE = 2.0
+"""How much wider than its own range the grid may be that a value shares with a Concat: one bit."""
+
+_ATTENTION = ("Attention", "MaskedAttention", "MultiHeadAttention")
+
+
+@dataclass
+class Placement:
+    """Where the integers are.
+
+    Attributes:
+        roles: of every node.
+        bits: of a node's integer inputs, by node and input index; what is not there is float.
+        group: the representative of the values that share a grid, by value.
+        tail: the nodes behind the last product that stay float.
+    """
+
+    roles: Mapping[ir.Node, Role]
+    bits: Mapping[tuple[ir.Node, int], int]
+    outputs: Mapping[ir.Value, int]
+    group: Mapping[ir.Value, ir.Value]
+
+    def grids_of(self, value: ir.Value) -> list[int]:
+        """The different bits at which ``value`` is read, the graph's output counted."""
+        found = {self.bits[use.node, use.idx] for use in value.uses() if (use.node, use.idx) in self.bits}
+        return sorted(found | ({self.outputs[value]} if value in self.outputs else set()))
+
+    def members(self) -> dict[ir.Value, list[ir.Value]]:
+        """The values of each group."""
+        found: dict[ir.Value, list[ir.Value]] = {}
+        for value, root in self.group.items():
+            found.setdefault(root, []).append(value)
+        return found
+
+
+@dataclass
+class _Groups:
+    """Union of values, each set named by the value that was there first."""
+
+    parent: dict[ir.Value, ir.Value] = field(default_factory=dict)
+
+    def find(self, value: ir.Value) -> ir.Value:
+        while (up := self.parent.setdefault(value, value)) is not value:
+            value = up
+        return value
+
+    def join(self, first: ir.Value, second: ir.Value) -> None:
+        a, b = self.find(first), self.find(second)
+        if a is not b:
+            self.parent[b] = a
+
+
+def place(
+    graph: ir.Graph,
+    layers: Mapping[str, str],
+    ranges: Mapping[ir.Value, tuple[float, float]],
+    quantise_outputs: bool,
+) -> Placement:
+    """Decide for every edge of ``graph``.
+
+    Args:
+        graph: its shapes are static.
+        layers: precision by node name, see :class:`edgec.passes.quantize.recipe.Recipe`.
+        ranges: the least and largest value on samples, for every float value of the graph.
+        quantise_outputs: whether what follows the last products reads and gives integers, too.
+    """
+    roles = {node: role_of(node) for node in graph}
+    for node in _token_sums(graph, roles):
+        roles[node] = Role.FLOAT
+    if not quantise_outputs:
+        for node in _tail(graph, roles):
+            roles[node] = Role.FLOAT
+    outputs = {v: 8 for v in graph.outputs if v.dtype == ir.DataType.FLOAT} if quantise_outputs else {}
+    bits = _edges(graph, roles, layers, outputs)
+    return Placement(roles, bits, outputs, _groups(graph, roles, bits, outputs, ranges))
+
+
+def is_float(node: ir.Node, layers: Mapping[str, str]) -> bool:
+    """Whether the recipe leaves ``node`` float."""
+    return layers.get(str(node.name)) == "float"
+
+
+def _edges(
+    graph: ir.Graph, roles: Mapping[ir.Node, Role], layers: Mapping[str, str], outputs: Mapping[ir.Value, int]
+) -> dict[tuple[ir.Node, int], int]:
+    """The bits of every integer edge; readers come before what they read."""
+    bits: dict[tuple[ir.Node, int], int] = {}
+    for node in reversed(list(graph)):
+        if roles[node] is Role.MOVE:
+            wanted = [bits[use.node, use.idx] for v in node.outputs for use in v.uses() if (use.node, use.idx) in bits]
+            wanted += [outputs[v] for v in node.outputs if v in outputs]
+            own = max(wanted, default=None)
+        else:
+            own = PRECISIONS[layers.get(str(node.name), "int8")]
+        if own is not None and roles[node] is not Role.FLOAT:
+            bits.update({(node, index): own for index in quantised_inputs(node)})
+    return bits
+
+
+def _groups(
+    graph: ir.Graph,
+    roles: Mapping[ir.Node, Role],
+    bits: Mapping[tuple[ir.Node, int], int],
+    outputs: Mapping[ir.Value, int],
+    ranges: Mapping[ir.Value, tuple[float, float]],
+) -> dict[ir.Value, ir.Value]:
+    groups = _Groups()
+    read = {node.inputs[index] for node, index in bits} | set(outputs)
+    for node in graph:
+        if roles[node] is Role.MOVE and any((node, index) in bits for index in quantised_inputs(node)):
+            for index in quantised_inputs(node):
+                value = node.inputs[index]
+                assert value is not None
+                if node.op_type != "Concat" or _shares(value, node.outputs[0], ranges):
+                    groups.join(value, node.outputs[0])
+            for other in node.outputs[1:]:
+                groups.join(node.outputs[0], other)
+    return {value: groups.find(value) for value in [*groups.parent, *read] if value is not None}
+
+
+def _shares(value: ir.Value, joined: ir.Value, ranges: Mapping[ir.Value, tuple[float, float]]) -> bool:
+    """Whether an input of a Concat takes the grid of its output, on which its numbers end up anyway."""
+    if len(value.uses()) == 1 and not value.is_graph_output():
+        return True
+    own, whole = (_width(*ranges[each]) for each in (value, joined))
+    return whole <= _WIDEST_SHARE * own
+
+
+def _width(low: float, high: float) -> float:
+    return max(high, 0.0) - min(low, 0.0)
+
+
+def _token_sums(graph: ir.Graph, roles: Mapping[ir.Node, Role]) -> Iterable[ir.Node]:
+    """The sums of tokens [batch, tokens, channels] in a transformer: few elements, and its outliers meet there."""
+    if not any(node.op_type in _ATTENTION or _is_activation_product(node, roles) for node in graph):
+        return []
+    return [node for node, role in roles.items() if role is Role.SUM and len(shape_of(node.outputs[0])) == 3]
+
+
+def _is_activation_product(node: ir.Node, roles: Mapping[ir.Node, Role]) -> bool:
+    return node.op_type == "MatMul" and roles[node] is Role.FLOAT
+
+
+def _tail(graph: ir.Graph, roles: Mapping[ir.Node, Role]) -> set[ir.Node]:
+    """The functions and movements through which the last results reach the graph's outputs."""
+    kinds = (Role.MOVE, Role.POINTWISE)
+    found: set[ir.Node] = set()
+    values = list(graph.outputs)
+    while values:
+        node = values.pop().producer()
+        if node is None or node in found or not (roles[node] in kinds or node.op_type == "Softmax"):
+            continue
+        if any(reader not in found for v in node.outputs for reader in v.consumers()):
+            continue
+        found.add(node)
+        values += [value for value in node.inputs if value is not None and value.const_value is None]
+    return found

@@ -1,0 +1,163 @@
+"""Convolutions and matrix products as weights times patches: reading and writing their weights and biases.
+
+Every product is, for each of its groups, ``y = W·p + b`` with rows W [outputs, depth] and a patch p [depth] of the
+input for each position of the output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec.lowering.window import window
+from edgec.passes.quantize.operators import Role, bias_index, channel_axis, role_of, weight_axis
+from edgec.passes.rewriting import new_constant
+from edgec.values import constant_of, input_of
+
+_POSITIONS = 4096
+"""Patches to estimate second moments from, at least; deeper patches take more."""
+
+
+@dataclass
+class Product:
+    """A product of the graph.
+
+    Attributes:
+        node: the convolution or matrix product.
+        adder: the Add of its bias, where that is a node of its own.
+    """
+
+    node: ir.Node
+    adder: ir.Node | None
+
+    @property
+    def weight(self) -> np.ndarray:
+        """float32, as the node has it."""
+        weight = constant_of(self.node.inputs[1])
+        assert weight is not None
+        return weight
+
+    @property
+    def bias(self) -> np.ndarray | None:
+        """float32 [channels]; None where there is none."""
+        holder, index = self.bias_place
+        bias = constant_of(input_of(holder, index))
+        return None if bias is None else bias.reshape(-1)
+
+    @property
+    def can_have_bias(self) -> bool:
+        """Whether there is a place for a bias."""
+        return self.adder is not None or self.node.op_type != "MatMul"
+
+    @property
+    def result(self) -> ir.Value:
+        """The value with the bias in it."""
+        return (self.adder or self.node).outputs[0]
+
+    @property
+    def groups(self) -> int:
+        """Groups of channels that do not see each other."""
+        return self.node.attributes.get_int("group", 1)
+
+    def set_weight(self, weight: np.ndarray, graph: ir.Graph) -> None:
+        """Replace the weight by a constant of this node's own."""
+        self._replace(self.node, 1, weight, f"{self.node.inputs[1].name}_scaled", graph)  # type: ignore[union-attr]
+
+    def set_bias(self, bias: np.ndarray, graph: ir.Graph) -> None:
+        """Replace or add the bias [channels]."""
+        holder, index = self.bias_place
+        before, shaped = input_of(holder, index), self.shaped_bias(bias)
+        name = f"{self.node.name}_bias" if before is None else f"{before.name}_scaled"
+        self._replace(holder, index, shaped, name, graph)
+
+    def shaped_bias(self, bias: np.ndarray) -> np.ndarray:
+        """``bias`` [channels] in the shape that the node has it in."""
+        before = constant_of(input_of(*self.bias_place))
+        return bias if before is None else bias.reshape(before.shape)
+
+    def rows(self, weight: np.ndarray) -> np.ndarray:
+        """``weight`` as [groups, outputs of a group, depth]."""
+        if self.node.op_type == "Conv":
+            return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
+        return (weight if weight_axis(self.node) == 0 else weight.T)[np.newaxis]
+
+    def from_rows(self, rows: np.ndarray) -> np.ndarray:
+        """The inverse of ``rows``, contiguous."""
+        if self.node.op_type == "Conv":
+            return rows.reshape(self.weight.shape)
+        return np.ascontiguousarray(rows[0] if weight_axis(self.node) == 0 else rows[0].T)
+
+    def scaled_inputs(self, weight: np.ndarray, factors: np.ndarray) -> np.ndarray:
+        """``weight`` with what multiplies each input channel multiplied by that of ``factors`` [input channels]."""
+        if self.node.op_type != "Conv":
+            shape = [1, -1] if weight_axis(self.node) == 0 else [-1, 1]
+            return weight * factors.reshape(shape)
+        split = weight.reshape(self.groups, -1, *weight.shape[1:])
+        spread = factors.reshape(self.groups, 1, -1, *(1 for _ in weight.shape[2:]))
+        return (split * spread).reshape(weight.shape)
+
+    def scaled_outputs(self, weight: np.ndarray, factors: np.ndarray) -> np.ndarray:
+        """``weight`` with what makes each output channel multiplied by that of ``factors`` [output channels]."""
+        shape = [1] * weight.ndim
+        shape[weight_axis(self.node)] = -1
+        return weight * factors.reshape(shape)
+
+    def patches(self, x: np.ndarray) -> np.ndarray:
+        """Patches [groups, positions, depth] from inputs ``x`` [samples, *shape], evenly chosen of them all."""
+        if self.node.op_type != "Conv":
+            axis = channel_axis(self.node) + 1
+            flat = np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
+            return flat[_evenly(len(flat), x.shape[axis])][np.newaxis]
+        return self._windows(x.reshape(-1, *x.shape[2:]))
+
+    def _windows(self, x: np.ndarray) -> np.ndarray:
+        """Patches of ``x`` [images, channels, *extents]."""
+        w = window(self.node, x.shape[2:], self.weight.shape[2:])
+        padded = np.pad(x, [(0, 0), (0, 0), *w.pads])
+        spans = [(k - 1) * d + 1 for k, d in zip(w.kernel, w.dilations, strict=True)]
+        axes = tuple(range(2, x.ndim))
+        view = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=axes)
+        steps = tuple(slice(None, None, s) for s in w.strides)
+        inner = tuple(slice(None, None, d) for d in w.dilations)
+        wanted = (slice(None), slice(None), *steps, *inner)
+        view = view[wanted]
+        places = (view.shape[0], *view.shape[2 : x.ndim])
+        depth = int(np.prod(self.weight.shape[1:]))
+        image, *position = np.unravel_index(_evenly(int(np.prod(places)), depth), places)
+        patch: tuple[Any, ...] = (image, slice(None), *position)
+        found = view[patch]
+        return np.ascontiguousarray(found.reshape(len(found), self.groups, depth).transpose(1, 0, 2))
+
+    @property
+    def bias_place(self) -> tuple[ir.Node, int]:
+        """The node and the index of its input where the bias is, or would be."""
+        if self.adder is None:
+            return self.node, 2
+        index = bias_index(self.adder)
+        assert index is not None
+        return self.adder, index
+
+    def _replace(self, node: ir.Node, index: int, array: np.ndarray, name: str, graph: ir.Graph) -> None:
+        value = new_constant(np.ascontiguousarray(array, np.float32), name, graph)
+        value.shape, value.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.FLOAT)
+        if index >= len(node.inputs):
+            node.resize_inputs(index + 1)
+        node.replace_input_with(index, value)
+
+
+def product_of(node: ir.Node) -> Product | None:
+    """``node`` as a product that has rows and patches; None where it is none."""
+    if role_of(node) is not Role.PRODUCT:
+        return None
+    readers = node.outputs[0].consumers()
+    adder = readers[0] if len(readers) == 1 and role_of(readers[0]) is Role.BIAS else None
+    return Product(node, adder)
+
+
+def _evenly(count: int, depth: int) -> np.ndarray:
+    """Indices of the patches to take out of ``count``: enough to tell ``depth`` directions apart."""
+    wanted = max(_POSITIONS, 4 * depth)
+    return np.arange(count) if count <= wanted else np.linspace(0, count - 1, wanted).astype(np.int64)

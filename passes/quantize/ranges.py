@@ -1,0 +1,140 @@
+"""The grid of each tensor: the observer is the one that causes the least error in the layers that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec.passes.quantize.execution import NodeRunner, Sample
+from edgec.passes.quantize.grid import Grid, exact_grid, grid_of
+from edgec.passes.quantize.observers import OBSERVERS
+from edgec.passes.quantize.operators import Role
+from edgec.passes.quantize.placement import Placement
+from edgec.passes.quantize.statistics import Histogram, Statistics, histogram_of, levels_of, merged
+from edgec.passes.quantize.tape import Tape, few
+
+_SAMPLES = 16
+EXACT = "exact"
+"""The observer's name where the tensor holds at most 256 levels, and the grid has just those."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """A tensor's grid and where it comes from."""
+
+    grid: Grid
+    observer: str
+
+
+Key = tuple[ir.Value, int]
+"""A group's representative, and bits."""
+
+Ranges = dict[Key, Range]
+
+
+def choose_ranges(
+    model: ir.Model,
+    placement: Placement,
+    statistics: Statistics,
+    samples: Sequence[Sample],
+    observer: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> Ranges:
+    """The range of every group of values at each of its bits."""
+    candidates = {
+        key: [found] if (found := _settled(key, members, placement, statistics, samples)) else
+        _candidates(group_histogram(members, statistics), observer)
+        for root, members in placement.members().items()
+        for key in {(root, bits) for member in members for bits in placement.grids_of(member)}
+    }  # fmt: skip
+    open_keys = {key for key, ranges in candidates.items() if len(ranges) > 1}
+    errors = _errors(model, placement, candidates, open_keys, samples, progress) if open_keys else {}
+    return {key: ranges[int(np.argmin(errors.get(key, [0.0])))] for key, ranges in candidates.items()}
+
+
+def _settled(
+    key: Key,
+    members: Sequence[ir.Value],
+    placement: Placement,
+    statistics: Statistics,
+    samples: Sequence[Sample],
+) -> Range | None:
+    """The range where there is nothing to choose: 16 bits, and inputs that are pixels."""
+    if key[1] == 16:
+        histogram = group_histogram(members, statistics)
+        return Range(grid_of(histogram.low, histogram.high, 16), "minmax")
+    fed = [value for value in members if value.is_graph_input()]
+    if fed and all(value in fed or value.const_value is not None for value in members):
+        grid = exact_grid(levels_of([sample[str(value.name)] for value in fed for sample in samples]))
+        return None if grid is None else Range(grid, EXACT)
+    return None
+
+
+def _candidates(histogram: Histogram, observer: str) -> list[Range]:
+    names = list(OBSERVERS) if observer == "auto" else [observer]
+    found = [Range(grid_of(*OBSERVERS[name](histogram)), name) for name in names]
+    return list({each.grid: each for each in reversed(found)}.values())[::-1]
+
+
+def group_histogram(members: Sequence[ir.Value], statistics: Statistics) -> Histogram:
+    """All values of a group in one histogram."""
+    return merged([
+        statistics.histograms[value] if value.const_value is None else histogram_of(value.const_value.numpy())
+        for value in members
+    ])  # fmt: skip
+
+
+def _errors(
+    model: ir.Model,
+    placement: Placement,
+    candidates: Mapping[Key, Sequence[Range]],
+    open_keys: set[Key],
+    samples: Sequence[Sample],
+    progress: Callable[[int, int], None] | None,
+) -> dict[Key, np.ndarray]:
+    """For each of a key's candidates the sum of the relative square errors of all its readers."""
+    graph = model.graph
+    runner, tape = NodeRunner(model), Tape(graph, few(graph, samples, _SAMPLES))
+    errors = {key: np.zeros(len(candidates[key])) for key in open_keys}
+    nodes = list(graph)
+    for done, node in enumerate(nodes, 1):
+        inputs = tape.inputs(node)
+        outputs = runner.run(node, inputs)
+        for index, array in inputs.items():
+            key = _key(placement, node, index)
+            if key in errors:
+                errors[key] += [
+                    _caused(node, index, inputs, each.grid.round(array), outputs[0], placement, runner)
+                    for each in candidates[key]
+                ]
+        tape.store(node, outputs)
+        if progress:
+            progress(done, len(nodes))
+    return errors
+
+
+def _key(placement: Placement, node: ir.Node, index: int) -> Key | None:
+    value, bits = node.inputs[index], placement.bits.get((node, index))
+    return None if bits is None or value is None else (placement.group[value], bits)
+
+
+def _caused(
+    node: ir.Node,
+    index: int,
+    inputs: Mapping[int, np.ndarray],
+    rounded: np.ndarray,
+    wanted: np.ndarray,
+    placement: Placement,
+    runner: NodeRunner,
+) -> float:
+    """Square error of a product's result, over its variance; for other nodes that of the rounded input itself."""
+    if placement.roles[node] is not Role.PRODUCT:
+        return _relative(rounded, inputs[index])
+    return _relative(runner.run(node, {**inputs, index: rounded})[0], wanted)
+
+
+def _relative(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.square(found - wanted).mean() / max(float(wanted.var()), 1e-20))

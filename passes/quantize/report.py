@@ -1,0 +1,155 @@
+"""What a quantisation decided, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec.passes.quantize.learn import Fit
+from edgec.passes.quantize.observers import clipped_share, rounding_error
+from edgec.passes.quantize.operators import Role
+from edgec.passes.quantize.placement import Placement
+from edgec.passes.quantize.products import product_of
+from edgec.passes.quantize.ranges import Range, Ranges, group_histogram
+from edgec.passes.quantize.statistics import Histogram, Statistics
+from edgec.summary import operator_name
+
+_LOSSLESS = 200.0
+"""dB that stand for no error at all."""
+
+
+@dataclass(frozen=True)
+class TensorRange:
+    """One tensor of a layer.
+
+    Attributes:
+        name: the value's.
+        scale: real size of a step; for a weight the largest of its output channels'.
+        zero_point: the integer that stands for 0.
+        low: the least real that the integers reach.
+        high: the largest.
+        observer: where the range comes from; ``weight`` for weights.
+        clipped: share of the values on the samples that lie outside.
+        sqnr: ratio of the tensor's mean square to that of its error, in dB.
+    """
+
+    name: str
+    scale: float
+    zero_point: int
+    low: float
+    high: float
+    observer: str
+    clipped: float
+    sqnr: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} [{self.low:.4g}, {self.high:.4g}] {self.observer}, "
+            f"{self.clipped:.2%} clipped, {self.sqnr:.1f} dB"
+        )
+
+
+@dataclass(frozen=True)
+class LayerQuantization:
+    """One node: its precision (``int8``, ``int16`` or ``float``) and its integer inputs, weight and outputs."""
+
+    name: str
+    op: str
+    bits: str
+    tensors: tuple[TensorRange, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.name} ({self.op}): {self.bits}", *(f"  {tensor}" for tensor in self.tensors)])
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What :func:`edgec.passes.quantize.quantize` made.
+
+    Attributes:
+        model: standard ONNX, integers between QuantizeLinear and DequantizeLinear.
+        layers: one for each node of the model that was quantised, in order.
+        equalised: how many tensors had their channels scaled against each other.
+    """
+
+    model: ir.Model
+    layers: tuple[LayerQuantization, ...]
+    equalised: int
+
+    def __str__(self) -> str:
+        counts = {bits: sum(layer.bits == bits for layer in self.layers) for bits in ("int8", "int16", "float")}
+        head = ", ".join(f"{count} {bits}" for bits, count in counts.items() if count)
+        summary = f"{len(self.layers)} layers: {head}; {self.equalised} tensors equalised"
+        return "\n".join([summary, *map(str, self.layers)])
+
+
+def describe(
+    graph: ir.Graph,
+    placement: Placement,
+    ranges: Ranges,
+    fits: Mapping[ir.Node, Fit],
+    statistics: Statistics,
+) -> Iterator[LayerQuantization]:
+    """A line for each node of the float ``graph``."""
+    members = placement.members()
+    histograms = {root: group_histogram(values, statistics) for root, values in members.items()}
+
+    def tensor(value: ir.Value, bits: int) -> TensorRange:
+        own = statistics.histograms.get(value, histograms[placement.group[value]])
+        return _activation(value, ranges[placement.group[value], bits], own)
+
+    for node in graph:
+        edges = {(v, placement.bits[node, i]) for i, v in enumerate(node.inputs) if (node, i) in placement.bits and v}
+        tensors = [tensor(v, bits) for v, bits in sorted(edges, key=lambda edge: str(edge[0].name))]
+        if node in fits:
+            tensors.append(_weight(node, fits[node]))
+        results = [(v, bits) for v in node.outputs for bits in (placement.grids_of(v) if v in placement.group else [])]
+        tensors += [tensor(v, bits) for v, bits in results]
+        yield LayerQuantization(str(node.name), operator_name(node), _precision(node, placement), tuple(tensors))
+
+
+def _precision(node: ir.Node, placement: Placement) -> str:
+    """The node's; an epilogue or a bias has that of what it belongs to."""
+    while placement.roles[node] in (Role.EPILOGUE, Role.BIAS):
+        feeding = [v.producer() for v in node.inputs if v is not None and v.const_value is None]
+        assert feeding[0] is not None
+        node = feeding[0]
+    found = [bits for (each, _), bits in placement.bits.items() if each is node]
+    return f"int{max(found)}" if found else "float"
+
+
+def _activation(value: ir.Value, chosen: Range, histogram: Histogram) -> TensorRange:
+    grid = chosen.grid
+    power = float((np.square(histogram.centres) * histogram.counts).sum() / max(histogram.counts.sum(), 1))
+    error = 0.0 if chosen.observer == "exact" else rounding_error(histogram, grid)
+    return TensorRange(
+        str(value.name), grid.scale, grid.zero, *grid.range, chosen.observer, clipped_share(histogram, grid),
+        _decibels(power, error),
+    )  # fmt: skip
+
+
+def _weight(node: ir.Node, fit: Fit) -> TensorRange:
+    product = product_of(node)
+    assert product is not None
+    exact, found = product.weight, fit.weights.dequantise()
+    clipped = np.abs(exact) > np.abs(found).max() + fit.weights.scales.max() / 2
+    return TensorRange(
+        f"{node.name}_weight", float(fit.weights.scales.max()), 0, float(found.min()), float(found.max()), "weight",
+        float(clipped.mean()), _decibels(float(np.square(exact).mean()), float(np.square(found - exact).mean())),
+    )  # fmt: skip
+
+
+def _decibels(power: float, error: float) -> float:
+    if error <= 0:
+        return _LOSSLESS
+    return float(np.clip(10 * np.log10(max(power, 1e-30) / error), -_LOSSLESS, _LOSSLESS))
+
+
+def signal_to_noise(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
+    """Ratio of the mean square of ``wanted`` to that of its difference from ``found``, in dB."""
+    pairs = list(zip(found, wanted, strict=True))
+    error = sum(float(np.square(f.astype(np.float64) - w).sum()) for f, w in pairs)
+    return _decibels(sum(float(np.square(w.astype(np.float64)).sum()) for _, w in pairs), error)

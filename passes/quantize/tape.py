@@ -1,0 +1,56 @@
+"""The values of a graph on a few samples, kept while a walk from input to output needs them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec.passes.quantize.execution import Sample
+from edgec.values import shape_of
+
+_BYTES = 128 * 2**20
+"""Memory for the largest value on all samples of a walk."""
+
+_MOST_SAMPLES = 256
+
+
+class Tape:
+    """Arrays [samples, *shape] by value; a value is dropped after its last reader."""
+
+    def __init__(self, graph: ir.Graph, samples: Sequence[Sample]) -> None:
+        self._left = Counter(value for node in graph for value in set(node.inputs) if value is not None)
+        self._arrays = {v: np.stack([sample[str(v.name)] for sample in samples]) for v in graph.inputs}
+
+    def __getitem__(self, value: ir.Value) -> np.ndarray:
+        return self._arrays[value]
+
+    def __setitem__(self, value: ir.Value, array: np.ndarray) -> None:
+        self._arrays[value] = array
+
+    def inputs(self, node: ir.Node) -> dict[int, np.ndarray]:
+        """The arrays of the inputs that are no constants, by index."""
+        return {
+            index: self._arrays[value]
+            for index, value in enumerate(node.inputs)
+            if value is not None and value.const_value is None
+        }
+
+    def store(self, node: ir.Node, outputs: Sequence[np.ndarray]) -> None:
+        """Keep the outputs of ``node``, and drop the inputs that it was the last to read."""
+        named = [value for value in node.outputs if value.name]
+        self._arrays.update({v: array for v, array in zip(named, outputs, strict=True) if self._left[v]})
+        for value in set(node.inputs):
+            if value is not None:
+                self._left[value] -= 1
+                if not self._left[value]:
+                    self._arrays.pop(value, None)
+
+
+def few(graph: ir.Graph, samples: Sequence[Sample], most: int = _MOST_SAMPLES) -> list[Sample]:
+    """As many of ``samples``, evenly chosen, as a walk has memory for, at most ``most``."""
+    largest = max(int(np.prod(shape_of(value))) for node in graph for value in node.outputs if value.name)
+    count = min(len(samples), most, max(8, _BYTES // (4 * largest)))
+    return [samples[index] for index in np.linspace(0, len(samples) - 1, count).astype(int)]

@@ -1,0 +1,158 @@
+"""NEON in TIR: instructions by their names, on vectors of one register, and the operators that are made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from edgec.scalar import Expr
+from edgec.targets.cpu.math import Bind, constant, vector_type
+from edgec.targets.cpu.tir import lanes_of
+
+Values = Callable[[Expr], Any]
+"""The TIR value of an expression's argument."""
+
+
+def instruction(dtype: str, name: str, *args: Any) -> Any:
+    """An instruction by LLVM's name for it, without side effects."""
+    return tirx.call_llvm_pure_intrin(dtype, f"llvm.{name}", *args)
+
+
+def part(value: Any, first: int, lanes: int) -> Any:
+    """``lanes`` neighbouring lanes of ``value``."""
+    if first == 0 and lanes == lanes_of(value):
+        return value
+    return tirx.Shuffle([value], [tirx.const(first + lane, "int32") for lane in range(lanes)])
+
+
+def join(values: Sequence[Any]) -> Any:
+    """The lanes of ``values``, one after the other."""
+    if len(values) == 1:
+        return values[0]
+    lanes = sum(lanes_of(value) for value in values)
+    return tirx.Shuffle(list(values), [tirx.const(lane, "int32") for lane in range(lanes)])
+
+
+def split(value: Any, lanes: int) -> list[Any]:
+    """``value`` in parts of ``lanes``."""
+    return [part(value, first, lanes) for first in range(0, lanes_of(value), lanes)]
+
+
+def repeated(value: Any, group: int) -> Any:
+    """Bytes ``4 · group`` to ``4 · group + 3`` of an int8x16 in each of the vector's four groups of four."""
+    words = tirx.reinterpret("int32x4", value)
+    return tirx.reinterpret("int8x16", tirx.Shuffle([words], [tirx.const(group, "int32")] * 4))
+
+
+def turned(value: Any, by: int, lanes: int) -> Any:
+    """The first ``lanes`` of a vector, turned ``by`` lanes toward the first (``ext``); the others do not matter."""
+    order = [(lane + by) % lanes if lane < lanes else lane for lane in range(lanes_of(value))]
+    return tirx.Shuffle([value], [tirx.const(lane, "int32") for lane in order])
+
+
+def dot(total: Any, left: Any, right: Any) -> Any:
+    """``total`` int32x4 plus the products of int8x16, summed in groups of four (``sdot``)."""
+    return instruction("int32x4", "aarch64.neon.sdot.v4i32.v16i8", total, left, right)
+
+
+def long_product(left: Any, right: Any) -> Any:
+    """Products of int8x8 as int16x8 (``smull``)."""
+    return instruction("int16x8", "aarch64.neon.smull.v8i16", left, right)
+
+
+def pair_sums(value: Any) -> Any:
+    """Sums of neighbouring lanes of int16x8 as int32x4 (``saddlp``; with an addition ``sadalp``)."""
+    return instruction("int32x4", "aarch64.neon.saddlp.v4i32.v8i16", value)
+
+
+def neighbour_sums(left: Any, right: Any) -> Any:
+    """Sums of neighbouring lanes of two int32x4, those of ``left`` first (``addp``)."""
+    return instruction("int32x4", "aarch64.neon.addp.v4i32", left, right)
+
+
+def special(node: Expr, value_of: Values, bind: Bind) -> Any | None:
+    """NEON code for ``node``, where it is shorter than what the compiler finds by itself; else None."""
+    if node.op == "saturate":
+        return saturate(node, value_of(node.args[0]), bind)
+    if node.op == "cast" and node.dtype in ("int8", "uint8"):
+        return _narrow_clamped(node, value_of)
+    return None
+
+
+def saturate(node: Expr, value: Any, bind: Bind) -> Any | None:
+    """See :func:`edgec.scalar.saturate`: one rounding conversion, and narrowing instructions that saturate."""
+    real, zero, low, high = node.args
+    if lanes_of(value) % 4:
+        return None
+    parts = split(bind(value), 4)
+    if not _is_number(real):
+        parts = [instruction("float32x4", "maxnum.v4f32", x, constant(float(low - zero), x)) for x in parts]
+    whole = [instruction("int32x4", "aarch64.neon.fcvtns.v4i32.v4f32", x) for x in parts]
+    if node.dtype == "int32":
+        moved = [_plus(x, zero, "v4i32") for x in whole]
+        return join([_clamp(x, low, high) for x in moved])
+    return _clamp(_narrow(whole, zero, node.dtype), low, high)
+
+
+def _is_number(real: Expr) -> bool:
+    """Whether ``real`` is an integer times a scale, which is finite, and so is not NaN."""
+    if real.op != "mul":
+        return False
+    left, right = real.args
+    return left.op == "cast" and not left.args[0].dtype.startswith("float") and right.op in ("const", "load")
+
+
+def _narrow(parts: Sequence[Any], zero: int, dtype: str) -> Any:
+    """int32x4 vectors plus ``zero`` as 8-bit integers, saturated.
+
+    The sums of int16 saturate too, far outside the range of the result. −128 below an int8 is the sign bit of
+    a uint8, turned.
+    """
+    halves = [instruction("int16x4", "aarch64.neon.sqxtn.v4i16", x) for x in parts]
+    wide = [join(halves[index : index + 2]) for index in range(0, len(halves), 2)]
+    turned = dtype == "int8" and zero == -128
+    if not turned:
+        wide = [_plus(x, zero, f"v{lanes_of(x)}i16") for x in wide]
+    name = "sqxtn" if dtype == "int8" and not turned else "sqxtun"
+    lanes = sum(lanes_of(x) for x in wide)
+    wide = [x if lanes_of(x) == 8 else join([x, x]) for x in wide]
+    kind = "int8x8" if name == "sqxtn" else "uint8x8"
+    narrow = join([instruction(kind, f"aarch64.neon.{name}.v8i8", x) for x in wide])
+    if turned:
+        narrow = tirx.reinterpret(vector_type("int8", narrow), tirx.bitwise_xor(narrow, constant(128, narrow)))
+    return part(narrow, 0, lanes)
+
+
+def _plus(value: Any, amount: int, kind: str) -> Any:
+    """``value`` plus a constant, saturated."""
+    if not amount:
+        return value
+    return instruction(str(value.ty.dtype), f"aarch64.neon.sqadd.{kind}", value, constant(amount, value))
+
+
+def _clamp(value: Any, low: int, high: int) -> Any:
+    """``value`` in [low, high], as far as its dtype does not see to that."""
+    limits = np.iinfo(str(value.ty.dtype).partition("x")[0])
+    value = tirx.max(value, constant(low, value)) if low > limits.min else value
+    return tirx.min(value, constant(high, value)) if high < limits.max else value
+
+
+def _narrow_clamped(node: Expr, value_of: Values) -> Any | None:
+    """An int32 clamped to constants and cast to a byte: narrowed first, clamped then, in a quarter of the vectors."""
+    least, most, inner = None, None, node.args[0]
+    limits = np.iinfo(node.dtype)
+    low, high = limits.min, limits.max
+    while inner.op in ("min", "max") and inner.dtype == "int32" and inner.args[1].op == "const":
+        bound = inner.args[1].args[0]
+        if inner.op == "min":
+            most, high = True, min(high, bound)
+        else:
+            least, low = True, max(low, bound)
+        inner = inner.args[0]
+    value = value_of(inner)
+    if least is None or most is None or lanes_of(value) % 4 or low > high:
+        return None
+    return _clamp(_narrow(split(value, 4), 0, node.dtype), low, high)

@@ -1,0 +1,92 @@
+"""Code for :class:`edgec.program.Conv` of 8-bit integers by long products, for ARM cores without dot product.
+
+A weight vector holds four channels × two bytes of a run in each of its halves; the 16 bytes of a pixel turn by two
+bytes from one step to the next. Step ``s`` multiplies the pair of bytes ``l + s`` by channel ``l`` in the lower half,
+and the pair ``l + s + 4`` in the upper one, so that four steps bring all 16 bytes to every channel. ``smull`` and
+``smlal2`` add two products in int16, which holds them since weights are at least −127, and ``sadalp`` adds the pairs
+to the int32 sums: three instructions for 16 products, and no sum across lanes at the end. Of the rest of a run, 8
+bytes take four steps in the lower half alone, 4 bytes two. (XNNPACK calls this layout c2s4.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from edgec.program import Conv
+from edgec.targets.cpu.aarch64.neon import long_product, pair_sums, part, repeated, turned
+from edgec.targets.cpu.aarch64.runs import CHUNK, RunPlan, RunWriter, best_tile
+from edgec.targets.cpu.aarch64.runs import generate as generate_runs
+from edgec.targets.cpu.aarch64.tile import LANES, IntegerTile
+from edgec.targets.cpu.tile import load_channels
+from edgec.targets.target import Target
+
+PAIR = 2
+HALF = 8
+"""Bytes of half a vector."""
+
+
+def steps(chunk: int) -> int:
+    """How many steps bring the pairs of a chunk to every channel."""
+    return min(LANES, chunk // PAIR)
+
+
+def halves(chunk: int) -> int:
+    """How many halves of a vector a chunk fills."""
+    return -(-chunk // HALF)
+
+
+@dataclass(frozen=True)
+class PairPlan(RunPlan):
+    """See the module."""
+
+    suffix: ClassVar[str] = "smlal"
+    spare: ClassVar[int] = 9
+
+    def padded(self, rest: int) -> int:
+        return next(chunk for chunk in (4, HALF, CHUNK) if rest <= chunk)
+
+    def products(self, chunk: int, pixels: int, vectors: int) -> float:
+        each = halves(chunk) * (pixels + 0.5) * vectors + pixels * vectors
+        return steps(chunk) * (each + pixels)
+
+    def arranged(self, block: np.ndarray) -> np.ndarray:
+        """[step, vector of channels, half, channel, byte]."""
+        chunk, channels = block.shape
+        pairs = block.reshape(-1, PAIR, channels // LANES, LANES)
+        step, half, lane = np.ogrid[: steps(chunk), : halves(chunk), :LANES]
+        pair = (lane + step + half * LANES) % len(pairs)
+        return pairs[pair, :, :, lane].transpose(0, 4, 1, 2, 3)
+
+
+class _PairWriter(RunWriter):
+    def _products(self, acc: IntegerTile, pixels: list[Any], weights: Any, chunk: int) -> None:
+        size = halves(chunk) * HALF
+        if chunk < HALF:
+            pixels = [repeated(value, 0) for value in pixels]
+        for step in range(steps(chunk)):
+            for vector in range(len(acc.widths)):
+                offset = weights + (step * len(acc.widths) + vector) * size
+                weight = self.body.bind("w", load_channels(self.weight, offset, size))
+                for pixel, value in enumerate(pixels):
+                    self._multiply(acc, pixel, vector, value, weight, size)
+            pixels = [self.body.hold(turned(value, PAIR, size)) for value in pixels]
+
+    def _multiply(self, acc: IntegerTile, pixel: int, vector: int, value: Any, weight: Any, size: int) -> None:
+        products = [
+            long_product(part(value, first, HALF), part(weight, first, HALF)) for first in range(0, size, HALF)
+        ]
+        total = products[0] if len(products) == 1 else products[0] + products[1]
+        acc.update(pixel, vector, acc.value(pixel, vector) + pair_sums(self.body.hold(total)))
+
+
+def plan(conv: Conv, target: Target) -> RunPlan:
+    """The register tile of the fewest instructions."""
+    return best_tile(PairPlan, conv)
+
+
+def generate(p: RunPlan, dtypes: list[str]) -> Any:
+    """The kernel, as ``tirx.PrimFunc``."""
+    return generate_runs(_PairWriter, p, dtypes)

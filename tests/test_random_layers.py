@@ -1,0 +1,68 @@
+"""Random quantised layers: the numpy reference, this machine and emulated boards agree to the last bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgec
+from edgec.devices import open_device
+from tests.programs import HostProgram, program_of, run_reference
+from tests.random_layers import random_layers
+
+LAYERS = 20
+"""In one model."""
+MANY = 100
+"""Models, which make 2 000 layers."""
+BOARDS = {"rpi3": "qemu:cortex-a53", "rpi4": "qemu:cortex-a72", "rpi5": "qemu:cortex-a76"}
+
+
+def _assert_same_on_host(seed: int, dtype: str, folder: Path) -> dict[str, np.ndarray]:
+    model, inputs = random_layers(seed, LAYERS, dtype)
+    program = program_of(model, activation_dtype=dtype)
+    wanted = run_reference(program, inputs)
+    compiled = HostProgram(program, folder)
+    for threads in (1, 3):
+        _assert_equal(compiled.run(inputs, threads), wanted)
+    return wanted
+
+
+def _assert_same_on_board(seed: int, dtype: str, board: str, cpu: str, folder: Path) -> None:
+    model, inputs = random_layers(seed, LAYERS, dtype)
+    wanted = run_reference(program_of(model), inputs)
+    artifact = edgec.compile(model, board, folder / f"{board}.so").path
+    found = open_device(cpu).run(artifact, [inputs]).outputs
+    _assert_equal({name: array[0] for name, array in found.items()}, wanted)
+
+
+def _assert_equal(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("seed", range(3))
+def test_random_layers(seed: int, dtype: str, tmp_path: Path) -> None:
+    _assert_same_on_host(seed, dtype, tmp_path)
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_random_layers_on_an_emulated_board(board: str, emulator: str, tmp_path: Path) -> None:
+    _assert_same_on_board(100, "uint8", board, BOARDS[board], tmp_path)
+
+
+@pytest.mark.heavy
+def test_many_random_layers(tmp_path: Path) -> None:
+    for seed in range(1000, 1000 + MANY):
+        (tmp_path / str(seed)).mkdir()
+        _assert_same_on_host(seed, ("int8", "uint8")[seed % 2], tmp_path / str(seed))
+
+
+@pytest.mark.heavy
+def test_many_random_layers_on_emulated_boards(emulator: str, tmp_path: Path) -> None:
+    for seed in range(2000, 2000 + MANY):
+        board = list(BOARDS)[seed % len(BOARDS)]
+        cpu = "qemu:max" if seed % 7 == 0 else BOARDS[board]
+        _assert_same_on_board(seed, ("int8", "uint8")[seed % 2], board, cpu, tmp_path)
