@@ -106,10 +106,13 @@ def compile_model(
     check: Annotated[
         Path | None, typer.Option(metavar="PATH", help="An .npz named as for run: compare its outputs after each pass.")
     ] = None,
+    fps: Annotated[
+        float | None, typer.Option(min=0.001, help="FPGA boards: frames a second to reach; by default as many as fit.")
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say what the passes left alone, and why.")] = False,
     json: Json = False,
 ) -> None:
-    """Compile a model into one shared object, and write the manifest and report beside it as OUT.json."""
+    """Compile a model into one shared object, or an HLS project for an FPGA board, and write a report as OUT.json."""
     from edgec.compiler import compile
     from edgec.shapes import parse_shape_flags
     from edgec.transformation import transform
@@ -122,7 +125,9 @@ def compile_model(
         _show(done.as_dict(), json, lambda: tables.print_transformed(done, explain))
         return
     with console.progress() as progress:
-        compiled = compile(model, target, output, shapes=shapes, passes=names, check=check, progress=progress)
+        compiled = compile(
+            model, target, output, shapes=shapes, passes=names, check=check, fps=fps, progress=progress
+        )
     results = {"artifact": compiled.path, **compiled.report.as_dict()}
     _show(results, json, lambda: tables.print_compiled(compiled, explain))
 
@@ -148,7 +153,7 @@ def run(
     from edgec.data import batch_size, load_npz, save_npz, specs, summarise_array
     from edgec.devices import open_device
 
-    where = open_device(device)
+    where = open_device(device, artifact)
     inputs = specs(read_manifest(artifact)["inputs"])
     samples = load_npz(input, inputs)
     if output:
@@ -245,10 +250,12 @@ def inspect(path: ModelOrArtifact, shape: Shapes = None, json: Json = False) -> 
 @app.command()
 def targets(json: Json = False) -> None:
     """List what edgec compiles for."""
+    from edgec.targets.fpga.board import board_names, load_board
     from edgec.targets.target import load_target, target_names
 
-    known = [load_target(name) for name in target_names()]
-    _show(known, json, lambda: tables.print_targets(known))
+    processors = [load_target(name) for name in target_names()]
+    boards = [load_board(name) for name in board_names()]
+    _show([*processors, *boards], json, lambda: tables.print_targets(processors, boards))
 
 
 @app.command()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +15,13 @@ from edgec import fusion, reference
 from edgec.lowering import lower
 from edgec.report import Report
 from edgec.targets.fpga.board import Board
-from edgec.targets.fpga.dataflow import build
 from edgec.targets.fpga.design import Design, solve
 from edgec.targets.fpga.layers import Array
 from edgec.targets.fpga.network import Network, Port, read_network
-from edgec.targets.fpga.project import Project, Vector, streamed, unstreamed, write_project
+from edgec.targets.fpga.project import Project, Vector, streamed, write_project
 
 if TYPE_CHECKING:
+    from edgec.passes.base import PassReport
     from edgec.program import Program
 
 VECTORS = 2
@@ -46,10 +45,23 @@ class ProjectReport(Report):
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Written:
+    """A project on disk: its manifest, the ONNX node of every layer, and its size in bytes."""
+
+    manifest: dict[str, Any]
+    nodes: tuple[tuple[str, ...], ...]
+    nbytes: int
+
+    def report(self, passes: tuple[PassReport, ...], seconds: dict[str, float]) -> ProjectReport:
+        """The story of the compilation."""
+        return ProjectReport(self.manifest, passes, self.nodes, self.nbytes, seconds)
+
+
 def compile_project(
     graph: ir.Model, name: str, board: Board, path: Path, fps: float | None, facts: dict[str, Any],
     tell: Callable[[str, int, int], None],
-) -> tuple[dict[str, Any], tuple[tuple[str, ...], ...]]:  # fmt: skip
+) -> Written:  # fmt: skip
     """Write the project of a graph that has been through every pass.
 
     Args:
@@ -61,22 +73,19 @@ def compile_project(
         facts: of the model, for the manifest.
         tell: told (what, done, total).
 
-    Returns:
-        The manifest, and the ONNX node of every layer.
-
     Raises:
         EdgecError: the model is not quantised, does not fit, or cannot be as fast as asked.
     """
     network = read_network(graph, name)
     tell("folding", 0, 1)
     design = solve(network, board, fps)
-    flow = build(network, design.foldings)
     tell("reference", 0, 1)
-    project = Project(network, board, design.foldings, flow, _vectors(graph, network), {})
-    manifest = _manifest(project, design, facts)
-    project = Project(network, board, design.foldings, flow, project.vectors, manifest)
-    write_project(path, project.files())
-    return manifest, tuple((layer.node,) for layer in network.layers)
+    project = Project(network, board, design.foldings, design.flow, _vectors(graph, network), {})
+    project = replace(project, manifest=manifest_of(project, design, facts))
+    files = project.files()
+    write_project(path, files)
+    nodes = tuple((layer.node,) for layer in network.layers)
+    return Written(project.manifest, nodes, sum(map(len, files.values())))
 
 
 def _vectors(graph: ir.Model, network: Network) -> list[Vector]:
@@ -105,7 +114,7 @@ def _whole(port: Port, real: Array) -> Array:
     return real if not port.scale else (np.rint(real.astype(np.float64) / port.scale) + port.zero).astype(np.int8)
 
 
-def _manifest(project: Project, design: Design, facts: dict[str, Any]) -> dict[str, Any]:
+def manifest_of(project: Project, design: Design, facts: dict[str, Any]) -> dict[str, Any]:
     """What the project says of itself; the resources are estimates."""
     board, network, flow = project.board, project.network, project.flow
     return {
@@ -116,8 +125,8 @@ def _manifest(project: Project, design: Design, facts: dict[str, Any]) -> dict[s
         "triple": board.part,
         "part": board.part,
         "clock_mhz": board.clock_mhz,
-        "inputs": [_port_entry(port, "input") for port in network.inputs],
-        "outputs": [_port_entry(port, "output") for port in network.outputs],
+        "inputs": list(map(port_entry, network.inputs)),
+        "outputs": list(map(port_entry, network.outputs)),
         "macs": network.macs,
         "interval": flow.interval,
         "frames_per_second": board.frames(flow.interval),
@@ -129,13 +138,8 @@ def _manifest(project: Project, design: Design, facts: dict[str, Any]) -> dict[s
     }
 
 
-def _port_entry(port: Port, kind: str) -> dict[str, Any]:
+def port_entry(port: Port) -> dict[str, Any]:
+    """An input or output as the manifest lists it."""
     return {
-        "name": port.name, "shape": list(port.shape), "dtype": port.dtype, "kind": kind, "scale": port.scale,
-        "zero": port.zero,
+        "name": port.name, "shape": list(port.shape), "dtype": port.dtype, "scale": port.scale, "zero": port.zero,
     }  # fmt: skip
-
-
-def report_bytes(report: Report) -> bytes:
-    """The report as the file beside the project."""
-    return json.dumps(report.as_dict(), indent=1).encode()

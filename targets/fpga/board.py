@@ -69,6 +69,10 @@ class Board:
 
     activation_dtype: ClassVar[str] = "int8"
 
+    def default_output(self, name: str) -> Path:
+        """Where the project of the model called ``name`` goes unless told otherwise."""
+        return Path(f"{name}-{self.name}")
+
     def frames(self, cycles: int) -> float:
         """Frames a second, one every ``cycles``."""
         return self.clock_mhz * 1e6 / cycles

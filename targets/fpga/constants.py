@@ -21,19 +21,30 @@ from edgec.targets.fpga.layers import (
     signed_digits,
 )
 from edgec.targets.fpga.network import Network
+from edgec.targets.fpga.resources import in_blocks
 
 VALUES_A_LINE = 24
 
 
 @dataclass(frozen=True)
 class Constant:
-    """One array: ``extents`` and ``values`` are C++ text; ``node`` is the ONNX node it belongs to."""
+    """One array.
+
+    Attributes:
+        name: a C identifier.
+        node: the ONNX node it belongs to.
+        type: of an element, in C++.
+        extents: in C++.
+        values: in C++.
+        storage: the HLS tool's name of where it lies, which is where the estimate has it.
+    """
 
     name: str
     node: str
     type: str
     extents: str
     values: str
+    storage: str
 
 
 def constants(network: Network, foldings: Mapping[str, Folding]) -> Iterator[Constant]:
@@ -47,14 +58,16 @@ def _layer_constants(layer: Layer, folding: Folding) -> Iterator[Constant]:
         if not folding.streamed:
             words = arranged_weights(layer, folding)
             values = shift_codes(words, layer.weight_terms) if folding.multiplier == "shift" else words
-            yield _array(layer, "weights", f"{weight_type(layer, folding)}::type", values)
+            code = 5 * layer.weight_terms if folding.multiplier == "shift" else layer.weight_bits
+            bits = code * words[0].size
+            yield _array(layer, "weights", f"{weight_type(layer, folding)}::type", values, bits)
         yield _scales(layer, layer.end, output_lanes(layer, folding))
     elif isinstance(layer, AveragePool):
         yield _scales(layer, layer.end, None)
     elif isinstance(layer, Lookup):
-        yield _array(layer, "table", "edgec::element", layer.table)
+        yield _array(layer, "table", "edgec::element", layer.table, 8)
     elif isinstance(layer, Softmax):
-        yield _array(layer, "powers", "ap_uint<31>", layer.powers)
+        yield _array(layer, "powers", "ap_uint<31>", layer.powers, 31)
 
 
 def arranged_weights(layer: WeightedLayer, folding: Folding) -> Array:
@@ -93,12 +106,19 @@ def _scales(layer: Layer, end: Requantisation, lanes: int | None) -> Constant:
     else:
         groups = ["{" + ",".join(rows[start : start + lanes]) + "}" for start in range(0, len(rows), lanes)]
         extents, text = f"[{len(groups)}][{lanes}]", ",\n".join(groups)
-    return Constant(f"{layer.name}_scales", layer.node, "edgec::scaling", extents, text)
+    storage = _storage(len(rows) // (lanes or 1), 62 * (lanes or 1))
+    return Constant(f"{layer.name}_scales", layer.node, "edgec::scaling", extents, text, storage)
 
 
-def _array(layer: Layer, kind: str, c_type: str, values: Array) -> Constant:
+def _storage(depth: int, width: int) -> str:
+    return "bram" if in_blocks(depth, width) else "lutram"
+
+
+def _array(layer: Layer, kind: str, c_type: str, values: Array, bits: int) -> Constant:
+    """An array whose first axis counts words of ``bits``."""
     extents = "".join(f"[{extent}]" for extent in values.shape)
-    return Constant(f"{layer.name}_{kind}", layer.node, c_type, extents, _lines(list(map(str, values.reshape(-1)))))
+    text = _lines(list(map(str, values.reshape(-1))))
+    return Constant(f"{layer.name}_{kind}", layer.node, c_type, extents, text, _storage(len(values), bits))
 
 
 def _lines(values: list[str]) -> str:

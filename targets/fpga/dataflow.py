@@ -11,8 +11,10 @@ needs. At a sum of a and b, a can be ahead of row r of b by the rows r' with T(a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from math import ceil, gcd
 
 from edgec.targets.fpga.folding import (
@@ -32,7 +34,6 @@ from edgec.targets.fpga.layers import (
     Layer,
     Lookup,
     MaxPool,
-    Product,
     Requantisation,
     Softmax,
     Sum,
@@ -292,37 +293,44 @@ def _average(layer: AveragePool, lanes: int) -> tuple[str, tuple[object, ...], t
     x, y, window, end = layer.source, layer.result, layer.window, layer.end
     rest = (layer.x_zero, *_rescaling(end))
     if layer.tiles:
-        shape = (x.height, x.width, x.channels, *window.kernel, *window.stride, y.height, y.width, lanes)
-        return "average_tiles", (*shape, *rest), (f"{layer.name}_scales[0]",)
+        extents = (x.height, x.width, x.channels, *window.kernel, *window.stride, y.height, y.width, lanes)
+        return "average_tiles", (*extents, *rest), (f"{layer.name}_scales[0]",)
     shape = (y.pixels, x.channels // lanes, window.taps, lanes, end.multiplier.size)
     return "average_windows", (*shape, *rest), (f"{layer.name}_scales",)
 
 
-def shortcut_rows(needs: Mapping[str, list[int]], layer: Sum) -> tuple[int, int]:
+Needs = Callable[[str, int], int]
+
+
+def shortcut_rows(needs: Needs, layer: Sum) -> tuple[int, int]:
     """Rows that each input's channel must hold."""
-    first, second = (needs[value] for value in layer.inputs)
-    return _ahead(first, second), _ahead(second, first)
+    first, second = layer.inputs
+    return _ahead(needs, first, second, layer.source.height), _ahead(needs, second, first, layer.source.height)
 
 
-def _ahead(own: list[int], other: list[int]) -> int:
-    """The most rows that exist of one value, and are not used, when a row of the other comes to exist."""
-    return max(sum(need <= wanted for need in own) - row for row, wanted in enumerate(other)) + 1
+def _ahead(needs: Needs, own: str, other: str, height: int) -> int:
+    """The most rows that exist of one value, and are not used, when a row of the other comes to exist, and one more."""
+    wanted = [needs(own, row) for row in range(height)]
+    return max(bisect_right(wanted, needs(other, row)) - row for row in range(height)) + 1
 
 
-def rows_needed(network: Network) -> dict[str, list[int]]:
-    """T(value, r) for every value and row r."""
-    needs = {port.value: list(range(1, port.feature.height + 1)) for port in network.inputs}
-    for layer in network.layers:
-        rows = [max(column) for column in zip(*(needs[value] for value in layer.inputs), strict=True)]
-        needs[layer.output] = [rows[_last_row(layer, r)] for r in range(layer.result.height)]
+def rows_needed(network: Network) -> Needs:
+    """T(value, row), as if features went on below their last row: what is needed there is needed of no channel."""
+    layers = {layer.output: layer for layer in network.layers}
+
+    @cache
+    def needs(value: str, row: int) -> int:
+        layer = layers.get(value)
+        return row + 1 if layer is None else max(needs(each, _last_row(layer, row)) for each in layer.inputs)
+
     return needs
 
 
-def _last_row(layer: Layer, r: int) -> int:
-    """The last row of the source that may be read before row ``r`` of the result is written."""
-    window, height = layer.line_window, layer.source.height
+def _last_row(layer: Layer, row: int) -> int:
+    """The last row of the source that may be read before ``row`` of the result is written."""
+    window = layer.line_window
     if isinstance(layer, AveragePool) and layer.tiles:
-        return r * layer.window.stride[0] + layer.window.kernel[0] - 1
+        return row * layer.window.stride[0] + layer.window.kernel[0] - 1
     if window is None:
-        return r if height == layer.result.height else height - 1
-    return (height if r + 1 == layer.result.height else max(window.rows_wanted(r + 1, height), 1)) - 1
+        return row if layer.source.height == layer.result.height else layer.source.height - 1
+    return max(0, (row + 1) * window.stride[0] - window.pads[0] + window.span - 1)

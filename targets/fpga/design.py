@@ -143,7 +143,7 @@ class _Solver:
 
     def _by_tables(self, foldings: dict[str, Folding]) -> list[tuple[Layer, Folding]]:
         """Layers with their cheapest multiplier in lookup tables, those that take fewest for a slice first."""
-        ranked = []
+        ranked: list[tuple[float, int, Layer, Folding]] = []
         for layer in self.network.layers:
             folding = foldings[layer.name]
             if not isinstance(layer, WeightedLayer) or folding.streamed:

@@ -133,11 +133,9 @@ def _weighted(layer: WeightedLayer, folding: Folding) -> Resources:
     end = _requantiser(layer.end, outputs, groups, layer.accumulator_bits)
     steps = weight_steps(layer, folding)
     folds = layer.result.channels // lanes
-    if isinstance(layer, Depthwise):
-        # every lane has a sum of its own, and no input is kept: lanes engines of one product
-        shape = (1, lanes, steps, 1)
-    else:
-        shape = (folding.simd, folding.pe, steps // folds, folds)
+    # in a depthwise convolution every lane has a sum of its own, and no input is kept
+    alone = isinstance(layer, Depthwise)
+    shape = (1, lanes, steps, 1) if alone else (folding.simd, folding.pe, steps // folds, folds)
     bits = 8 if folding.streamed else layer.weight_bits
     engine = matrix_vector(
         *shape, bits, layer.accumulator_bits, folding.multiplier, layer.weight_terms, streamed=folding.streamed

@@ -208,7 +208,7 @@ class _Reader:
             for limit, default in zip(limits, (-128, 127), strict=True)
         )
         source = node.inputs[0]
-        name, feature = self.stream(source)
+        name, _ = self.stream(source)
         layer = self.layers.get(name)
         assert source is not None
         alone = len(source.uses()) == 1 and not source.is_graph_output()

@@ -1,8 +1,9 @@
 """What a design takes of an FPGA, estimated before anything is synthesised.
 
-The formulas describe the Verilog engines beside this module, counted by Yosys 0.23 for the 7 series
-(``samples/fpga/calibrate.py`` compares them): DSP slices and block memories by how they are mapped, lookup tables and
-flip-flops by fits to those counts. An HLS tool arranges the same arithmetic otherwise, so that its numbers will differ.
+The formulas describe the Verilog engines beside this module, counted by Yosys 0.23 for the 7 series: DSP slices and
+block memories by how they are mapped, lookup tables and flip-flops by fits to those counts, which
+``samples/fpga/calibrate.py`` repeats. An HLS tool arranges the same arithmetic otherwise, so that its numbers will
+differ.
 """
 
 from __future__ import annotations
@@ -105,8 +106,7 @@ def rom(depth: int, width: int) -> Resources:
         return Resources(bram18=block_memories(depth, width), lut=selector_luts(block_rows(depth, width), width))
     if depth == 1:
         return Resources()
-    # random constants: a table of six inputs a bit and 64 words, half of one up to 32
-    return Resources(lut=ceil(width * (0.5 if depth <= 32 else ceil(depth / 64) * 4 / 3)))
+    return Resources(lut=width * ceil(depth / 64) + selector_luts(ceil(depth / 64), width))
 
 
 def ram(depth: int, width: int) -> Resources:
@@ -123,8 +123,9 @@ def channel(depth: int, width: int) -> Resources:
     return ram(depth, width) + Resources(lut=40 + 2 * ceil(log2(depth)), ff=width + 4 * ceil(log2(depth)))
 
 
-MULTIPLIER_LUTS = {"lut": 12.0, "shift": 42.0}
-"""Lookup tables of a product by a weight: a bit of the weight, or a signed power of two."""
+def product_luts(multiplier: str, bits: int, terms: int) -> float:
+    """Lookup tables of a product by a weight of so many bits, or of so many signed powers of two."""
+    return {"dsp": 0.0, "lut": 9.5 * bits, "shift": 70.0 * terms - 42}[multiplier]
 
 
 def matrix_vector(
@@ -138,25 +139,25 @@ def matrix_vector(
     """
     products = simd * pe
     code = 5 * terms if multiplier == "shift" else weight_bits
-    per_product = 0.0 if multiplier == "dsp" else MULTIPLIER_LUTS[multiplier] * (terms if multiplier == "shift" else code)
-    # outside the slices the sums of products are made in tables, too
-    tree = 0 if multiplier == "dsp" else pe * (simd - 1) * 18
-    logic = 35 + 8 * simd + 1.9 * pe * accumulator + products * per_product + tree
-    registers = 40 + (8 * simd if steps > 1 else 0) + pe * accumulator + (0 if multiplier == "dsp" else 16 * products)
-    own = Resources(products if multiplier == "dsp" else 0, round(logic), round(registers))
+    logic = 35 + 8 * simd + 1.9 * pe * accumulator + products * product_luts(multiplier, code, terms)
+    registers = 30 + pe * accumulator
+    if multiplier != "dsp":  # slices sum up and keep what they multiply
+        logic += 18 * pe * (simd - 1)
+        registers += 8 * simd + 16 * products
+    own = Resources(products if multiplier == "dsp" else 0, round(logic), registers)
     kept = Resources(lut=distributed_ram(steps, 8 * simd)) if folds > 1 else Resources()
     return own + kept + (Resources() if streamed else rom(steps * folds, code * products))
 
 
 def sliding_window(depth: int, simd: int) -> Resources:
     """The engine of ``edgec_sliding_window.v`` with a line buffer of ``depth`` words."""
-    return Resources(lut=round(150 + 6 * simd), ff=100 + simd) + ram(depth, 8 * simd)
+    return Resources(lut=160 + 6 * simd, ff=105) + ram(depth, 8 * simd)
 
 
 def requantiser(lanes: int, groups: int, accumulator: int, point: int, offsets: int) -> Resources:
     """``lanes`` engines of ``edgec_requantise.v``, each with the constants of ``groups`` channels."""
     wide = accumulator > 25
     levels = ceil(log2(offsets + 9 if wide else offsets)) if offsets > 1 or wide else 0
-    logic = 100 + 1.5 * point + 22 * levels + (250 if wide else 0)
-    one = Resources(2, round(logic), 190 + (50 if wide else 0)) + rom(groups, 62)
+    logic = 60 + 1.2 * point + 25 * levels + 2.5 * accumulator + (185 if wide else 0)
+    one = Resources(2, round(logic), 200 + (45 if wide else 0)) + rom(groups, 62)
     return Resources(*(lanes * count for count in one))
