@@ -90,16 +90,25 @@ def compile_project(
 
 def _vectors(graph: ir.Model, network: Network) -> list[Vector]:
     """Random frames and the reference's answers."""
-    program = lower(graph)
+    program = lower(whole_graph(graph, network))
     fusion.fuse(program)
     generator = np.random.default_rng(0)
     return [_vector(program, network, generator) for _ in range(VECTORS)]
 
 
+def whole_graph(graph: ir.Model, network: Network) -> ir.Model:
+    """A copy of ``graph`` that ends where the host goes on: with the numbers that streamed bytes stand for."""
+    copy = graph.clone()
+    for index, (value, port) in enumerate(zip(copy.graph.outputs, network.outputs, strict=True)):
+        if port.softmax:
+            copy.graph.outputs[index] = value.producer().inputs[0]  # type: ignore[union-attr,assignment]
+    return copy
+
+
 def _vector(program: Program, network: Network, generator: np.random.Generator) -> Vector:
     inputs = {port.name: generator.integers(-128, 128, port.shape).astype(np.int8) for port in network.inputs}
     answers = reference.run(program, {port.name: _real(port, inputs[port.name]) for port in network.inputs})
-    outputs = [streamed(_whole(port, answers[port.name]), port.shape) for port in network.outputs]
+    outputs = [as_bytes(port, answer) for port, answer in zip(network.outputs, answers.values(), strict=True)]
     given = [streamed(inputs[port.name], port.shape) for port in network.inputs]
     return Vector(np.concatenate(given).tolist(), np.concatenate(outputs).tolist())
 
@@ -109,9 +118,15 @@ def _real(port: Port, whole: Array) -> Array:
     return whole if not port.scale else ((whole.astype(np.float64) - port.zero) * port.scale).astype(np.float32)
 
 
-def _whole(port: Port, real: Array) -> Array:
-    """The integers whose dequantisation is ``real``."""
-    return real if not port.scale else (np.rint(real.astype(np.float64) / port.scale) + port.zero).astype(np.int8)
+def as_bytes(port: Port, real: Array) -> Array:
+    """The int8 that stream where the host reads ``real``."""
+    if port.factors:
+        # exact for sums of up to 24 bits, which are float32 numbers
+        sums = np.rint(streamed(real, port.shape).astype(np.float64) / np.tile(port.factors, port.feature.pixels))
+        return sums.astype("<i4").view(np.int8)
+    if not port.scale:
+        return streamed(real, port.shape)
+    return streamed((np.rint(real.astype(np.float64) / port.scale) + port.zero).astype(np.int8), port.shape)
 
 
 def manifest_of(project: Project, design: Design, facts: dict[str, Any]) -> dict[str, Any]:
@@ -142,4 +157,5 @@ def port_entry(port: Port) -> dict[str, Any]:
     """An input or output as the manifest lists it."""
     return {
         "name": port.name, "shape": list(port.shape), "dtype": port.dtype, "scale": port.scale, "zero": port.zero,
+        "factors": list(port.factors), "softmax": port.softmax,
     }  # fmt: skip

@@ -13,6 +13,7 @@ from edgec.targets.fpga.layers import (
     Array,
     AveragePool,
     Depthwise,
+    ExactProduct,
     Layer,
     Lookup,
     Requantisation,
@@ -61,7 +62,10 @@ def _layer_constants(layer: Layer, folding: Folding) -> Iterator[Constant]:
             code = 5 * layer.weight_terms if folding.multiplier == "shift" else layer.weight_bits
             bits = code * words[0].size
             yield _array(layer, "weights", f"{weight_type(layer, folding)}::type", values, bits)
-        yield _scales(layer, layer.end, output_lanes(layer, folding))
+        if isinstance(layer, ExactProduct):
+            yield _array(layer, "biases", "ap_int<32>", layer.end.bias, 32)
+        else:
+            yield _scales(layer, layer.end, output_lanes(layer, folding))
     elif isinstance(layer, AveragePool):
         yield _scales(layer, layer.end, None)
     elif isinstance(layer, Lookup):

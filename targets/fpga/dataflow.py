@@ -30,6 +30,7 @@ from edgec.targets.fpga.folding import (
 from edgec.targets.fpga.layers import (
     AveragePool,
     Depthwise,
+    ExactProduct,
     Feature,
     Layer,
     Lookup,
@@ -197,14 +198,17 @@ class _Builder:
             for channel, depth in zip(sources, shortcut_rows(self._needs, layer), strict=True):
                 channel.depth = max(SHORT, depth * layer.source.width * layer.source.channels // channel.lanes)
         source = self._windows(layer, folding, sources[0]) if layer.line_window is not None else sources[0]
-        result = self._channel(layer.result, output_lanes(layer, folding))
+        feature = layer.result
+        if isinstance(layer, ExactProduct):
+            feature = Feature(feature.height, feature.width, 4 * feature.channels)
+        result = self._channel(feature, output_lanes(layer, folding))
         if isinstance(layer, WeightedLayer):
             self._weighted(layer, folding, source, result)
         else:
             function, parameters, constants = _engine(layer, folding)
             channels = [channel.name for channel in (source, *sources[1:], result)]
             self._process(function, parameters, (*channels, *constants), engine_steps(layer, folding), layer.name)
-        self._publish(layer.output, result, layer.result)
+        self._publish(layer.output, result, feature)
 
     def _weighted(self, layer: WeightedLayer, folding: Folding, source: Channel, result: Channel) -> None:
         """Sums of products, and what makes bytes of them."""
@@ -215,6 +219,11 @@ class _Builder:
         parameters = (weight_type(layer, folding), *shape, bits)
         arguments = (source.name, totals.name, weights)
         self._process(function, parameters, arguments, engine_steps(layer, folding), layer.name)
+        if isinstance(layer, ExactProduct):
+            parameters = (totals.words, lanes, layer.result.channels // lanes, bits)
+            arguments = (totals.name, result.name, f"{layer.name}_biases")
+            self._process("exact_sums", parameters, arguments, result.words, layer.name)
+            return
         groups = layer.result.channels // result.lanes
         self._process(
             "requantise", (totals.words, lanes, result.lanes, groups, bits, *_rescaling(end)),

@@ -17,6 +17,7 @@ from edgec.targets.fpga.folding import (
 from edgec.targets.fpga.layers import (
     AveragePool,
     Depthwise,
+    ExactProduct,
     Layer,
     Lookup,
     MaxPool,
@@ -129,8 +130,10 @@ def _engine(layer: Layer, folding: Folding) -> Resources:
 
 def _weighted(layer: WeightedLayer, folding: Folding) -> Resources:
     lanes, outputs = sum_lanes(layer, folding), output_lanes(layer, folding)
-    groups = layer.result.channels // outputs
-    end = _requantiser(layer.end, outputs, groups, layer.accumulator_bits)
+    if isinstance(layer, ExactProduct):
+        end = Resources(lut=80, ff=100) + rom(layer.result.channels, 32)
+    else:
+        end = _requantiser(layer.end, outputs, layer.result.channels // outputs, layer.accumulator_bits)
     steps = weight_steps(layer, folding)
     folds = layer.result.channels // lanes
     # in a depthwise convolution every lane has a sum of its own, and no input is kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from edgec.targets.fpga.layers import Layer, Product, Softmax, WeightedLayer
+from edgec.targets.fpga.layers import AveragePool, ExactProduct, Layer, Product, Softmax, WeightedLayer
 
 LARGEST_WORD = 512
 """Bytes of weights that one step may read. HLS tools refuse arrays in more than 1024 parts, after an hour of work."""
@@ -59,6 +59,8 @@ def engine_steps(layer: Layer, folding: Folding) -> int:
         return result.pixels * weight_steps(layer, folding)
     if isinstance(layer, Softmax):
         return 3 * source.elements
+    if isinstance(layer, AveragePool) and layer.tiles:
+        return 2 * source.elements // lanes
     window = layer.line_window
     return source.elements // lanes if window is None else result.elements // lanes * window.taps
 
@@ -96,7 +98,12 @@ def sum_lanes(layer: Layer, folding: Folding) -> int:
 
 
 def output_lanes(layer: Layer, folding: Folding) -> int:
-    """Lanes of the output channel: of a weighted layer as few as keep up with its sums, for each costs multipliers."""
+    """Lanes of the output channel.
+
+    Of a weighted layer as few as keep up with its sums, for each costs multipliers; of exact sums the bytes of one.
+    """
+    if isinstance(layer, ExactProduct):
+        return 4
     if not isinstance(layer, WeightedLayer):
         return folding.simd
     sums = sum_lanes(layer, folding)

@@ -178,6 +178,11 @@ class Product(WeightedLayer):
 
 
 @dataclass(frozen=True, eq=False)
+class ExactProduct(Product):
+    """A product at the end whose sums go out as they are, int32 in four bytes; the host makes them real."""
+
+
+@dataclass(frozen=True, eq=False)
 class Depthwise(WeightedLayer):
     """Convolution of each channel with its own filter: weights [taps, channels]."""
 

@@ -18,6 +18,7 @@ from edgec.targets.fpga.layers import (
     Array,
     AveragePool,
     Depthwise,
+    ExactProduct,
     Feature,
     Layer,
     Lookup,
@@ -36,9 +37,18 @@ QUANTISE = "quantise it: add --quantize int8 --calib SAMPLES.npz"
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output of the network: the ONNX value's name, shape and dtype, and what streams for it.
+    """An input or output of the network, and how the host reads or writes what streams for it.
 
-    A float32 tensor stands on the grid real = scale · (q − zero), which the host computes; an int8 one has scale 0.
+    Attributes:
+        name: the ONNX value's.
+        shape: of the tensor.
+        dtype: float32 or int8.
+        value: what streams.
+        feature: its extents, in bytes.
+        scale: of a float32 tensor in bytes: real = scale · (q − zero); 0 for an int8 one, and for sums.
+        zero: its zero point.
+        factors: of a float32 tensor in int32 sums: real = fl(sum) · factor, one a channel; empty for one in bytes.
+        softmax: whether the tensor is the softmax of these numbers over its channels, which the host computes.
     """
 
     name: str
@@ -46,8 +56,10 @@ class Port:
     dtype: str
     value: str
     feature: Feature
-    scale: float
-    zero: int
+    scale: float = 0.0
+    zero: int = 0
+    factors: tuple[float, ...] = ()
+    softmax: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +115,7 @@ class _Reader:
         self.ports: list[Port] = []
         self.refusals: list[Refusal] = []
         self._streams: dict[str, tuple[str, Feature]] = {}
+        self._reals: dict[str, Port] = {}
         self._names: set[str] = set()
         for value in model.graph.inputs:
             if value.dtype == ir.DataType.INT8:
@@ -133,12 +146,12 @@ class _Reader:
         """Say that ``value`` is the same stream under another shape."""
         self._streams[str(value.name)] = stream
 
-    def facts(self, node: ir.Node, *sources: ir.Value | None) -> dict[str, object]:
-        """What every layer is made of."""
+    def facts(self, node: ir.Node, *sources: ir.Value | None, real: bool = False) -> dict[str, object]:
+        """What every layer is made of; one that ends the network may have a ``real`` output."""
         streams = [self.stream(source) for source in sources]
         output = node.outputs[0]
         result = _feature(output)
-        if str(output.dtype) != "INT8":
+        if str(output.dtype) != "INT8" and not real:
             refuse(f"its output is {output.dtype}", QUANTISE)
         return {
             "name": self._identifier(str(node.name) or node.op_type), "node": str(node.name),
@@ -180,25 +193,49 @@ class _Reader:
         self._open(value, node.outputs[0], grid.scale, grid.zero)
 
     def dequantize(self, node: ir.Node) -> None:
-        """Of an output only: the host does it."""
-        self.stream(node.inputs[0])
-        if node.outputs[0].uses() or not node.outputs[0].is_graph_output():
+        """Of what ends the network only: the host does it."""
+        name, feature = self.stream(node.inputs[0])
+        grid = _scale(node, 1)
+        self._end(node, Port("", (), "float32", name, feature, grid.scale, grid.zero))
+
+    def _end(self, node: ir.Node, port: Port) -> None:
+        """Say that a node's output is real, by ``port``; a softmax may follow it, and nothing else."""
+        readers = [user.op_type for user, _ in node.outputs[0].uses()]
+        if set(readers) - {"Softmax"} or (port.softmax and readers):
             refuse("something computes in floats with its result", QUANTISE)
+        self._reals[str(node.outputs[0].name)] = port
+
+    def exact_gemm(self, node: ir.Node) -> None:
+        """A dense layer with real outputs: its sums leave the network."""
+        layer, multiplier = _exact_product(self, node)
+        self.layers[layer.output] = layer
+        rows = layer.result
+        bytes_ = Feature(rows.height, rows.width, 4 * rows.channels)
+        factors = tuple(float(each) for each in multiplier)
+        self._end(node, Port("", (), "float32", layer.output, bytes_, factors=factors))
+
+    def real_softmax(self, node: ir.Node) -> None:
+        """On the host."""
+        value = node.inputs[0]
+        port = None if value is None else self._reals.get(str(value.name))
+        if port is None:
+            refuse("it reads a tensor that does not stream as bytes", QUANTISE)
+        if port.feature.pixels > 1 or attribute(node, "axis", -1) % len(shape_of(value)) != 1:
+            refuse("it is computed on the host, which takes one over channels", QUANTISE)
+        self._end(node, replace(port, softmax=True))
 
     def outputs(self) -> tuple[Port, ...]:
         return tuple(map(self._output, self.model.graph.outputs))
 
     def _output(self, value: ir.Value) -> Port:
-        node = value.producer()
-        if node is not None and node.op_type == "DequantizeLinear":
-            grid, source, dtype = _scale(node, 1), node.inputs[0], "float32"
-        else:
-            grid, source, dtype = Scale(0.0, 0), value, "int8"
+        real = self._reals.get(str(value.name))
+        if real is not None:
+            return replace(real, name=str(value.name), shape=shape_of(value))
         try:
-            name, feature = self.stream(source)
+            name, feature = self.stream(value)
         except Refused as refused:
             raise EdgecError(f"the output '{value.name}': {refused.reason}; {refused.fix}") from None
-        return Port(str(value.name), shape_of(value), dtype, name, feature, grid.scale, grid.zero)
+        return Port(str(value.name), shape_of(value), "int8", name, feature)
 
     def clamp(self, node: ir.Node) -> None:
         """A clamp of bytes goes into what computes them, where nothing else reads them; else it is a table."""
@@ -319,19 +356,33 @@ def _window(node: ir.Node, source: Feature, kernel: Sequence[int], fill: int) ->
 
 
 def _gemm(reader: _Reader, node: ir.Node) -> None:
-    """The zero point of a goes into the bias; a flattened feature is read pixel by pixel, so weights change places."""
-    facts = reader.facts(node, node.inputs[0])
+    facts, weights, start, multiplier = _dense(reader, node, _scale(node, 7).scale)
+    end = _requantisation(start, multiplier, _scale(node, 7).zero)
+    reader.add(node, Product(**facts, window=None, weights=weights, end=end))  # type: ignore[arg-type]
+
+
+def _exact_product(reader: _Reader, node: ir.Node) -> tuple[ExactProduct, Array]:
+    """The layer, and what makes its sums real."""
+    facts, weights, start, multiplier = _dense(reader, node, 1.0)
+    end = Requantisation(start.astype(np.int32), np.zeros(start.shape, np.float32), 0)
+    return ExactProduct(**facts, window=None, weights=weights, end=end), multiplier  # type: ignore[arg-type]
+
+
+def _dense(reader: _Reader, node: ir.Node, step: float) -> tuple[dict[str, object], Array, Array, Array]:
+    """Facts, weights, bias and multipliers of a dense layer whose output has steps of ``step``.
+
+    The zero point of a goes into the bias; a flattened feature is read pixel by pixel, so weights change places.
+    """
+    facts = reader.facts(node, node.inputs[0], real=node.op_type == "GemmDequantize")
     source: Feature = facts["source"]  # type: ignore[assignment]
-    weights = _constant(node, 3, "weights")
-    given, result = _scale(node, 1), _scale(node, 7)
+    weights, given = _constant(node, 3, "weights"), _scale(node, 1)
     if weights.shape[0] != source.elements:
         refuse("it multiplies each row of a matrix", "an FPGA has dense layers of one row")
     start = _constant(node, 6, "bias").astype(np.int64) - given.zero * weights.sum(0, dtype=np.int64)
     b_scale = _constant(node, 4, "scale").astype(np.float64)
-    multiplier = np.broadcast_to(given.scale * b_scale / result.scale, start.shape).astype(np.float32)
+    multiplier = np.broadcast_to(given.scale * b_scale / step, start.shape).astype(np.float32)
     by_pixel = weights.reshape(source.channels, source.pixels, -1).transpose(1, 0, 2).reshape(weights.shape)
-    end = _requantisation(start, multiplier, result.zero)
-    reader.add(node, Product(**facts, window=None, weights=np.ascontiguousarray(by_pixel), end=end))  # type: ignore[arg-type]
+    return facts, np.ascontiguousarray(by_pixel), start, multiplier
 
 
 def _sum(reader: _Reader, node: ir.Node) -> None:
@@ -436,11 +487,13 @@ _RULES: Mapping[tuple[str, str], Callable[[_Reader, ir.Node], None]] = {
     ("", "QLinearConv"): _convolution,
     ("", "MaxPool"): _max_pool,
     ("", "Clip"): _Reader.clamp,
+    ("", "Softmax"): _Reader.real_softmax,
     ("", "Reshape"): _reshape,
     ("", "Flatten"): _reshape,
     ("", "Squeeze"): _reshape,
     ("", "Unsqueeze"): _reshape,
     ("edgec", "QLinearGemm"): _gemm,
+    ("edgec", "GemmDequantize"): _Reader.exact_gemm,
     ("edgec", "QLinearAdd"): _sum,
     ("edgec", "QLinearSub"): _sum,
     ("edgec", "Table"): _table,

@@ -33,20 +33,24 @@ class SimulatedDevice(Device):
     is_emulated = True
 
     def run(self, artifact: Path, samples: Samples, *, threads: int = 1, progress: Progress | None = None) -> Results:
-        manifest = read_project(artifact)
         if progress:
             progress("C simulation", 0, len(samples))
-        program = build_simulation(artifact, manifest)
-        with tempfile.TemporaryDirectory(prefix="edgec-fpga-") as name:
-            folder = Path(name)
-            with (folder / "inputs.bin").open("wb") as file:
-                for arrays in samples:
-                    file.write(b"".join(quantised(port, arrays[port["name"]]).tobytes() for port in manifest["inputs"]))
-            if (artifact / DDR_WEIGHTS).exists():
-                shutil.copy(artifact / DDR_WEIGHTS, folder)
-            _simulate([str(program), "inputs.bin", "outputs.bin", str(len(samples))], folder)
-            frames = np.fromfile(folder / "outputs.bin", np.int8).reshape(len(samples), -1)
-        return Results(_outputs(frames, manifest), (0,) * len(samples))
+        return Results(_outputs(simulated_frames(artifact, samples), read_project(artifact)), (0,) * len(samples))
+
+
+def simulated_frames(project: Path, samples: Samples) -> Array:
+    """The bytes that the project in a folder answers to each sample with: int8 [runs, bytes of all outputs]."""
+    manifest = read_project(project)
+    program = build_simulation(project, manifest)
+    with tempfile.TemporaryDirectory(prefix="edgec-fpga-") as name:
+        folder = Path(name)
+        with (folder / "inputs.bin").open("wb") as file:
+            for arrays in samples:
+                file.write(b"".join(quantised(port, arrays[port["name"]]).tobytes() for port in manifest["inputs"]))
+        if (project / DDR_WEIGHTS).exists():
+            shutil.copy(project / DDR_WEIGHTS, folder)
+        _simulate([str(program), "inputs.bin", "outputs.bin", str(len(samples))], folder)
+        return np.fromfile(folder / "outputs.bin", np.int8).reshape(len(samples), -1)
 
 
 def quantised(port: Mapping[str, Any], array: Array) -> Array:
@@ -58,18 +62,29 @@ def quantised(port: Mapping[str, Any], array: Array) -> Array:
 
 
 def dequantised(port: Mapping[str, Any], data: Array) -> Array:
-    """An output of the bytes that streamed for it: (q − zero) · scale in float32."""
-    tensor = unstreamed(data, port["shape"])
-    if not port["scale"]:
-        return tensor
-    return (tensor.astype(np.float32) - np.float32(port["zero"])) * np.float32(port["scale"])
+    """An output of the bytes that streamed for it: (q − zero) · scale, or sums by their factors, in float32."""
+    if port["factors"]:
+        sums = np.ascontiguousarray(data).view("<i4").reshape(-1, len(port["factors"]))
+        real = unstreamed(sums.astype(np.float32) * np.array(port["factors"], np.float32), port["shape"])
+    elif port["scale"]:
+        whole = unstreamed(data, port["shape"]).astype(np.float32)
+        real = (whole - np.float32(port["zero"])) * np.float32(port["scale"])
+    else:
+        return unstreamed(data, port["shape"])
+    return _softmax(real) if port["softmax"] else real
+
+
+def _softmax(real: Array) -> Array:
+    """Of one row of float32 numbers."""
+    powers = np.exp(real - real.max())
+    return powers / powers.sum(dtype=np.float32)
 
 
 def _outputs(frames: Array, manifest: Mapping[str, Any]) -> dict[str, Array]:
     """Every output [runs, *shape] of the frames' bytes."""
     outputs, start = {}, 0
     for port in manifest["outputs"]:
-        end = start + int(np.prod(port["shape"]))
+        end = start + int(np.prod(port["shape"])) * (4 if port["factors"] else 1)
         outputs[port["name"]] = np.stack([dequantised(port, frame[start:end]) for frame in frames])
         start = end
     return outputs

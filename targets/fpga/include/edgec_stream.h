@@ -256,7 +256,6 @@ void sliding_window(hls::stream<word<SIMD> >& in, hls::stream<word<SIMD> >& out)
   static const int NEEDED = (OH - 1) * SH - PT + SPAN < H ? (OH - 1) * SH - PT + SPAN : H;
   static const int FIRST = SPAN - PT < 0 ? 0 : SPAN - PT < H ? SPAN - PT : H;
   word<SIMD> lines[ROWS][ROW];
-#pragma HLS array_reshape variable=lines dim=1 type=block factor=1
 #pragma HLS aggregate variable=lines compact=bit
 #pragma HLS dependence variable=lines type=inter false
 
@@ -468,6 +467,28 @@ void requantise(hls::stream<sums<FROM, ACC> >& in, hls::stream<word<TO> >& out, 
   }
 }
 
+// Sums as they are, with their biases: one at a time, in four bytes, the low one first. WORDS · LANES steps.
+template <int WORDS, int LANES, int GROUPS, int ACC>
+void exact_sums(hls::stream<sums<LANES, ACC> >& in, hls::stream<word<4> >& out,
+                const ap_int<32> (&biases)[GROUPS * LANES]) {
+  sums<LANES, ACC> totals;
+#pragma HLS array_partition variable=totals.lane complete
+  int part = 0, channel = 0;
+  for (int step = 0; step < WORDS * LANES; ++step) {
+#pragma HLS pipeline II=1
+    if (part == 0) totals = in.read();
+    const ap_int<32> sum = ap_int<32>(totals.lane[part]) + biases[channel];
+    word<4> split;
+    for (int lane = 0; lane < 4; ++lane) {
+#pragma HLS unroll
+      split.lane[lane] = element(ap_uint<8>(ap_uint<32>(sum) >> (8 * lane)));
+    }
+    out.write(split);
+    part = part + 1 == LANES ? 0 : part + 1;
+    channel = channel + 1 == GROUPS * LANES ? 0 : channel + 1;
+  }
+}
+
 // The largest of every window, which come channel by channel. WINDOWS · TAPS steps.
 template <int WINDOWS, int TAPS, int LANES>
 void max_pool(hls::stream<word<LANES> >& in, hls::stream<word<LANES> >& out) {
@@ -518,17 +539,18 @@ void average_windows(hls::stream<word<LANES> >& in, hls::stream<word<LANES> >& o
   }
 }
 
-// The mean of tiles of KH × KW pixels every SH × SW, less X_ZERO, in running sums. H · W · C / LANES steps.
+// The mean of tiles of KH × KW pixels every SH × SW, less X_ZERO, in running sums. 2 · H · W · C / LANES steps,
+// for a sum is read, added to and written in one.
 template <int H, int W, int C, int KH, int KW, int SH, int SW, int OH, int OW, int LANES, int X_ZERO, int POINT,
           int RANGE, int ZERO, int LOW, int HIGH>
 void average_tiles(hls::stream<word<LANES> >& in, hls::stream<word<LANES> >& out, const scaling& scale) {
   static const int FOLDS = C / LANES;
   ap_int<32> sums[OW * FOLDS][LANES];
 #pragma HLS array_reshape variable=sums complete dim=2
-#pragma HLS dependence variable=sums type=inter false
+#pragma HLS bind_storage variable=sums type=ram_s2p impl=lutram
   int row = 0, column = 0, fold = 0;
   for (int step = 0; step < H * W * FOLDS; ++step) {
-#pragma HLS pipeline II=1
+#pragma HLS pipeline II=2
     const word<LANES> a = in.read();
     const int oh = row / SH, ow = column / SW, kh = row % SH, kw = column % SW;
     if (oh < OH && ow < OW && kh < KH && kw < KW) {
