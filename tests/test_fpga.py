@@ -31,7 +31,7 @@ from edgec.targets.fpga.board import board_names, load_board
 from edgec.targets.fpga.dataflow import build, rows_needed, shortcut_rows
 from edgec.targets.fpga.design import Design, solve
 from edgec.targets.fpga.estimate import estimate
-from edgec.targets.fpga.folding import MULTIPLIERS, Folding, lane_choices, layer_steps, streamable
+from edgec.targets.fpga.folding import MULTIPLIERS, Folding, lane_choices, layer_steps
 from edgec.targets.fpga.layers import Layer, Sum, WeightedLayer, signed_digits
 from edgec.targets.fpga.network import Network, read_network
 from edgec.targets.fpga.project import Project, streamed, unstreamed, write_project
@@ -186,13 +186,12 @@ def _one_dimension(g: Graph) -> str:
     return g.add("Conv", f"{g.input(1, 4, 31)} {w}", strides=[2], pads=[2, 1])
 
 
-def foldings_of(network: Network, most: int, multiplier: str, streams: bool) -> dict[str, Folding]:
+def foldings_of(network: Network, most: int, multiplier: str) -> dict[str, Folding]:
     """Every layer's widest folding of at most ``most`` lanes."""
 
     def choose(layer: Layer) -> Folding:
         simd, pe = max(lanes for lanes in lane_choices(layer) if max(lanes) <= most)
-        used = multiplier if isinstance(layer, WeightedLayer) else "dsp"
-        return Folding(simd, pe, used, streams and streamable(layer))
+        return Folding(simd, pe, multiplier if isinstance(layer, WeightedLayer) else "dsp")
 
     return {layer.name: choose(layer) for layer in network.layers}
 
@@ -227,7 +226,26 @@ def test_layer_equals_the_reference(name: str, tmp_path: Path) -> None:
     fusion.fuse(program)
     samples = [g.samples() for _ in range(3)]
     lanes, multiplier = (1, 3, 8)[len(name) % 3], MULTIPLIERS[len(name) % 3]
-    foldings = foldings_of(network, lanes, multiplier, streams=multiplier == "dsp")
+    foldings = foldings_of(network, lanes, multiplier)
+    found = simulate(network, foldings, tmp_path, samples)
+    for index, sample in enumerate(samples):
+        for output, wanted in run_reference(program, sample).items():
+            np.testing.assert_array_equal(found[output][index], wanted)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("simd", "pe"), [(1, 1), (5, 3), (8, 2), (4, 12)])
+def test_weights_from_ddr_memory(simd: int, pe: int, tmp_path: Path) -> None:
+    """Two dense layers, whose weights come one after the other in beats of eight bytes."""
+    g = Graph()
+    x = g.pair(g.add("MatMul", f"{g.input(1, 40)} {g.weights(40, 24, axis=1)}"), STEP, 4)
+    graph = integer_graph(g.build(g.pair(g.add("MatMul", f"{x} {g.weights(24, 16, axis=1)}"), STEP, -3)))
+    network = read_network(graph, "network")
+    program = lower(graph)
+    fusion.fuse(program)
+    second = Folding(8 if simd == 8 else 3, 4, streamed=True)
+    foldings = {network.layers[0].name: Folding(simd, pe, streamed=True), network.layers[1].name: second}
+    samples = [g.samples() for _ in range(3)]
     found = simulate(network, foldings, tmp_path, samples)
     for index, sample in enumerate(samples):
         for output, wanted in run_reference(program, sample).items():
@@ -389,7 +407,7 @@ def test_weights_of_four_bits(model: SharedModel, shared: Path, tmp_path: Path) 
     assert max(layer.weight_terms for layer in network.layers if isinstance(layer, WeightedLayer)) == 2
     samples = model.samples(shared, 100)
     assert_equal(compiled.path, quantised, model.input, samples)
-    shifted = foldings_of(network, 8, "shift", streams=False)
+    shifted = foldings_of(network, 8, "shift")
     assert_same_frames(network, shifted, compiled.path, tmp_path, model.input, samples[:20])
 
 

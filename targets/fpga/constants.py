@@ -22,7 +22,7 @@ from edgec.targets.fpga.layers import (
     signed_digits,
 )
 from edgec.targets.fpga.network import Network
-from edgec.targets.fpga.resources import in_blocks
+from edgec.targets.fpga.resources import in_blocks, stored_bits
 
 VALUES_A_LINE = 24
 
@@ -59,8 +59,7 @@ def _layer_constants(layer: Layer, folding: Folding) -> Iterator[Constant]:
         if not folding.streamed:
             words = arranged_weights(layer, folding)
             values = shift_codes(words, layer.weight_terms) if folding.multiplier == "shift" else words
-            code = 5 * layer.weight_terms if folding.multiplier == "shift" else layer.weight_bits
-            bits = code * words[0].size
+            bits = stored_bits(folding.multiplier, layer.weight_bits, layer.weight_terms) * words[0].size
             yield _array(layer, "weights", f"{weight_type(layer, folding)}::type", values, bits)
         if isinstance(layer, ExactProduct):
             yield _array(layer, "biases", "ap_int<32>", layer.end.bias, 32)

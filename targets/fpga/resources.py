@@ -124,8 +124,14 @@ def channel(depth: int, width: int) -> Resources:
 
 
 def product_luts(multiplier: str, bits: int, terms: int) -> float:
-    """Lookup tables of a product by a weight of so many bits, or of so many signed powers of two."""
-    return {"dsp": 0.0, "lut": 9.5 * bits, "shift": 70.0 * terms - 42}[multiplier]
+    """Lookup tables of a product by a weight of so many bits that is a sum of so many signed powers of two."""
+    shifted = 26.5 * terms if bits <= 4 else 70.0 * terms - 42
+    return {"dsp": 0.0, "lut": 9.5 * bits, "shift": shifted}[multiplier]
+
+
+def stored_bits(multiplier: str, bits: int, terms: int) -> int:
+    """Bits that a weight takes in memory; of a signed power of two whether it is there, its sign, and the shift."""
+    return terms * (2 + ceil(log2(bits))) if multiplier == "shift" else bits
 
 
 def matrix_vector(
@@ -138,8 +144,8 @@ def matrix_vector(
     weight; ``streamed`` weights take no memory.
     """
     products = simd * pe
-    code = 5 * terms if multiplier == "shift" else weight_bits
-    logic = 35 + 8 * simd + 1.9 * pe * accumulator + products * product_luts(multiplier, code, terms)
+    code = stored_bits(multiplier, weight_bits, terms)
+    logic = 35 + 8 * simd + 1.9 * pe * accumulator + products * product_luts(multiplier, weight_bits, terms)
     registers = 30 + pe * accumulator
     if multiplier != "dsp":  # slices sum up and keep what they multiply
         logic += 18 * pe * (simd - 1)
