@@ -15,9 +15,11 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import edgec
 from edgec import fusion
+from edgec.cli import app
 from edgec.data import Samples
 from edgec.devices import open_device
 from edgec.errors import EdgecError, UnsupportedModelError
@@ -36,11 +38,13 @@ from edgec.targets.fpga.layers import Layer, Sum, WeightedLayer, signed_digits
 from edgec.targets.fpga.network import Network, read_network
 from edgec.targets.fpga.project import Project, streamed, unstreamed, write_project
 from edgec.targets.fpga.simulation import simulated_frames
+from tests.conftest import ROOT
 from tests.programs import run_reference
 from tests.quantised import Graph
 from tests.shared_models import AUTOENCODER, KWS, RESNET8, VWW, SharedModel
 from tests.static_quantisation import quantised_model
 
+runner = CliRunner()
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 
 
@@ -345,6 +349,81 @@ def test_project_overwrites_only_projects(tmp_path: Path) -> None:
     for _ in range(2):
         edgec.compile(model, "pynq-z2", tmp_path / "out")
     assert json.loads((tmp_path / "out.json").read_text())["target"] == "pynq-z2"
+
+
+# ---- commands ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A project of a sigmoid, and its model."""
+    folder = tmp_path_factory.mktemp("small")
+    g = Graph()
+    model = g.build(g.pair(g.add("Sigmoid", g.input(1, 5, 4, 4)), 1 / 256, -128))
+    onnx.save(model, folder / "model.onnx")
+    return edgec.compile(model, "pynq-z2", folder / "project").path, folder / "model.onnx"
+
+
+@needs_compiler
+def test_commands_take_a_project(small: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    project, model = (str(path) for path in small)
+    x = np.random.default_rng(0).uniform(-1, 1, (6, 5, 4, 4)).astype(np.float32)
+    np.savez(tmp_path / "in.npz", x0=x)
+    given, made = str(tmp_path / "in.npz"), str(tmp_path / "out.npz")
+    assert runner.invoke(app, ["run", project, "--input", given, "--output", made]).exit_code == 0
+    with np.load(made) as outputs:
+        (found,) = outputs.values()
+    assert np.abs(found - 1 / (1 + np.exp(-x))).max() < 0.02
+    done = runner.invoke(app, ["eval", project, "--data", given, "--reference", model, "--json"])
+    evaluation = json.loads(done.stdout)
+    assert evaluation["ms_per_sample"] is None and evaluation["samples"] == 6
+    assert max(evaluation["agreement"]["relative_error"].values()) < 0.01
+    assert runner.invoke(app, ["inspect", project]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (["bench"], "whose speed a C simulation does not show"),
+        (["run", "--input", "x.npz", "--device", "qemu"], "there is no file"),
+    ],
+)
+def test_commands_that_do_not(small: tuple[Path, Path], command: list[str], sentence: str) -> None:
+    done = runner.invoke(app, [command[0], str(small[0]), *command[1:]])
+    assert done.exit_code == 2
+    assert sentence in " ".join(done.output.split())
+
+
+def test_stand_ins_for_the_vendors_types(tmp_path: Path) -> None:
+    """Wrapping, signs, bits and fixed points."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    (tmp_path / "types.cpp").write_text(
+        """
+        #include <ap_fixed.h>
+        #include <ap_int.h>
+        #include <cassert>
+        int main() {
+          assert(ap_int<8>(200) == -56 && ap_uint<8>(-1) == 255 && ap_int<5>(16) == -16 && ap_uint<3>(9) == 1);
+          assert(ap_int<64>(-1) == -1 && ap_uint<64>(-1) == ~0ull);
+          ap_uint<100> wide = ap_uint<100>(1) << 99;
+          assert(wide[99] && !wide[98] && ap_uint<100>(wide << 1) == 0);
+          ap_uint<64> word = 0;
+          word.range(15, 8) = ap_uint<8>(0xab);
+          assert(word == 0xab00 && ap_uint<4>(word.range(11, 8)) == 0xb);
+          ap_int<12> sum = 2000;
+          sum += 100;
+          assert(sum == 2100 - 4096);
+          typedef ap_fixed<8, 4> fixed;
+          typedef ap_ufixed<8, 4> bare;
+          assert(fixed(1.99).to_double() == 1.9375 && fixed(-0.01).to_double() == -0.0625);
+          assert(fixed(8.0).to_double() == -8.0 && bare(15.5).to_double() == 15.5);
+        }
+        """
+    )
+    stubs = ROOT / "targets" / "fpga" / "stubs"
+    subprocess.run(["g++", "-std=c++14", "-Wall", f"-I{stubs}", "types.cpp", "-o", "types"], cwd=tmp_path, check=True)
+    subprocess.run([tmp_path / "types"], check=True)
 
 
 # ---- whole networks ------------------------------------------------------------------------------------------------

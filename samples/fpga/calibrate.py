@@ -28,14 +28,14 @@ def engines() -> Iterator[tuple[str, Engine]]:
     for simd, pe, steps, folds, bits, accumulator, multiplier in (
         (3, 2, 9, 8, 8, 19, "dsp"),
         (4, 8, 36, 2, 8, 21, "dsp"),
-        (8, 2, 18, 16, 8, 21, "dsp"),
+        (8, 2, 27, 8, 8, 22, "dsp"),
         (8, 4, 8, 16, 8, 21, "dsp"),
         (2, 1, 8, 32, 8, 19, "dsp"),
         (16, 2, 4, 6, 8, 21, "dsp"),
         (8, 8, 80, 16, 8, 22, "dsp"),
         (3, 4, 9, 4, 8, 19, "lut"),
         (4, 4, 16, 8, 4, 18, "lut"),
-        (2, 4, 32, 8, 4, 17, "shift"),
+        (4, 2, 18, 12, 4, 17, "shift"),
     ):
         weights = example_weights(generator, steps * folds, pe, simd, bits)
         name = f"matrix-vector {pe}×{simd}, {steps} steps, {folds} folds, W{bits}, {multiplier}"

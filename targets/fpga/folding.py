@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edgec.targets.fpga.layers import AveragePool, ExactProduct, Layer, Product, Softmax, WeightedLayer
@@ -120,7 +120,3 @@ def streamable(layer: Layer) -> bool:
     """Whether weights from DDR memory pay: each is read once for a pixel, so there should be few pixels."""
     return isinstance(layer, Product) and layer.result.pixels == 1 and layer.weights.size % 8 == 0
 
-
-def plain_foldings(layers: Sequence[Layer]) -> dict[str, Folding]:
-    """Every layer one product at a time."""
-    return {layer.name: Folding() for layer in layers}

@@ -28,8 +28,10 @@ template <int WIDTH, bool SIGNED> struct storage {
   typedef typename native<bytes, SIGNED>::type type;
 };
 
-// Bits high … low of an integer, to read and to write.
+// Bits high … low of an integer of at most 64, to read and to write.
 template <int WIDTH, bool SIGNED> class bits {
+  static_assert(WIDTH <= 64, "these stand-ins have no ranges of wider integers");
+
  public:
   bits(integer<WIDTH, SIGNED>& whole, int high, int low) : whole_(whole), high_(high), low_(low) {}
 
@@ -85,7 +87,7 @@ template <int WIDTH, bool SIGNED> class integer {
   bits<WIDTH, SIGNED> range(int high, int low) const {
     return bits<WIDTH, SIGNED>(const_cast<integer&>(*this), high, low);
   }
-  bool operator[](int place) const { return (static_cast<uint64_t>(value_) >> place) & 1; }
+  bool operator[](int place) const { return (value_ >> place) & 1; }
 
  private:
   // The low WIDTH bits, with the top one as the sign of a signed integer.
