@@ -22,7 +22,7 @@ from edgec.errors import EdgecError
 from edgec.memory import ALIGNMENT
 from edgec.program import ARENA, CONSTANT, INPUT, Buffer, Program, Tensor
 from edgec.runtimes.build import SOURCE_FOLDER
-from edgec.targets.fpga.project import is_project, read_project
+from edgec.targets.fpga.artifact import is_project, read_project
 from edgec.toolchain import Toolchain, find_toolchain
 
 if TYPE_CHECKING:

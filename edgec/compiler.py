@@ -86,7 +86,7 @@ def compile(
     selected = select(passes, activation_dtype=chosen.activation_dtype)
     path = Path(output) if output is not None else chosen.default_output(_name(model))
     if isinstance(chosen, Board):
-        from edgec.targets.fpga.project import check_project_path
+        from edgec.targets.fpga.artifact import check_project_path
 
         check_project_path(path)
     elif fps is not None:

@@ -28,6 +28,7 @@ from edgec.lowering import lower
 from edgec.passes.pipeline import FLOAT, run, select
 from edgec.passes.quantize import quantize
 from edgec.targets.fpga import rounding
+from edgec.targets.fpga.artifact import write_project
 from edgec.targets.fpga.backend import as_bytes, manifest_of, whole_graph
 from edgec.targets.fpga.board import board_names, load_board
 from edgec.targets.fpga.dataflow import build, rows_needed, shortcut_rows
@@ -36,7 +37,7 @@ from edgec.targets.fpga.estimate import estimate
 from edgec.targets.fpga.folding import MULTIPLIERS, Folding, lane_choices, layer_steps
 from edgec.targets.fpga.layers import Layer, Sum, WeightedLayer, signed_digits
 from edgec.targets.fpga.network import Network, read_network
-from edgec.targets.fpga.project import Project, streamed, unstreamed, write_project
+from edgec.targets.fpga.project import Project, streamed, unstreamed
 from edgec.targets.fpga.simulation import simulated_frames
 from tests.conftest import ROOT
 from tests.programs import run_reference

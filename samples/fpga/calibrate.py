@@ -23,7 +23,7 @@ from edgec.targets.fpga.layers import Requantisation
 
 
 def engines() -> Iterator[tuple[str, Engine]]:
-    """Engines that no formula was fitted to."""
+    """Engines other than those that the formulas were fitted to."""
     generator = np.random.default_rng(7)
     for simd, pe, steps, folds, bits, accumulator, multiplier in (
         (3, 2, 9, 8, 8, 19, "dsp"),

@@ -14,11 +14,12 @@ import onnx_ir as ir
 from edgec import fusion, reference
 from edgec.lowering import lower
 from edgec.report import Report
+from edgec.targets.fpga.artifact import write_project
 from edgec.targets.fpga.board import Board
 from edgec.targets.fpga.design import Design, solve
 from edgec.targets.fpga.layers import Array
 from edgec.targets.fpga.network import Network, Port, read_network
-from edgec.targets.fpga.project import Project, Vector, streamed, write_project
+from edgec.targets.fpga.project import Project, Vector, streamed
 
 if TYPE_CHECKING:
     from edgec.passes.base import PassReport

@@ -21,7 +21,8 @@ from edgec.data import Array, Samples
 from edgec.devices import Device, Progress, Results
 from edgec.errors import EdgecError
 from edgec.runtimes.build import cache_folder
-from edgec.targets.fpga.project import DDR_WEIGHTS, read_project, streamed, unstreamed
+from edgec.targets.fpga.artifact import read_project
+from edgec.targets.fpga.project import DDR_WEIGHTS, streamed, unstreamed
 
 FLAGS = ("-O2", "-std=c++14", "-Wno-unknown-pragmas", "-Isrc", "-Istubs")
 COMPILERS = ("g++", "clang++", "c++")
