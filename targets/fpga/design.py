@@ -126,12 +126,21 @@ class _Solver:
                 continue
             used = used + layer_resources(layer, moved) - layer_resources(layer, foldings[layer.name])
             foldings[layer.name] = moved
-        for layer, moved in self._by_tables(foldings):
+        self._into_tables(foldings, used)
+        return self._design(foldings)
+
+    def _into_tables(self, foldings: dict[str, Folding], used: Resources) -> None:
+        """Move products to lookup tables until slices suffice, then back what was moved too much, in ``foldings``."""
+        moved: list[tuple[Layer, Folding, Resources]] = []
+        for layer, choice in self._by_tables(foldings):
             if used.dsp <= self.budget.dsp:
                 break
-            used = used + layer_resources(layer, moved) - layer_resources(layer, foldings[layer.name])
-            foldings[layer.name] = moved
-        return self._design(foldings)
+            change = layer_resources(layer, choice) - layer_resources(layer, foldings[layer.name])
+            moved.append((layer, foldings[layer.name], change))
+            used, foldings[layer.name] = used + change, choice
+        for layer, before, change in sorted(moved, key=lambda each: -each[2].lut):
+            if used.dsp - change.dsp <= self.budget.dsp:
+                used, foldings[layer.name] = used - change, before
 
     def _in_time(self, foldings: dict[str, Folding], interval: int) -> bool:
         return build(self.network, foldings, self.board.beats_per_cycle).interval <= interval
