@@ -21,7 +21,8 @@ from edgec.targets.fpga.engines import (
     sliding_window_engine,
     synthesise,
 )
-from edgec.targets.fpga.layers import Requantisation
+from edgec.targets.fpga.folding import Folding, window_steps
+from edgec.targets.fpga.layers import Feature, MaxPool, Requantisation, Window
 from tests.conftest import ROOT
 
 
@@ -100,6 +101,21 @@ def test_requantiser(accumulator: int, channels: int, exponent: int, tool: str, 
     total = (sums + bias[channel]).astype(np.int32)
     wanted = rounding.requantise(total, mantissa[channel], shift[channel], -3, -120, 127)
     np.testing.assert_array_equal(found[:, 0], wanted)
+
+
+def test_cycles_are_the_estimated_steps(tool: str, tmp_path: Path) -> None:
+    """One step a cycle, a pipeline to fill, and in the line buffer two cycles to turn at the end of a row."""
+    generator = np.random.default_rng(0)
+    engine = matrix_vector_engine(example_weights(generator, 24, 2, 4), 3, 24)
+    _, cycles = simulate(engine, generator.integers(-128, 128, (80, 4)), 8, 30, tmp_path, tool, pauses=False)
+    assert 240 <= cycles <= 240 + 6
+    feature, window = Feature(9, 7, 6), Window((3, 3), (2, 2), (1, 1), (1, 1), 0)
+    layer = MaxPool("pool", "pool", ("x",), "y", feature, Feature(5, 4, 6), window)
+    steps = window_steps(layer, Folding(3, 3))
+    engine = sliding_window_engine(9, 7, 6, 3, stride=2)
+    inputs = generator.integers(-128, 128, (feature.elements // 3, 3))
+    _, cycles = simulate(engine, inputs, 8, 5 * 4 * 9 * 2, tmp_path, tool, pauses=False)
+    assert steps - 7 * 2 <= cycles <= steps + 2 * 6 + 3  # the last row of all need not be read to the end
 
 
 @pytest.mark.parametrize(

@@ -128,9 +128,9 @@ def integers(word: int, bits: int, count: int) -> list[int]:
 
 
 def simulate(
-    engine: Engine, inputs: Array, bits: int, results: int, folder: Path, tool: str = "verilator"
+    engine: Engine, inputs: Array, bits: int, results: int, folder: Path, tool: str = "verilator", pauses: bool = True
 ) -> tuple[list[int], int]:
-    """Run an engine on words, with pauses on both sides.
+    """Run an engine on words.
 
     Args:
         engine: what to run.
@@ -139,6 +139,7 @@ def simulate(
         results: words to wait for.
         folder: where its files go.
         tool: ``verilator`` or ``iverilog``.
+        pauses: whether the sender and the receiver now and then do nothing.
 
     Returns:
         The output words, and the cycles that they took.
@@ -147,7 +148,8 @@ def simulate(
         (folder / name).write_text(text)
     macros = {
         "ENGINE": engine.module, "PARAMETERS": engine.parameter_list, "IN_BITS": engine.in_bits,
-        "OUT_BITS": engine.out_bits, "COUNT": len(inputs), "RESULTS": results, "LIMIT": _MOST_CYCLES, "PAUSES": 1,
+        "OUT_BITS": engine.out_bits, "COUNT": len(inputs), "RESULTS": results, "LIMIT": _MOST_CYCLES,
+        "PAUSES": int(pauses),
         "INPUTS": '"inputs.hex"',
     }  # fmt: skip
     defined = [f"-D{name}={value}" for name, value in macros.items()]
