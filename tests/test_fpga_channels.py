@@ -30,9 +30,7 @@ def run_threads(project: Path, frames: np.ndarray, patience: int, depth: int | N
     (top,) = (path for path in (project / "src").glob("edgec_*.cpp"))
     text = top.read_text()
     depths = dict(re.findall(r"#pragma HLS stream variable=(\w+) depth=(\d+)", text))
-    text = re.sub(
-        r'(hls::stream<.*> > \w+)\("(\w+)"\);', lambda m: f'{m[1]}("{m[2]}", {depth or depths[m[2]]});', text
-    )
+    text = re.sub(r'(hls::stream<.*> > \w+)\("(\w+)"\);', lambda m: f'{m[1]}("{m[2]}", {depth or depths[m[2]]});', text)
     text = re.sub(r"^  (edgec::\w+<.*)$", r"  threads.emplace_back([&] { \1 });", text, flags=re.MULTILINE)
     text = text.replace("#pragma HLS dataflow", "  std::vector<std::thread> threads;")
     head, _, _ = text.rpartition("}")

@@ -167,9 +167,7 @@ class _Builder:
         for _ in range(self.network.readers(value) - 1):
             last = ready.pop()
             first, second = (self._channel(feature, channel.lanes) for _ in range(2))
-            self._process(
-                "duplicate", (channel.lanes, last.words), (last.name, first.name, second.name), last.words
-            )
+            self._process("duplicate", (channel.lanes, last.words), (last.name, first.name, second.name), last.words)
             ready += [first, second]
         self._ready[value] = ready
 
@@ -181,9 +179,7 @@ class _Builder:
         common = gcd(channel.lanes, lanes)
         if channel.lanes != common:
             narrow = self._words(channel.words * channel.lanes // common, common)
-            self._process(
-                "narrow", (channel.lanes, common, channel.words), (channel.name, narrow.name), narrow.words
-            )
+            self._process("narrow", (channel.lanes, common, channel.words), (channel.name, narrow.name), narrow.words)
             channel = narrow
         if common != lanes:
             wide = self._words(channel.words * common // lanes, lanes)
@@ -242,7 +238,6 @@ class _Builder:
         steps = window_steps(layer, folding)
         self._process("sliding_window", parameters, (source.name, windows.name), steps, layer.name)
         return windows
-
 
     def _weights(self, layer: Layer, folding: Folding) -> Channel:
         """The channel on which a layer's weights arrive from DDR memory, eight bytes a beat."""

@@ -198,4 +198,3 @@ def _too_fast(network: Network, board: Board, fps: float, fastest: Design) -> st
         f"'{network.name}' cannot reach {fps:,.0f} frames/s on {board.name}: {most:,.0f} are the most that fit, where "
         f"node '{slowest.node}' takes {slowest.cycles:,} cycles a frame; ask for --fps {floor(most)}{way}"
     )
-

@@ -171,4 +171,3 @@ def _mover(process: Process) -> Resources:
     if process.function in ("pack", "unpack"):
         return Resources(lut=120, ff=150)
     return Resources(lut=20, ff=10)
-

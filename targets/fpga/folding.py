@@ -119,4 +119,3 @@ def weights_of(layer: Layer) -> int:
 def streamable(layer: Layer) -> bool:
     """Whether weights from DDR memory pay: each is read once for a pixel, so there should be few pixels."""
     return isinstance(layer, Product) and layer.result.pixels == 1 and layer.weights.size % 8 == 0
-

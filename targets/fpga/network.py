@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -129,9 +130,7 @@ class _Reader:
                 refuse(reason, f"an FPGA has {', '.join(sorted(op for _, op in _RULES))}; compile it for a CPU target")
             rule(self, node)
         except Refused as refused:
-            self.refusals.append(
-                Refusal(str(node.name), node.op_type, node_shapes(node), refused.reason, refused.fix)
-            )
+            self.refusals.append(Refusal(str(node.name), node.op_type, node_shapes(node), refused.reason, refused.fix))
             for value in node.outputs:  # what follows is judged by itself
                 self._streams.setdefault(str(value.name), ("", _feature(value, check=False)))
 
@@ -146,7 +145,7 @@ class _Reader:
         """Say that ``value`` is the same stream under another shape."""
         self._streams[str(value.name)] = stream
 
-    def facts(self, node: ir.Node, *sources: ir.Value | None, real: bool = False) -> dict[str, object]:
+    def facts(self, node: ir.Node, *sources: ir.Value | None, real: bool = False) -> dict[str, Any]:
         """What every layer is made of; one that ends the network may have a ``real`` output."""
         streams = [self.stream(source) for source in sources]
         output = node.outputs[0]
@@ -258,7 +257,7 @@ class _Reader:
             self.add(node, replace(narrowed, output=str(node.outputs[0].name)))
         else:
             table = np.clip(np.arange(-128, 128), low, high).astype(np.int8)
-            self.add(node, Lookup(**self.facts(node, source), table=table))  # type: ignore[arg-type]
+            self.add(node, Lookup(**self.facts(node, source), table=table))
 
 
 def _feature(value: ir.Value, check: bool = True) -> Feature:
@@ -293,7 +292,7 @@ def _scale(node: ir.Node, index: int) -> Scale:
 def _convolution(reader: _Reader, node: ir.Node) -> None:
     """Multipliers are made as the lowering of QLinearConv makes them: in float32, from float32 scales."""
     facts = reader.facts(node, node.inputs[0])
-    source: Feature = facts["source"]  # type: ignore[assignment]
+    source: Feature = facts["source"]
     kernel = _constant(node, 3, "weights")
     x_zero, y_zero = _scale(node, 1).zero, _scale(node, 6).zero
     scales = [_constant(node, index, "scale").reshape(-1).astype(np.float32) for index in (1, 4, 6)]
@@ -310,18 +309,17 @@ def _convolution(reader: _Reader, node: ir.Node) -> None:
     groups = attribute(node, "group", 1)
     if groups == source.channels == kernel.shape[0] and kernel.shape[1] == 1:
         weights = np.ascontiguousarray(kernel[:, 0].transpose(1, 2, 0).reshape(window.taps, -1))
-        reader.add(node, Depthwise(**facts, window=window, weights=weights, end=end))  # type: ignore[arg-type]
+        reader.add(node, Depthwise(**facts, window=window, weights=weights, end=end))
         return
     dense = _ungrouped(kernel, groups).transpose(2, 3, 1, 0)
     weights = np.ascontiguousarray(dense.reshape(-1, kernel.shape[0]))
     plain = window.taps == 1 and window.stride == (1, 1) and window.pads == (0, 0) and _same_pixels(facts)
-    reader.add(node, Product(**facts, window=None if plain else window, weights=weights, end=end))  # type: ignore[arg-type]
+    reader.add(node, Product(**facts, window=None if plain else window, weights=weights, end=end))
 
 
-def _same_pixels(facts: Mapping[str, object]) -> bool:
+def _same_pixels(facts: Mapping[str, Any]) -> bool:
     source, result = facts["source"], facts["result"]
-    assert isinstance(source, Feature) and isinstance(result, Feature)
-    return (source.height, source.width) == (result.height, result.width)
+    return bool((source.height, source.width) == (result.height, result.width))
 
 
 def _ungrouped(kernel: Array, groups: int) -> Array:
@@ -358,23 +356,23 @@ def _window(node: ir.Node, source: Feature, kernel: Sequence[int], fill: int) ->
 def _gemm(reader: _Reader, node: ir.Node) -> None:
     facts, weights, start, multiplier = _dense(reader, node, _scale(node, 7).scale)
     end = _requantisation(start, multiplier, _scale(node, 7).zero)
-    reader.add(node, Product(**facts, window=None, weights=weights, end=end))  # type: ignore[arg-type]
+    reader.add(node, Product(**facts, window=None, weights=weights, end=end))
 
 
 def _exact_product(reader: _Reader, node: ir.Node) -> tuple[ExactProduct, Array]:
     """The layer, and what makes its sums real."""
     facts, weights, start, multiplier = _dense(reader, node, 1.0)
     end = Requantisation(start.astype(np.int32), np.zeros(start.shape, np.float32), 0)
-    return ExactProduct(**facts, window=None, weights=weights, end=end), multiplier  # type: ignore[arg-type]
+    return ExactProduct(**facts, window=None, weights=weights, end=end), multiplier
 
 
-def _dense(reader: _Reader, node: ir.Node, step: float) -> tuple[dict[str, object], Array, Array, Array]:
+def _dense(reader: _Reader, node: ir.Node, step: float) -> tuple[dict[str, Any], Array, Array, Array]:
     """Facts, weights, bias and multipliers of a dense layer whose output has steps of ``step``.
 
     The zero point of a goes into the bias; a flattened feature is read pixel by pixel, so weights change places.
     """
     facts = reader.facts(node, node.inputs[0], real=node.op_type == "GemmDequantize")
-    source: Feature = facts["source"]  # type: ignore[assignment]
+    source: Feature = facts["source"]
     weights, given = _constant(node, 3, "weights"), _scale(node, 1)
     if weights.shape[0] != source.elements:
         refuse("it multiplies each row of a matrix", "an FPGA has dense layers of one row")
@@ -391,31 +389,30 @@ def _sum(reader: _Reader, node: ir.Node) -> None:
         refuse("it broadcasts one input", "an FPGA adds tensors of one shape")
     left, right, result = (_scale(node, index) for index in (1, 4, 6))
     factors, offset, shift = sum_rule(left, right, result, -1 if node.op_type == "QLinearSub" else 1)
-    rule = {"factors": (factors[0], factors[1]), "offset": offset, "shift": shift, "zero": result.zero}
-    reader.add(node, Sum(**facts, **rule))  # type: ignore[arg-type]
+    both = (factors[0], factors[1])
+    reader.add(node, Sum(**facts, factors=both, offset=offset, shift=shift, zero=result.zero))
 
 
 def _table(reader: _Reader, node: ir.Node) -> None:
     table, first = _constant(node, 1, "table"), attribute(node, "first", 0)
     if first != -128 or table.dtype != np.int8:
         refuse("its table is not of int8", "quantise activations to int8")
-    reader.add(node, Lookup(**reader.facts(node, node.inputs[0]), table=table))  # type: ignore[arg-type]
+    reader.add(node, Lookup(**reader.facts(node, node.inputs[0]), table=table))
 
 
 def _max_pool(reader: _Reader, node: ir.Node) -> None:
     facts = reader.facts(node, node.inputs[0])
     if len(node.outputs) > 1 and node.outputs[1].uses():
         refuse("the places of its maxima are used", "compile it for a CPU target")
-    source: Feature = facts["source"]  # type: ignore[assignment]
+    source: Feature = facts["source"]
     window = _window(node, source, attribute(node, "kernel_shape", []), -128)
-    reader.add(node, MaxPool(**facts, window=window))  # type: ignore[arg-type]
+    reader.add(node, MaxPool(**facts, window=window))
 
 
 def _average_pool(reader: _Reader, node: ir.Node) -> None:
     """Padding counts as the zero point: as a mean of fewer where it is not included, else as a mean of all."""
     facts = reader.facts(node, node.inputs[0])
     source, result = facts["source"], facts["result"]
-    assert isinstance(source, Feature) and isinstance(result, Feature)
     given, grid = _scale(node, 1), _scale(node, 3)
     kernel = attribute(node, "kernel_shape", [])
     window = _window(node, source, kernel, given.zero)
@@ -439,7 +436,7 @@ def _counts(window: Window, axis: int, source: Feature, result: Feature, after: 
 
 def _mean(reader: _Reader, node: ir.Node) -> None:
     facts = reader.facts(node, node.inputs[0])
-    source: Feature = facts["source"]  # type: ignore[assignment]
+    source: Feature = facts["source"]
     given, grid = _scale(node, 1), _scale(node, 4)
     rank = len(shape_of(node.inputs[0]))
     axes = sorted(int(axis) % rank for axis in _constant(node, 3, "axes"))
@@ -452,23 +449,23 @@ def _mean(reader: _Reader, node: ir.Node) -> None:
 
 
 def _add_average(
-    reader: _Reader, node: ir.Node, facts: dict[str, object], window: Window, x_zero: int, multiplier: Array, zero: int
+    reader: _Reader, node: ir.Node, facts: dict[str, Any], window: Window, x_zero: int, multiplier: Array, zero: int
 ) -> None:
     if (multiplier == multiplier[0]).all():
         multiplier = multiplier[:1]
     end = _requantisation(np.zeros(multiplier.shape, np.int32), multiplier, zero)
-    reader.add(node, AveragePool(**facts, window=window, x_zero=x_zero, end=end))  # type: ignore[arg-type]
+    reader.add(node, AveragePool(**facts, window=window, x_zero=x_zero, end=end))
 
 
 def _softmax(reader: _Reader, node: ir.Node) -> None:
     facts = reader.facts(node, node.inputs[0])
-    source: Feature = facts["source"]  # type: ignore[assignment]
+    source: Feature = facts["source"]
     rank = len(shape_of(node.inputs[0]))
     if attribute(node, "axis", -1) % rank != 1 and source.elements != source.channels:
         refuse("it normalises along pixels", "an FPGA has a softmax over channels")
     given, grid = _scale(node, 1), _scale(node, 3)
     powers = exponentials(given.scale, source.channels)
-    reader.add(node, Softmax(**facts, powers=powers, multiplier=1 / grid.scale, zero=grid.zero))  # type: ignore[arg-type]
+    reader.add(node, Softmax(**facts, powers=powers, multiplier=1 / grid.scale, zero=grid.zero))
 
 
 def _reshape(reader: _Reader, node: ir.Node) -> None:
