@@ -13,6 +13,9 @@ from edgec.errors import EdgecError
 
 MANIFEST = "manifest.json"
 
+COMPILERS = ("g++", "clang++", "c++")
+"""C++ compilers that build the simulation of a project, in the order in which they are looked for."""
+
 
 def is_project(path: Path) -> bool:
     """Whether ``path`` is a folder that holds an FPGA project."""

@@ -21,11 +21,10 @@ from edgec.data import Array, Samples
 from edgec.devices import Device, Progress, Results
 from edgec.errors import EdgecError
 from edgec.runtimes.build import cache_folder
-from edgec.targets.fpga.artifact import read_project
+from edgec.targets.fpga.artifact import COMPILERS, read_project
 from edgec.targets.fpga.project import DDR_WEIGHTS, streamed, unstreamed
 
 FLAGS = ("-O2", "-std=c++14", "-Wno-unknown-pragmas", "-Isrc", "-Istubs")
-COMPILERS = ("g++", "clang++", "c++")
 
 
 class SimulatedDevice(Device):
