@@ -183,6 +183,7 @@ LAYERS: dict[str, tuple[Callable[[Graph], str], float, int | None]] = {
     "table": (lambda g: g.add("Sigmoid", g.input(1, 6, 5, 7)), 1 / 256, -128),
     "classifier": (classifier, 1 / 256, -128),
     "exact sums": (lambda g: g.add("MatMul", f"{g.input(1, 37)} {g.weights(37, 13, axis=1)}"), 0.0, None),
+    "exact sums of windows": (lambda g: conv(g, g.input(1, 4, 7, 6), (4, 5), pads=[1, 1, 1, 1]), 0.0, None),
 }  # fmt: skip
 
 

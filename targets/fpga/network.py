@@ -204,9 +204,10 @@ class _Reader:
             refuse("something computes in floats with its result", QUANTISE)
         self._reals[str(node.outputs[0].name)] = port
 
-    def exact_gemm(self, node: ir.Node) -> None:
-        """A dense layer with real outputs: its sums leave the network."""
-        layer, multiplier = _exact_product(self, node)
+    def exact_product(self, node: ir.Node) -> None:
+        """A layer with real outputs: its sums leave the network."""
+        make = _exact_dense if node.op_type == "GemmDequantize" else _exact_convolution
+        layer, multiplier = make(self, node)
         self.layers[layer.output] = layer
         rows = layer.result
         bytes_ = Feature(rows.height, rows.width, 4 * rows.channels)
@@ -292,29 +293,56 @@ def _scale(node: ir.Node, index: int) -> Scale:
 def _convolution(reader: _Reader, node: ir.Node) -> None:
     """Multipliers are made as the lowering of QLinearConv makes them: in float32, from float32 scales."""
     facts = reader.facts(node, node.inputs[0])
-    source: Feature = facts["source"]
-    kernel = _constant(node, 3, "weights")
-    x_zero, y_zero = _scale(node, 1).zero, _scale(node, 6).zero
+    kernel, window = _kernel(node, facts["source"])
     scales = [_constant(node, index, "scale").reshape(-1).astype(np.float32) for index in (1, 4, 6)]
+    bias = np.zeros(kernel.shape[0], np.int64) if len(node.inputs) < 9 else _constant(node, 8, "bias").astype(np.int64)
+    total = bias - _zero_sums(kernel, window.fill)
+    multiplier = np.broadcast_to(scales[0] * scales[1] / scales[2], total.shape).astype(np.float32)
+    end = _requantisation(total, multiplier, _scale(node, 6).zero)
+    if attribute(node, "group", 1) == facts["source"].channels == kernel.shape[0] and kernel.shape[1] == 1:
+        weights = np.ascontiguousarray(kernel[:, 0].transpose(1, 2, 0).reshape(window.taps, -1))
+        reader.add(node, Depthwise(**facts, window=window, weights=weights, end=end))
+        return
+    reader.add(node, Product(**facts, **_dense_convolution(node, facts, kernel, window), end=end))
+
+
+def _exact_convolution(reader: _Reader, node: ir.Node) -> tuple[ExactProduct, Array]:
+    """The layer, and what makes its sums real."""
+    facts = reader.facts(node, node.inputs[0], real=True)
+    kernel, window = _kernel(node, facts["source"])
+    start = _constant(node, 6, "bias").astype(np.int64) - _zero_sums(kernel, window.fill)
+    multiplier = _scale(node, 1).scale * _constant(node, 4, "scale").astype(np.float64)
+    layer = ExactProduct(**facts, **_dense_convolution(node, facts, kernel, window), end=_exact(start))
+    return layer, np.broadcast_to(multiplier, start.shape).astype(np.float32)
+
+
+def _exact(start: Array) -> Requantisation:
+    """Sums with a bias, and nothing behind them."""
+    return Requantisation(start.astype(np.int32), np.zeros(start.shape, np.float32), 0)
+
+
+def _kernel(node: ir.Node, source: Feature) -> tuple[Array, Window]:
+    """The weights of a convolution, int8 [co, ci / groups, kh, kw], and its window with the zero point around."""
+    kernel = _constant(node, 3, "weights")
     if kernel.dtype != np.int8 or _constant(node, 5, "zero point of the weights").any():
         refuse("its weights are not symmetric int8", "quantise weights with the zero point 0")
     if kernel.ndim not in (3, 4):
         refuse("it has more than two spatial axes", "compile it for a CPU target")
-    window = _window(node, source, kernel.shape[2:], x_zero)
-    kernel = kernel[:, :, None, :] if kernel.ndim == 3 else kernel
-    bias = np.zeros(kernel.shape[0], np.int64) if len(node.inputs) < 9 else _constant(node, 8, "bias").astype(np.int64)
-    total = bias - x_zero * kernel.reshape(kernel.shape[0], -1).sum(1, dtype=np.int64)
-    multiplier = np.broadcast_to(scales[0] * scales[1] / scales[2], total.shape).astype(np.float32)
-    end = _requantisation(total, multiplier, y_zero)
-    groups = attribute(node, "group", 1)
-    if groups == source.channels == kernel.shape[0] and kernel.shape[1] == 1:
-        weights = np.ascontiguousarray(kernel[:, 0].transpose(1, 2, 0).reshape(window.taps, -1))
-        reader.add(node, Depthwise(**facts, window=window, weights=weights, end=end))
-        return
-    dense = _ungrouped(kernel, groups).transpose(2, 3, 1, 0)
-    weights = np.ascontiguousarray(dense.reshape(-1, kernel.shape[0]))
+    window = _window(node, source, kernel.shape[2:], _scale(node, 1).zero)
+    return kernel[:, :, None, :] if kernel.ndim == 3 else kernel, window
+
+
+def _zero_sums(kernel: Array, zero: int) -> Array:
+    """What the input's zero point adds to every sum."""
+    return np.asarray(zero * kernel.reshape(kernel.shape[0], -1).sum(1, dtype=np.int64))
+
+
+def _dense_convolution(node: ir.Node, facts: Mapping[str, Any], kernel: Array, window: Window) -> dict[str, Any]:
+    """Weights [taps · ci, co], and the window; none for one that takes pixels as they come."""
+    dense = _ungrouped(kernel, attribute(node, "group", 1)).transpose(2, 3, 1, 0)
     plain = window.taps == 1 and window.stride == (1, 1) and window.pads == (0, 0) and _same_pixels(facts)
-    reader.add(node, Product(**facts, window=None if plain else window, weights=weights, end=end))
+    weights = np.ascontiguousarray(dense.reshape(-1, kernel.shape[0]))
+    return {"weights": weights, "window": None if plain else window}
 
 
 def _same_pixels(facts: Mapping[str, Any]) -> bool:
@@ -359,11 +387,10 @@ def _gemm(reader: _Reader, node: ir.Node) -> None:
     reader.add(node, Product(**facts, window=None, weights=weights, end=end))
 
 
-def _exact_product(reader: _Reader, node: ir.Node) -> tuple[ExactProduct, Array]:
+def _exact_dense(reader: _Reader, node: ir.Node) -> tuple[ExactProduct, Array]:
     """The layer, and what makes its sums real."""
     facts, weights, start, multiplier = _dense(reader, node, 1.0)
-    end = Requantisation(start.astype(np.int32), np.zeros(start.shape, np.float32), 0)
-    return ExactProduct(**facts, window=None, weights=weights, end=end), multiplier
+    return ExactProduct(**facts, window=None, weights=weights, end=_exact(start)), multiplier
 
 
 def _dense(reader: _Reader, node: ir.Node, step: float) -> tuple[dict[str, Any], Array, Array, Array]:
@@ -490,7 +517,8 @@ _RULES: Mapping[tuple[str, str], Callable[[_Reader, ir.Node], None]] = {
     ("", "Squeeze"): _reshape,
     ("", "Unsqueeze"): _reshape,
     ("edgec", "QLinearGemm"): _gemm,
-    ("edgec", "GemmDequantize"): _Reader.exact_gemm,
+    ("edgec", "ConvDequantize"): _Reader.exact_product,
+    ("edgec", "GemmDequantize"): _Reader.exact_product,
     ("edgec", "QLinearAdd"): _sum,
     ("edgec", "QLinearSub"): _sum,
     ("edgec", "Table"): _table,
