@@ -334,6 +334,10 @@ def test_model_that_is_too_large_names_the_layer_and_a_board(tmp_path: Path) -> 
     network = network_of(g.build(x))
     with pytest.raises(EdgecError, match=r"does not fit pynq-z2: .* bram18 of .* for node '.*'; compile it for"):
         solve(network, load_board("pynq-z2"))
+    g = Graph()
+    x = g.pair(conv(g, g.input(1, 512, 8, 8), (512, 1024), (3, 3), pads=[1, 1, 1, 1]), STEP)
+    with pytest.raises(EdgecError, match=r"; prune it to \d+% of its weights"):
+        solve(network_of(g.build(x)), load_board("pynq-z2"))
 
 
 def test_goal_is_for_boards_only(sample_model: Path, tmp_path: Path) -> None:

@@ -173,7 +173,9 @@ def _too_large(solver: _Solver) -> str:
     kind = max(Resources.names(), key=lambda name: getattr(used, name) / max(getattr(budget, name), 1))
     worst = max(design.estimate.layers, key=lambda layer: getattr(layer, kind))
     boards = [name for name in board_names() if _fits(network, name)]
-    way = f"compile it for {' or '.join(boards)}" if boards else "prune it, or quantise its weights to 4 bits"
+    share = getattr(budget, kind) / getattr(used, kind)
+    smaller = f"prune it to {share:.0%} of its weights, or quantise them to as many fewer bits"
+    way = f"compile it for {' or '.join(boards)}" if boards else smaller
     return (
         f"'{network.name}' does not fit {board.name}: its smallest design takes {getattr(used, kind):,} {kind} of "
         f"{getattr(budget, kind):,}, {getattr(worst, kind):,} of them for node '{worst.node}'; {way}"
