@@ -22,6 +22,7 @@ from edgec.errors import EdgecError
 from edgec.memory import ALIGNMENT
 from edgec.program import ARENA, CONSTANT, INPUT, Buffer, Program, Tensor
 from edgec.runtimes.build import SOURCE_FOLDER
+from edgec.targets.fpga.artifact import is_project, read_project
 from edgec.toolchain import Toolchain, find_toolchain
 
 if TYPE_CHECKING:
@@ -180,7 +181,9 @@ def _with_trailer(data: bytes, manifest: bytes) -> bytes:
 
 
 def is_artifact(path: Path) -> bool:
-    """Whether the file at ``path`` looks like an artifact rather than a model; it may still be damaged."""
+    """Whether ``path`` looks like an artifact rather than a model; it may still be damaged."""
+    if is_project(path):
+        return True
     try:
         with path.open("rb") as file:
             return file.read(len(ELF_MAGIC)) == ELF_MAGIC
@@ -191,9 +194,13 @@ def is_artifact(path: Path) -> bool:
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of the artifact at ``path``, checked against its digest, without executing the file.
 
+    An FPGA project has no digest: its sources may be changed, and what runs is built from them.
+
     Raises:
         EdgecError: not an artifact, truncated, or changed since it was written.
     """
+    if is_project(path):
+        return read_project(path)
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -144,6 +144,10 @@ def bench(
     """
     from edgec.runtimes.python.session import Session
 
+    if Path(artifact).is_dir():
+        raise EdgecError(
+            f"'{artifact}' is an FPGA project, whose speed a C simulation does not show; edgec inspect has the estimate"
+        )
     if open_device(device).is_emulated:
         raise EdgecError(
             "an emulator's time is not a device's latency; bench on the device, or count the instructions of the "

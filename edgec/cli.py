@@ -122,10 +122,13 @@ def compile_model(
         float | None, typer.Option(metavar="MINUTES", help="Measure plans of the kernels so long, and take the best.")
     ] = None,
     tune_db: TuneDb = None,
+    fps: Annotated[
+        float | None, typer.Option(min=0.001, help="FPGA boards: frames a second to reach; by default as many as fit.")
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say what the passes left alone, and why.")] = False,
     json: Json = False,
 ) -> None:
-    """Compile a model into one shared object, and write the manifest and report beside it as OUT.json."""
+    """Compile a model into one shared object, or an HLS project for an FPGA board, and write a report as OUT.json."""
     from edgec.compiler import compile
     from edgec.shapes import parse_shape_flags
     from edgec.transformation import transform
@@ -142,7 +145,7 @@ def compile_model(
     with console.progress() as progress:
         compiled = compile(
             model, target, output, shapes=shapes, passes=names, check=check, prune=prune, calib=calib, tune=tune,
-            tune_db=tune_db, progress=progress,
+            tune_db=tune_db, fps=fps, progress=progress,
         )  # fmt: skip
     results = {"artifact": compiled.path, **compiled.report.as_dict()}
     _show(results, json, lambda: tables.print_compiled(compiled, explain))
@@ -216,7 +219,7 @@ def run(
     from edgec.data import batch_size, load_npz, save_npz, specs, summarise_array
     from edgec.devices import open_device
 
-    where = open_device(device)
+    where = open_device(device, artifact)
     inputs = specs(read_manifest(artifact)["inputs"])
     samples = load_npz(input, inputs)
     if output:
@@ -389,10 +392,12 @@ def inspect(
 @app.command()
 def targets(json: Json = False) -> None:
     """List what edgec compiles for."""
+    from edgec.targets.fpga.board import board_names, load_board
     from edgec.targets.target import load_target, target_names
 
-    known = [load_target(name) for name in target_names()]
-    _show(known, json, lambda: tables.print_targets(known))
+    processors = [load_target(name) for name in target_names()]
+    boards = [load_board(name) for name in board_names()]
+    _show([*processors, *boards], json, lambda: tables.print_targets(processors, boards))
 
 
 @app.command()

@@ -56,15 +56,16 @@ def compile(
     tune: float | None = None,
     tune_db: str | os.PathLike[str] | None = None,
     device: str | None = None,
+    fps: float | None = None,
     progress: Progress | None = None,
 ) -> Compiled:
-    """Compile ``model`` for ``target`` into one shared object.
+    """Compile ``model`` for ``target`` into one shared object, or into an HLS project for an FPGA board.
 
     Args:
         model: an ONNX file, or a model in memory.
         target: one of ``edgec targets``.
-        output: the artifact; ``<model>.so`` in the working folder by default. The manifest and the report are
-            written beside it, as ``<output>.json``.
+        output: the artifact; ``<model>.so`` in the working folder by default, and for an FPGA board the folder
+            ``<model>-<target>``. The manifest and the report are written beside it, as ``<output>.json``.
         shapes: pins dynamic inputs, e.g. ``{"input": (1, 3, 224, 224)}``.
         passes: names of passes, in the order in which they run; all of them by default.
         check: samples on which ONNX Runtime compares the model after each pass with the original (with the
@@ -77,6 +78,7 @@ def compile(
         tune_db: the file of tuning records that plans are chosen by, and that new ones are added to; by default
             those that come with edgec, and with ``tune`` a file in the user's cache.
         device: where plans are measured (see :func:`edgec.tuning.meter_for`).
+        fps: frames a second that an FPGA is to reach with as little as possible; by default as many as fit.
         progress: told (what, done, total) as the work goes on.
 
     Raises:
@@ -91,18 +93,26 @@ def compile(
     from edgec.pruning import prune_graph, settings_for
     from edgec.summary import summarise
     from edgec.targets.cpu.backend import compile_program
-    from edgec.targets.target import load_target
+    from edgec.targets.fpga.board import Board
+    from edgec.targets.target import resolve_target
     from edgec.toolchain import find_toolchain
     from edgec.transformation import apply_passes
     from edgec.tuning import records_for
 
     tell = progress or (lambda what, done, total: None)
     clock = _Clock()
-    chosen = load_target(target)
+    chosen = resolve_target(target)
     selected = select(passes, activation_dtype=chosen.activation_dtype)
-    find_toolchain(chosen.triple)
-    path = Path(output) if output is not None else Path(f"{_name(model)}.so")
-    check_writable(path)
+    path = Path(output) if output is not None else chosen.default_output(_name(model))
+    if isinstance(chosen, Board):
+        from edgec.targets.fpga.artifact import check_project_path
+
+        check_project_path(path)
+    elif fps is not None:
+        raise EdgecError(f"--fps is a goal for FPGA boards, and {target} is none; leave it out")
+    else:
+        find_toolchain(chosen.triple)
+        check_writable(path)
     check_writable(manifest_path(path))
 
     tell("import", 0, 1)
@@ -114,6 +124,18 @@ def compile(
     if pruned:  # which has run the passes before
         reports = (*pruned, *(each for each in reports if each.matched or each.before != each.after))
     clock.lap("passes")
+    model_facts = {
+        "sha256": _digest(model), "opset": graph.opset_imports.get("", 0), "nodes": original.nodes,
+        "parameters": original.parameters, "macs": original.macs,
+    }  # fmt: skip
+    if isinstance(chosen, Board):
+        from edgec.targets.fpga.backend import compile_project
+
+        made = compile_project(graph, _name(model), chosen, path, fps, {"model": model_facts}, tell)
+        clock.lap("project")
+        project_report = made.report(reports, clock.laps)
+        write_atomically({manifest_path(path): json.dumps(project_report.as_dict(), indent=1).encode()})
+        return Compiled(path, made.manifest, project_report)
     program = lower(graph)
     program.name = _name(model)
     fusion.fuse(program)
@@ -126,10 +148,7 @@ def compile(
     clock.lap("kernels")
     tell("link", 0, 1)
     facts = _manifest(program, code, chosen, lifetimes)
-    facts["model"] = {
-        "sha256": _digest(model), "opset": graph.opset_imports.get("", 0), "nodes": original.nodes,
-        "parameters": original.parameters, "macs": original.macs,
-    }  # fmt: skip
+    facts["model"] = model_facts
     data, manifest = build_artifact(program, code, chosen, facts)
     clock.lap("link")
     nodes = tuple(call.step.nodes for call in code.calls)

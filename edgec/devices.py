@@ -204,13 +204,17 @@ def emulate(
     _emulate(command, folder)
 
 
-def open_device(url: str) -> Device:
-    """The device for ``local`` or ``qemu[:cpu]``.
+def open_device(url: str, artifact: Path | None = None) -> Device:
+    """The device for ``local`` or ``qemu[:cpu]``; an FPGA project's own is its C simulation, here.
 
     Raises:
         EdgecError: any other URL; says which work.
     """
     kind, colon, cpu = url.partition(":")
+    if url == "local" and artifact is not None and artifact.is_dir():
+        from edgec.targets.fpga.simulation import SimulatedDevice
+
+        return SimulatedDevice()
     if url == "local":
         return LocalDevice()
     if kind == "qemu" and bool(colon) == bool(cpu):

@@ -15,6 +15,7 @@ from importlib import metadata
 from edgec.devices import EMULATORS
 from edgec.errors import EdgecError
 from edgec.runtimes.build import cache_folder
+from edgec.targets.fpga.artifact import COMPILERS
 from edgec.targets.target import host_target, load_target, target_names
 from edgec.toolchain import ZIG_TARGETS, find_toolchain
 from edgec.tvm_adapter import TVM_PAIR
@@ -44,7 +45,7 @@ class Check:
 
 def examine() -> list[Check]:
     """Every check, the needed ones first."""
-    checks = [*_python(), *_compilers(), _cache(), _processor(), *_emulator(), *_extras()]
+    checks = [*_python(), *_compilers(), _cache(), _processor(), *_emulator(), _simulator(), *_extras()]
     return sorted(checks, key=lambda check: not check.needed)
 
 
@@ -118,6 +119,12 @@ def _emulator() -> Iterator[Check]:
         )  # fmt: skip
 
 
+def _simulator() -> Check:
+    found = next((path for path in map(shutil.which, COMPILERS) if path), None)
+    remedy = "" if found else "apt-get install g++"
+    return Check("C++ compiler (C simulation of FPGA projects)", found is not None, found or "missing", False, remedy)
+
+
 def _qemu_version(path: str) -> str:
     done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
     match = re.search(r"version (\S+)", done.stdout)
@@ -125,11 +132,12 @@ def _qemu_version(path: str) -> str:
 
 
 def _extras() -> Iterator[Check]:
-    extras = {"ziglang": "cross", "pillow": "vision", "openvino": "peers"}
+    extras = {"ziglang": "cross", "pillow": "vision", "openvino": "peers", "jinja2": "fpga"}
     uses = {
         "ziglang": f"builds for {', '.join(ZIG_TARGETS)}",
         "pillow": "reads folders of images",
         "openvino": "bench --against openvino",
+        "jinja2": "writes FPGA projects",
     }
     for package, extra in extras.items():
         found = _version(package)

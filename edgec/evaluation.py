@@ -73,7 +73,7 @@ def evaluate(
     Raises:
         EdgecError: something does not fit, or there is neither a label nor a reference to judge by.
     """
-    where = open_device(device)
+    where = open_device(device, path)
     peer = None if is_artifact(path) else _reference(path, where, threads, shapes)
     inputs = peer.inputs if peer else specs(read_manifest(path)["inputs"])
     samples = load_samples(data, inputs, preprocess)

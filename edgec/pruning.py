@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgec.passes.prune.activations import Sample
     from edgec.passes.prune.coupling import Coupling
     from edgec.passes.prune.pruning import Settings
+    from edgec.targets.fpga.board import Board
     from edgec.targets.target import Target
 
 Calibration = str | os.PathLike[str] | Iterable[Mapping[str, np.ndarray]]
@@ -272,7 +273,7 @@ def prune_graph(graph: ir.Model, settings: Settings, calib: Calibration | None) 
     return (*run(graph, passes), Prune(settings, _samples(graph, calib)).apply(graph))
 
 
-def settings_for(fraction: float, target: Target, **choices: Any) -> Settings:
+def settings_for(fraction: float, target: Target | Board, **choices: Any) -> Settings:
     """The default settings, with channels rounded to the target's vectors."""
     from edgec.passes.prune.allocation import Limits
     from edgec.passes.prune.pruning import Settings

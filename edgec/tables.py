@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgec.inspection import ModelInspection
     from edgec.passes.base import PassReport
     from edgec.pruning import Comparison, Prunable
+    from edgec.targets.fpga.board import Board
     from edgec.targets.target import Target
     from edgec.transformation import Transformed
     from edgec.tuning import Tuned
@@ -53,6 +54,9 @@ def print_compiled(compiled: Compiled, explain: bool) -> None:
     """Passes, sizes and times of a compilation."""
     report, facts = compiled.report, compiled.manifest
     _print_passes(report.passes, explain)
+    if "layers" in facts:
+        print_project(compiled.path, facts)
+        return
     slack = facts["arena_bytes"] / (facts["arena_lower_bound"] or 1)
     print_table(
         f"{compiled.path} for {facts['target']} ({facts['triple']}, {facts['cpu']}): "
@@ -92,6 +96,26 @@ def print_tuned(found: Tuned) -> None:
 
 def _thousandth(value: float | None) -> float | None:
     return None if value is None else value / 1e3
+
+
+def print_project(path: Path, facts: Mapping[str, Any]) -> None:
+    """The design of an FPGA project: by layer, and in all beside the board's budget. All numbers are estimates."""
+    print_table(
+        f"{path} for {facts['target']} ({facts['part']}, {facts['clock_mhz']} MHz), estimates by layer",
+        ("layer", "kind", "SIMD", "PE", "multiplier", "weights", "bits", "cycles", "DSP", "LUT", "BRAM 18k"),
+        (
+            (x["name"], x["kind"], x["simd"], x["pe"], x["multiplier"], x["weights"], x["weight_bits"] or "",
+             f"{x['cycles']:,}", x["dsp"], x["lut"], x["bram18"])
+            for x in facts["layers"]
+        ),
+    )  # fmt: skip
+    used, budget = facts["resources"], facts["budget"]
+    print_table(
+        f"estimated: {facts['frames_per_second']:,.0f} frames/s, a frame every {facts['interval']:,} cycles, "
+        f"{facts['ddr_bytes_per_frame']:,} bytes of weights from DDR memory a frame",
+        ("", "used", "budget", "share %"),
+        ((name, f"{used[name]:,}", f"{budget[name]:,}", round(100 * used[name] / budget[name])) for name in used),
+    )
 
 
 def _change(before: int, after: int) -> str:
@@ -232,6 +256,9 @@ def print_model(path: Path, found: ModelInspection) -> None:
 
 def print_manifest(path: Path, facts: Mapping[str, Any]) -> None:
     """Target, versions, inputs and outputs, steps, and the memory plan of an artifact."""
+    if "layers" in facts:
+        print_project(path, facts)
+        return
     features = " ".join(facts["features"]) or "none"
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     print_text(
@@ -268,12 +295,17 @@ def _print_memory(facts: Mapping[str, Any]) -> None:
         print_text("\n".join(["offset, by step:", *drawing]))
 
 
-def print_targets(targets: Sequence[Target]) -> None:
+def print_targets(targets: Sequence[Target], boards: Sequence[Board]) -> None:
     """What there is to compile for."""
     print_table(
         "targets",
         ("name", "", "system", "CPU", "features", "vector bits"),
         ((t.name, t.description, t.triple, t.cpu, " ".join(t.features), 8 * t.vector_bytes) for t in targets),
+    )
+    print_table(
+        "FPGA boards",
+        ("name", "", "part", "DSP", "LUT", "BRAM 18k", "MHz"),
+        ((b.name, b.description, b.part, b.dsp, f"{b.lut:,}", b.bram18, b.clock_mhz) for b in boards),
     )
 
 

@@ -16,6 +16,7 @@ else:
     import tomli as tomllib
 
 from edgec.errors import EdgecError
+from edgec.targets.fpga.board import Board, board_names, load_board
 
 TARGET_FOLDER = Path(__file__).parent
 
@@ -59,27 +60,41 @@ class Target:
         """In which 8-bit integers the products of this processor read their activations: x86 takes unsigned ones."""
         return "uint8" if self.arch == "x86_64" else "int8"
 
+    def default_output(self, name: str) -> Path:
+        """Where the artifact of the model called ``name`` goes unless told otherwise."""
+        return Path(f"{name}.so")
+
     def lanes(self, dtype_bytes: int) -> int:
         """Vector lanes that kernels use for an element size: a register's worth of at least 32-bit lanes."""
         return self.vector_bytes // max(4, dtype_bytes)
 
 
 def target_names() -> list[str]:
-    """Every target that ``--target`` takes."""
+    """Every processor that ``--target`` takes; it also takes :func:`edgec.targets.fpga.board.board_names`."""
     return ["host", *sorted(path.stem for path in TARGET_FOLDER.glob("*.toml"))]
 
 
-def load_target(name: str) -> Target:
-    """The target called ``name``.
+def resolve_target(name: str) -> Target | Board:
+    """The processor or the FPGA board called ``name``.
 
     Raises:
         EdgecError: if there is none, with the names there are.
+    """
+    return load_board(name) if name in board_names() else load_target(name)
+
+
+def load_target(name: str) -> Target:
+    """The processor called ``name``.
+
+    Raises:
+        EdgecError: if there is none, with the names of all targets.
     """
     if name == "host":
         return host_target()
     path = TARGET_FOLDER / f"{name}.toml"
     if name not in target_names():
-        raise EdgecError(f"there is no target '{name}'; edgec knows {', '.join(target_names())} (see: edgec targets)")
+        known = [*target_names(), *board_names()]
+        raise EdgecError(f"there is no target '{name}'; edgec knows {', '.join(known)} (see: edgec targets)")
     fields = tomllib.loads(path.read_text(encoding="utf-8"))
     return Target(name=name, **{**fields, "features": tuple(fields["features"])})
 

@@ -83,5 +83,7 @@ def data_files() -> list[Path]:
     """What the package needs beside its Python modules, as paths within it."""
     runtime = ROOT / "runtimes" / "c"
     sources = [path for folder in ("src", "include", "tools", "cmake") for path in (runtime / folder).rglob("*.*")]
-    targets = (ROOT / "targets").rglob("*.toml")
+    targets = list((ROOT / "targets").rglob("*.toml"))
+    for folder in ("include", "stubs", "templates", "verilog"):
+        targets += (ROOT / "targets" / "fpga" / folder).iterdir()
     return [path.relative_to(ROOT) for path in [*sources, runtime / "CMakeLists.txt", *targets]]

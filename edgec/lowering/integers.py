@@ -97,6 +97,18 @@ def lower_table(ctx: Lowering, node: ir.Node) -> None:
     ctx.compute(out, lambda ops, *i: ops.load(table, _centred(ops.load(x, *i), first)))
 
 
+def sum_rule(left: Scale, right: Scale, result: Scale, sign: int) -> tuple[list[int], int, int]:
+    """The factors, the offset and the shift of a ± b on the grid of its result: (a · M_a + b · M_b + offset) >> k."""
+    ratios = [left.scale / result.scale, sign * right.scale / result.scale]
+    shift = min(FACTOR_BITS - 1 - floor(log2(max(map(abs, ratios)))), _SUM_BITS)
+    if shift < 1:
+        refuse(
+            "its output's scale is a millionth of an input's", "quantise the model with a wider range for its output"
+        )
+    factors = [round(ratio * 2**shift) for ratio in ratios]
+    return factors, 2 ** (shift - 1) - left.zero * factors[0] - right.zero * factors[1], shift
+
+
 @lowers("QLinearAdd", "QLinearSub", domain="edgec")
 def lower_qlinear_add(ctx: Lowering, node: ir.Node) -> None:
     a, b, dtype = ctx.input(node, 0), ctx.input(node, 3), dtype_of(node.outputs[0])
@@ -268,14 +280,18 @@ def lower_qlinear_average_pool(ctx: Lowering, node: ir.Node) -> None:
     ctx.compute(out, summed(x, taps, rule, "int32"), reduce=taps.window.kernel, reducer="sum", epilogue=finish)
 
 
+def exponentials(scale: float, count: int) -> np.ndarray:
+    """E of a softmax over ``count`` elements in steps of ``scale``: int32[256]."""
+    bits = _SUM_BITS - (count - 1).bit_length()
+    return np.rint(np.exp(-scale * np.arange(256.0)) * 2**bits).astype(np.int32)
+
+
 @lowers("QLinearSoftmax", domain="edgec")
 def lower_qlinear_softmax(ctx: Lowering, node: ir.Node) -> None:
     x, dtype = ctx.input(node, 0), dtype_of(node.outputs[0])
     given, result = Scale.of(ctx, node, 1), Scale.of(ctx, node, 3)
     axis = attribute(node, "axis", -1) % len(x.shape)
-    bits = _SUM_BITS - (x.shape[axis] - 1).bit_length()
-    powers = np.rint(np.exp(-given.scale * np.arange(256.0)) * 2**bits).astype(np.int32)
-    table = ctx.constant(powers, "exponentials")
+    table = ctx.constant(exponentials(given.scale, x.shape[axis]), "exponentials")
     top = reduce_view(ctx, x, [axis], x.dtype, "max", lambda ops, *i: ops.load(x, *i)).broadcast_to(x.shape)
 
     def power(ops: Operands, *i: Expr) -> Expr:
