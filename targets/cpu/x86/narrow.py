@@ -107,7 +107,7 @@ def _special(isa: Isa, node: Expr, value_of: Callable[[Expr], Any], operands: Se
     found = narrowing(node)
     if found is not None:
         return _narrow(isa, found, value_of(found.value), bind)
-    if node.op == "saturate" and lanes_of(value_of(node.args[0])) % GROUP == 0:
+    if node.op == "saturate" and node.dtype == "int32" and lanes_of(value_of(node.args[0])) % GROUP == 0:
         return _round(isa, _saturation(node), value_of(node.args[0]), bind)
     return None
 
