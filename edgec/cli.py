@@ -55,6 +55,10 @@ Device = Annotated[
         metavar="URL", help="Where it runs: local, or qemu[:CPU], which emulates the artifact's CPU or another."
     ),
 ]
+Preprocess = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.toml", help="How images become inputs: layout, resize, crop, mean, scale, order."),
+]
 Threads = Annotated[int, typer.Option(min=1, max=64, help="How many threads share the work of a run.")]
 TuneDb = Annotated[
     Path | None,
@@ -115,8 +119,23 @@ def compile_model(
     prune: Annotated[
         float, typer.Option(metavar="FRACTION", min=0, max=0.9, help="Share of the MACs to remove, structured.")
     ] = 0.0,
+    quantize: Annotated[
+        str, typer.Option(metavar="none|int8", help="Make 8-bit integers of weights and activations.")
+    ] = "none",
     calib: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="An .npz named as for run: samples to prune by, without labels.")
+        Path | None,
+        typer.Option(metavar="PATH", help="Typical inputs to prune and quantise by: an .npz, or a folder of images."),
+    ] = None,
+    preprocess: Preprocess = None,
+    evaluation: Annotated[
+        Path | None, typer.Option("--eval", metavar="PATH", help="Labelled samples to measure the loss on.")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(metavar="POINTS", help="Points that may be lost: layers get more bits until it is no more."),
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="How to quantise: OUT.recipe.toml of before, edited.")
     ] = None,
     tune: Annotated[
         float | None, typer.Option(metavar="MINUTES", help="Measure plans of the kernels so long, and take the best.")
@@ -144,7 +163,8 @@ def compile_model(
         return
     with console.progress() as progress:
         compiled = compile(
-            model, target, output, shapes=shapes, passes=names, check=check, prune=prune, calib=calib, tune=tune,
+            model, target, output, shapes=shapes, passes=names, check=check, prune=prune, quantize=quantize,
+            calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe, tune=tune,
             tune_db=tune_db, fps=fps, progress=progress,
         )  # fmt: skip
     results = {"artifact": compiled.path, **compiled.report.as_dict()}
@@ -282,10 +302,7 @@ def evaluate_model(
             help="An .npz with arrays named as the inputs, and labels; or a folder of images and labels.csv.",
         ),
     ],
-    preprocess: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.toml", help="How images become inputs: layout, resize, crop, mean, scale, order."),
-    ] = None,
+    preprocess: Preprocess = None,
     reference: Annotated[
         Path | None, typer.Option(metavar="MODEL.onnx", help="Compare the outputs with this model's.")
     ] = None,
@@ -387,6 +404,26 @@ def inspect(
     else:
         found = inspect_model(path, parse_shape_flags(shape or ()))
         _show(found, json, lambda: tables.print_model(path, found))
+
+
+@app.command()
+def diff(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The float ONNX file.")],
+    quantised: Annotated[
+        Path, typer.Argument(metavar="ARTIFACT", help="What edgec compile --quantize wrote, or a quantised ONNX file.")
+    ],
+    calib: Annotated[Path, typer.Option(metavar="PATH", help="Typical inputs: an .npz, or a folder of images.")],
+    preprocess: Preprocess = None,
+    shape: Shapes = None,
+    json: Json = False,
+) -> None:
+    """Show what each layer's quantisation costs, and name the layer that lost most."""
+    from edgec.layer_errors import compare_layers
+    from edgec.shapes import parse_shape_flags
+
+    with console.progress() as progress:
+        errors = compare_layers(model, quantised, calib, preprocess, parse_shape_flags(shape or ()), progress)
+    _show(errors, json, lambda: tables.print_layer_errors(errors))
 
 
 @app.command()

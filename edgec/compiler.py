@@ -20,15 +20,18 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
+    from edgec.calibration import Calibration, Source
     from edgec.memory import Lifetime
+    from edgec.passes.base import Pass, PassReport
+    from edgec.passes.quantize import Recipe
     from edgec.program import Program
-    from edgec.pruning import Calibration
+    from edgec.quantisation import Options, Quantisation
     from edgec.targets.cpu.backend import Code
+    from edgec.targets.fpga.board import Board
     from edgec.targets.target import Target
     from edgec.transformation import Check
     from edgec.tuning import Tuned
 
-Source = "str | os.PathLike[str] | onnx.ModelProto | ir.Model"
 Progress = Callable[[str, int, int], None]
 """Told (what, done, total) while work goes on."""
 
@@ -52,7 +55,12 @@ def compile(
     passes: Sequence[str] | None = None,
     check: Check | None = None,
     prune: float = 0.0,
-    calib: Calibration | None = None,
+    quantize: str = "none",
+    calib: Source | None = None,
+    preprocess: str | os.PathLike[str] | None = None,
+    eval: Source | None = None,
+    max_drop: float | None = None,
+    recipe: str | os.PathLike[str] | Recipe | None = None,
     tune: float | None = None,
     tune_db: str | os.PathLike[str] | None = None,
     device: str | None = None,
@@ -72,8 +80,15 @@ def compile(
             pruned model, if ``prune`` is given): an ``.npz`` with arrays named as the inputs, or an iterable of
             arrays by input name.
         prune: the share of the MACs to remove by structured pruning, 0 to 0.9.
-        calib: samples to prune by: an ``.npz``, or an iterable of arrays by input name; without any, the weights
-            alone decide.
+        quantize: "none" or "int8": 8-bit integers by post-training quantisation. The recipe and the ONNX models
+            before and after it are written beside the artifact (see :func:`edgec.quantisation.companions`).
+        calib: typical inputs to prune and to quantise by: an ``.npz``, a folder of images, or an iterable of arrays
+            by input name. Without any, pruning goes by the weights alone.
+        preprocess: how images become inputs (TOML), for folders of them.
+        eval: samples, with labels in a file, to measure the quantised model's loss on.
+        max_drop: points that quantisation may lose; layers go back to more bits until it is enough (see
+            :mod:`edgec.guard`).
+        recipe: how to quantise: a :class:`edgec.passes.quantize.Recipe`, or a file of one.
         tune: minutes to spend on measuring plans of the kernels; none by default.
         tune_db: the file of tuning records that plans are chosen by, and that new ones are added to; by default
             those that come with edgec, and with ``tune`` a file in the user's cache.
@@ -87,22 +102,24 @@ def compile(
     """
     from edgec import fusion, memory, tiling
     from edgec.artifact import build_artifact, check_writable, write_atomically
+    from edgec.calibration import load_calibration
     from edgec.graph import load_graph
     from edgec.lowering import lower
     from edgec.passes.pipeline import select
-    from edgec.pruning import prune_graph, settings_for
+    from edgec.quantisation import Options
     from edgec.summary import summarise
     from edgec.targets.cpu.backend import compile_program
     from edgec.targets.fpga.board import Board
     from edgec.targets.target import resolve_target
     from edgec.toolchain import find_toolchain
-    from edgec.transformation import apply_passes
     from edgec.tuning import records_for
 
     tell = progress or (lambda what, done, total: None)
     clock = _Clock()
     chosen = resolve_target(target)
-    selected = select(passes, activation_dtype=chosen.activation_dtype)
+    options = Options(quantize, Path(preprocess) if preprocess is not None else None, eval, max_drop, recipe)
+    options.check(calib is not None, prune > 0)
+    selected = None if passes is None else select(passes, activation_dtype=chosen.activation_dtype)
     path = Path(output) if output is not None else chosen.default_output(_name(model))
     if isinstance(chosen, Board):
         from edgec.targets.fpga.artifact import check_project_path
@@ -119,11 +136,10 @@ def compile(
     graph = load_graph(model, shapes=shapes)
     original = summarise(graph)
     clock.lap("import")
-    pruned = prune_graph(graph, settings_for(prune, chosen), calib) if prune else ()
-    reports = apply_passes(graph, selected, check)
-    if pruned:  # which has run the passes before
-        reports = (*pruned, *(each for each in reports if each.matched or each.before != each.after))
-    clock.lap("passes")
+    calibration = None if calib is None else load_calibration(calib, graph, options.preprocess)
+    graph, reports, quantisation = _transformed(
+        graph, chosen, prune, selected, check, options, calibration, tell, clock
+    )
     model_facts = {
         "sha256": _digest(model), "opset": graph.opset_imports.get("", 0), "nodes": original.nodes,
         "parameters": original.parameters, "macs": original.macs,
@@ -134,7 +150,8 @@ def compile(
         made = compile_project(graph, _name(model), chosen, path, fps, {"model": model_facts}, tell)
         clock.lap("project")
         project_report = made.report(reports, clock.laps)
-        write_atomically({manifest_path(path): json.dumps(project_report.as_dict(), indent=1).encode()})
+        files = {manifest_path(path): json.dumps(project_report.as_dict(), indent=1).encode()}
+        write_atomically(files | (quantisation.files(path) if quantisation else {}))
         return Compiled(path, made.manifest, project_report)
     program = lower(graph)
     program.name = _name(model)
@@ -152,10 +169,36 @@ def compile(
     data, manifest = build_artifact(program, code, chosen, facts)
     clock.lap("link")
     nodes = tuple(call.step.nodes for call in code.calls)
-    report = Report(manifest, reports, nodes, len(data), clock.laps, tuned)
-    write_atomically({manifest_path(path): json.dumps(report.as_dict(), indent=1).encode(), path: data})
+    report = Report(manifest, reports, nodes, len(data), clock.laps, tuned, quantisation)
+    files = {manifest_path(path): json.dumps(report.as_dict(), indent=1).encode()}
+    write_atomically(files | (quantisation.files(path) if quantisation else {}) | {path: data})
     tell("link", 1, 1)
     return Compiled(path, manifest, report, tuned)
+
+
+def _transformed(
+    graph: ir.Model, target: Target | Board, prune: float, passes: Sequence[Pass] | None, check: Check | None,
+    options: Options, calibration: Calibration | None, tell: Progress, clock: _Clock,
+) -> tuple[ir.Model, tuple[PassReport, ...], Quantisation | None]:  # fmt: skip
+    """The graph that is lowered: pruned, through the passes, quantised, and through the passes for integers."""
+    from edgec.passes.pipeline import FLOAT, integer_passes
+    from edgec.pruning import prune_graph, settings_for
+    from edgec.quantisation import quantise_graph
+    from edgec.transformation import apply_passes
+
+    integers = integer_passes(target.activation_dtype)
+    samples = None if calibration is None else calibration.samples
+    pruned = prune_graph(graph, settings_for(prune, target), samples) if prune else ()
+    default = FLOAT if options.quantises else (*FLOAT, *integers)
+    reports = apply_passes(graph, default if passes is None else passes, check)
+    if pruned:  # which has run the passes before
+        reports = (*pruned, *(each for each in reports if each.matched or each.before != each.after))
+    clock.lap("passes")
+    if calibration is None or not options.quantises:
+        return graph, reports, None
+    graph, quantisation = quantise_graph(graph, options, calibration, tell)
+    clock.lap("quantisation")
+    return graph, (*reports, *apply_passes(graph, integers, None)), quantisation
 
 
 def tune(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgec.calibration import Source, load_calibration
 from edgec.errors import EdgecError
 
 if TYPE_CHECKING:
@@ -26,13 +25,6 @@ if TYPE_CHECKING:
     from edgec.passes.prune.pruning import Settings
     from edgec.targets.fpga.board import Board
     from edgec.targets.target import Target
-
-Calibration = str | os.PathLike[str] | Iterable[Mapping[str, np.ndarray]]
-"""Samples without labels: an ``.npz`` with arrays named as the inputs, or arrays by input name."""
-
-MOST_SAMPLES = 2048
-"""Calibration samples that are looked at; more cost time and move little."""
-
 
 CURVE_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 """Of the MACs, at which ``--curve`` prunes."""
@@ -87,7 +79,7 @@ class Comparison:
 
 
 def compare_pruned(
-    model: Path, output: Path, settings: Settings, measure: str, *, calib: Calibration | None, data: Path | None,
+    model: Path, output: Path, settings: Settings, measure: str, *, calib: Source | None, data: Path | None,
     shapes: Mapping[str, Sequence[int]],
 ) -> Comparison:  # fmt: skip
     """Prune ``model``, write it as ``output``, and compare the two on this machine.
@@ -123,7 +115,7 @@ def compare_pruned(
 
 
 def plot_curve(
-    model: Path, output: Path, settings: Settings, *, calib: Calibration | None, data: Path | None,
+    model: Path, output: Path, settings: Settings, *, calib: Source | None, data: Path | None,
     shapes: Mapping[str, Sequence[int]],
 ) -> Comparison:  # fmt: skip
     """Prune ``model`` by growing shares of its MACs, and plot accuracy against latency as an SVG file.
@@ -182,7 +174,7 @@ def draw_curve(versions: Sequence[Version]) -> str:
     )
 
 
-def prune_to_latency(original: ir.Model, settings: Settings, calib: Calibration | None) -> ir.Model:
+def prune_to_latency(original: ir.Model, settings: Settings, calib: Source | None) -> ir.Model:
     """The version with the fewest MACs removed that is faster on this machine by the share: MACs are bisected."""
     samples = _samples(original, calib)
     low, high, best = 0.0, _LARGEST_SHARE, 0.0
@@ -260,7 +252,7 @@ def _latencies(models: Sequence[ir.Model]) -> list[float]:
     return best
 
 
-def prune_graph(graph: ir.Model, settings: Settings, calib: Calibration | None) -> tuple[PassReport, ...]:
+def prune_graph(graph: ir.Model, settings: Settings, calib: Source | None) -> tuple[PassReport, ...]:
     """Fold and prune an imported graph, in place.
 
     Folding comes first, since what is counted and fitted then is what will run; only the score that reads batch
@@ -310,31 +302,6 @@ def _largest(graph: ir.Model, coupling: Coupling) -> float:
     return 1 - cost.total / total if total else 0.0
 
 
-def _samples(graph: ir.Model, calib: Calibration | None) -> list[Sample]:
-    """At most ``MOST_SAMPLES`` samples that fit the graph's inputs."""
-    from edgec.data import TensorSpec, load_npz
-
-    if calib is None:
-        return []
-    inputs = [TensorSpec(str(v.name), v.shape.numpy(), v.dtype.numpy()) for v in graph.graph.inputs]  # type: ignore[union-attr]
-    if isinstance(calib, str | os.PathLike):
-        found: Iterable[Mapping[str, np.ndarray]] = load_npz(Path(calib), inputs)
-    else:
-        found = calib
-    samples: list[Sample] = [dict(sample) for sample in islice(found, MOST_SAMPLES)]
-    if not samples:
-        raise EdgecError("there are no calibration samples; give some with --calib, or leave the flag out")
-    for sample in samples:
-        _check(sample, inputs)
-    return samples
-
-
-def _check(sample: Sample, inputs: Sequence[Any]) -> None:
-    for spec in inputs:
-        array = sample.get(spec.name)
-        if array is None:
-            raise EdgecError(f"a calibration sample has no array for the input {spec}; it holds {', '.join(sample)}")
-        if array.shape != spec.shape or array.dtype != spec.dtype:
-            raise EdgecError(
-                f"a calibration sample has {array.dtype}{list(array.shape)} for the input {spec}; it must fit exactly"
-            )
+def _samples(graph: ir.Model, calib: Source | None) -> list[Sample]:
+    """The calibration samples, checked; none without any."""
+    return [] if calib is None else list(load_calibration(calib, graph).samples)

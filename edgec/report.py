@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgec.passes.base import PassReport
+    from edgec.quantisation import Quantisation
     from edgec.tuning import Tuned
 
 
@@ -21,6 +22,7 @@ class Report:
         artifact_bytes: the artifact file's size.
         seconds: time per stage.
         tuned: what the tuner found, if it ran.
+        quantisation: what was quantised and how well, if anything was.
     """
 
     manifest: dict[str, Any]
@@ -29,6 +31,7 @@ class Report:
     artifact_bytes: int
     seconds: dict[str, float]
     tuned: Tuned | None = None
+    quantisation: Quantisation | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -38,12 +41,14 @@ class Report:
             "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
             "passes": [asdict(report) for report in self.passes],
             "nodes": [list(nodes) for nodes in self.nodes],
+            "quantisation": self.quantisation.as_dict() if self.quantisation else None,
             "tuning": self.tuned.as_dict() if self.tuned else None,
         }
 
     def __str__(self) -> str:
         facts, slack = self.manifest, self.manifest["arena_lower_bound"] or 1
         lines = [str(report) for report in self.passes]
+        lines += [str(self.quantisation)] if self.quantisation else []
         lines += [
             f"steps: {len(facts['steps'])}, {sum(s['macs'] for s in facts['steps']):,} MACs",
             f"weights: {facts['weights_bytes']:,} bytes, artifact: {self.artifact_bytes:,} bytes",

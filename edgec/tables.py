@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from edgec.doctor import Check
     from edgec.evaluation import Evaluation
     from edgec.inspection import ModelInspection
+    from edgec.layer_errors import LayerErrors
     from edgec.passes.base import PassReport
     from edgec.pruning import Comparison, Prunable
+    from edgec.quantisation import Quantisation
     from edgec.targets.fpga.board import Board
     from edgec.targets.target import Target
     from edgec.transformation import Transformed
     from edgec.tuning import Tuned
+
+
+_WORST_LAYERS = 6
 
 
 def print_transformed(done: Transformed, explain: bool) -> None:
@@ -54,6 +59,8 @@ def print_compiled(compiled: Compiled, explain: bool) -> None:
     """Passes, sizes and times of a compilation."""
     report, facts = compiled.report, compiled.manifest
     _print_passes(report.passes, explain)
+    if report.quantisation:
+        print_quantisation(report.quantisation, explain)
     if "layers" in facts:
         print_project(compiled.path, facts)
         return
@@ -72,6 +79,49 @@ def print_compiled(compiled: Compiled, explain: bool) -> None:
         print_tuned(compiled.tuned)
     times = [*report.seconds.items(), ("all", sum(report.seconds.values()))]
     print_table("time", ("stage", "s"), ((stage, round(seconds, 3)) for stage, seconds in times))
+
+
+def print_quantisation(done: Quantisation, explain: bool) -> None:
+    """How the layers were quantised (all, or those that lose most), what is odd about the samples, what was lost."""
+    layers = [layer for layer in done.layers if layer.tensors]
+    if not explain:
+        layers = sorted(layers, key=lambda layer: min(t.sqnr for t in layer.tensors))[:_WORST_LAYERS]
+    print_table(
+        f"quantised by {done.samples} samples: {done.counts}; {done.equalised} tensors equalised"
+        + ("" if explain else f"; the {len(layers)} layers whose tensors lose most (all: --explain)"),
+        ("layer", "operator", "bits", "SQNR of its tensors, dB", "clipped %"),
+        (
+            (
+                layer.name, layer.op, layer.bits, round(min(t.sqnr for t in layer.tensors), 1),
+                round(100 * max(t.clipped for t in layer.tensors), 2),
+            )
+            for layer in layers
+        ),
+    )  # fmt: skip
+    for warning in done.warnings:
+        print_text(f"warning: {warning}")
+    if done.guarded:
+        print_text(str(done.guarded))
+
+
+def print_layer_errors(found: LayerErrors) -> None:
+    """A line for each layer, and which lost most."""
+    timed = any(layer.microseconds is not None for layer in found.layers)
+    heads = ["layer", "operator", "bits", "alone dB", "up to here dB", "weights dB", "reads dB", "range", "clipped %"]
+    rows: list[list[Any]] = []
+    for layer in found.layers:
+        weights = None if layer.weights_alone is None else round(layer.weights_alone, 1)
+        rows.append([
+            layer.name, layer.op, layer.bits, round(layer.alone, 1), round(layer.accumulated, 1), weights,
+            round(layer.activations_alone, 1), f"{layer.low:.3g} … {layer.high:.3g}", round(100 * layer.clipped, 2),
+        ])  # fmt: skip
+        if timed:
+            share = None if layer.time_share is None else round(100 * layer.time_share, 1)
+            rows[-1] += [share, layer.microseconds, layer.float_microseconds]
+    if timed:
+        heads += ["time %", "µs", "float µs"]
+    print_table(f"{found.whole:.1f} dB in all, on {found.samples} samples", heads, rows)
+    print_text(found.verdict)
 
 
 def print_tuned(found: Tuned) -> None:

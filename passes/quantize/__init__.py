@@ -98,7 +98,7 @@ class _Work:
             emitted = emit(self.model, inside, ranges, fits)
         placement, ranges, emitted = self._with_outputs(inside, whole, ranges, statistics, fits, emitted)
         layers = tuple(describe(graph, placement, ranges, fits, statistics))
-        return Quantized(emitted.model, layers, equalised)
+        return Quantized(emitted.model, self.model, layers, equalised)
 
     def _places(
         self, layers: Mapping[str, str], seen: Mapping[ir.Value, tuple[float, float]]

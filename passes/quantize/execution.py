@@ -59,6 +59,11 @@ class ModelRunner:
         """
         return _outputs(self._session, {**sample, **(constants or {})})
 
+    def by_name(self, sample: Sample) -> dict[str, np.ndarray]:
+        """The outputs for one sample, by their names."""
+        names = [output.name for output in self._session.get_outputs()]
+        return dict(zip(names, self.run(sample), strict=True))
+
     def run_all(
         self, samples: Iterable[Sample], constants: Mapping[str, np.ndarray] | None = None
     ) -> list[list[np.ndarray]]:

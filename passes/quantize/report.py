@@ -17,7 +17,7 @@ from edgec.passes.quantize.ranges import Range, Ranges, group_histogram
 from edgec.passes.quantize.statistics import Histogram, Statistics
 from edgec.summary import operator_name
 
-_LOSSLESS = 200.0
+LOSSLESS_DB = 200.0
 """dB that stand for no error at all."""
 
 
@@ -71,11 +71,13 @@ class Quantized:
 
     Attributes:
         model: standard ONNX, integers between QuantizeLinear and DequantizeLinear.
+        twin: the float model that it was made of: the original with its channels equalised.
         layers: one for each node of the model that was quantised, in order.
         equalised: how many tensors had their channels scaled against each other.
     """
 
     model: ir.Model
+    twin: ir.Model
     layers: tuple[LayerQuantization, ...]
     equalised: int
 
@@ -127,7 +129,7 @@ def _activation(value: ir.Value, chosen: Range, histogram: Histogram) -> TensorR
     error = 0.0 if chosen.observer == "exact" else rounding_error(histogram, grid)
     return TensorRange(
         str(value.name), grid.scale, grid.zero, *grid.range, chosen.observer, clipped_share(histogram, grid),
-        _decibels(power, error),
+        decibels(power, error),
     )  # fmt: skip
 
 
@@ -138,18 +140,19 @@ def _weight(node: ir.Node, fit: Fit) -> TensorRange:
     clipped = np.abs(exact) > np.abs(found).max() + fit.weights.scales.max() / 2
     return TensorRange(
         f"{node.name}_weight", float(fit.weights.scales.max()), 0, float(found.min()), float(found.max()), "weight",
-        float(clipped.mean()), _decibels(float(np.square(exact).mean()), float(np.square(found - exact).mean())),
+        float(clipped.mean()), decibels(float(np.square(exact).mean()), float(np.square(found - exact).mean())),
     )  # fmt: skip
 
 
-def _decibels(power: float, error: float) -> float:
+def decibels(power: float, error: float) -> float:
+    """The ratio of two mean squares (or sums of squares) in dB, at most ``LOSSLESS_DB`` either way."""
     if error <= 0:
-        return _LOSSLESS
-    return float(np.clip(10 * np.log10(max(power, 1e-30) / error), -_LOSSLESS, _LOSSLESS))
+        return LOSSLESS_DB
+    return float(np.clip(10 * np.log10(max(power, 1e-30) / error), -LOSSLESS_DB, LOSSLESS_DB))
 
 
 def signal_to_noise(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
     """Ratio of the mean square of ``wanted`` to that of its difference from ``found``, in dB."""
     pairs = list(zip(found, wanted, strict=True))
     error = sum(float(np.square(f.astype(np.float64) - w).sum()) for f, w in pairs)
-    return _decibels(sum(float(np.square(w.astype(np.float64)).sum()) for _, w in pairs), error)
+    return decibels(sum(float(np.square(w.astype(np.float64)).sum()) for _, w in pairs), error)

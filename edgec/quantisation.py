@@ -1,0 +1,225 @@
+"""Quantisation as a part of a compilation: samples checked, recipe read, model quantised, accuracy guarded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgec.errors import EdgecError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgec.calibration import Calibration, Source
+    from edgec.data import Array
+    from edgec.guard import Guarded, Judge
+    from edgec.passes.quantize import LayerQuantization, Quantized, Recipe
+
+MODES = ("none", "int8")
+"""What ``--quantize`` takes."""
+
+_HELD_OUT = 4
+"""Without ``eval``, every fourth calibration sample is kept to judge by."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user asked for.
+
+    Attributes:
+        mode: one of :data:`MODES`.
+        preprocess: how images become inputs, for folders of them.
+        eval: labelled samples to measure the accuracy on; they are learned from in no way.
+        max_drop: points that may be lost (see :mod:`edgec.guard`).
+        recipe: a recipe, or the file of one.
+    """
+
+    mode: str = "none"
+    preprocess: Path | None = None
+    eval: Source | None = None
+    max_drop: float | None = None
+    recipe: str | os.PathLike[str] | Recipe | None = None
+
+    @property
+    def quantises(self) -> bool:
+        """Whether anything is quantised."""
+        return self.mode != "none"
+
+    def check(self, calibrated: bool, prunes: bool) -> None:
+        """Refuse what does not go together.
+
+        Args:
+            calibrated: there are calibration samples.
+            prunes: they can serve a pruning.
+
+        Raises:
+            EdgecError: in one sentence.
+        """
+        if self.mode not in MODES:
+            raise EdgecError(f"--quantize {self.mode} is not known; it can be {', '.join(MODES)}")
+        given = {"--eval": self.eval, "--max-drop": self.max_drop, "--recipe": self.recipe}
+        used = [flag for flag, value in given.items() if value is not None]
+        if calibrated and not self.quantises and not prunes:
+            raise EdgecError("--calib is for --quantize int8 and --prune FRACTION; add one of them, or leave it out")
+        if not self.quantises and used:
+            raise EdgecError(f"{used[0]} is for a quantisation; add --quantize int8 --calib PATH, or leave it out")
+        if self.quantises and not calibrated:
+            raise EdgecError(
+                f"--quantize {self.mode} learns ranges from samples; give some tens of typical inputs with --calib PATH"
+            )
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise EdgecError(f"--max-drop {self.max_drop:g} is no number of points from 0 to 100")
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """What was done.
+
+    Attributes:
+        layers: one for each node, in order.
+        equalised: how many tensors had their channels scaled against each other.
+        samples: how many calibration samples there were.
+        warnings: what is odd about them.
+        guarded: what was measured, and what the guard put back; None where nothing was to be measured.
+        recipe: the recipe's file, as text.
+        float_model: the ONNX model before the quantisation, its channels equalised.
+        model: after it: standard QDQ ONNX.
+    """
+
+    layers: tuple[LayerQuantization, ...]
+    equalised: int
+    samples: int
+    warnings: tuple[str, ...]
+    guarded: Guarded | None
+    recipe: str
+    float_model: bytes
+    model: bytes
+
+    def files(self, artifact: Path) -> dict[Path, bytes]:
+        """What is written beside the artifact: the recipe, and the models before and after the quantisation."""
+        recipe, before, after = companions(artifact)
+        return {recipe: self.recipe.encode(), before: self.float_model, after: self.model}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "samples": self.samples,
+            "equalised": self.equalised,
+            "warnings": list(self.warnings),
+            "guard": asdict(self.guarded) if self.guarded else None,
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+
+    @property
+    def counts(self) -> str:
+        """How many layers there are of each precision."""
+        counts = {bits: sum(layer.bits == bits for layer in self.layers) for bits in ("int8", "int16", "float")}
+        return ", ".join(f"{count} {bits}" for bits, count in counts.items() if count)
+
+    def __str__(self) -> str:
+        lines = [f"quantised by {self.samples} samples: {self.counts}; {self.equalised} tensors equalised"]
+        return "\n".join([*lines, *self.warnings, *([str(self.guarded)] if self.guarded else [])])
+
+
+def companions(artifact: Path) -> tuple[Path, Path, Path]:
+    """Where the recipe, the float model and the quantised model of ``artifact`` are written."""
+    return tuple(  # type: ignore[return-value]
+        artifact.with_name(artifact.name + suffix) for suffix in (".recipe.toml", ".float.onnx", ".quantised.onnx")
+    )
+
+
+def quantise_graph(
+    graph: ir.Model, options: Options, calibration: Calibration, tell: Progress
+) -> tuple[ir.Model, Quantisation]:
+    """Quantise a graph that the float passes have left.
+
+    Args:
+        graph: it is not changed.
+        options: what was asked for; checked.
+        calibration: the samples.
+        tell: told (what, done, total).
+
+    Returns:
+        The QDQ graph, and what was done.
+
+    Raises:
+        EdgecError: in one sentence what is wrong with the samples or the recipe, or how much accuracy is lost.
+    """
+    import onnx_ir as ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    from edgec.guard import guard
+    from edgec.layer_errors import LayerErrors, measure_layers
+    from edgec.passes.quantize import quantize
+    from edgec.recipes import check_layers, write_recipe
+
+    recipe = _recipe(options.recipe)
+    check_layers(recipe, graph)
+    judge, samples = _judge(graph, options, calibration)
+
+    def quantised(chosen: Recipe) -> Quantized:
+        return quantize(graph, samples, chosen, tell)
+
+    def ranked(found: Quantized) -> LayerErrors:
+        return measure_layers(found.twin, found.model, judge.samples if judge else samples, tell)
+
+    if judge is None:
+        found, guarded = quantised(recipe), None
+    else:
+        found, guarded = guard(judge, quantised, recipe, options.max_drop, ranked)
+    text = write_recipe(recipe, found.layers)
+    for each in (found.twin, found.model):
+        RemoveUnusedNodesPass()(each)
+    protos = [ir.to_proto(each).SerializeToString() for each in (found.twin, found.model)]
+    done = Quantisation(
+        found.layers, found.equalised, len(samples), calibration.warnings, guarded, text, protos[0], protos[1]
+    )
+    return found.model, done
+
+
+def _recipe(given: str | os.PathLike[str] | Recipe | None) -> Recipe:
+    from edgec.passes.quantize import Recipe
+    from edgec.recipes import read_recipe
+
+    if isinstance(given, str | os.PathLike):
+        return read_recipe(Path(given))
+    return given or Recipe()
+
+
+def _judge(graph: ir.Model, options: Options, calibration: Calibration) -> tuple[Judge | None, Sequence[Any]]:
+    """Who measures the loss, and the samples that are left to learn from."""
+    from edgec.calibration import load_calibration
+    from edgec.guard import Judge
+
+    samples = calibration.samples
+    if options.eval is not None:
+        own = load_calibration(options.eval, graph, options.preprocess)
+        return Judge.of(graph, own.samples, _labels(options.eval, graph, options.preprocess)), samples
+    if options.max_drop is None:
+        return None, samples
+    if len(samples) < 2 * _HELD_OUT:
+        raise EdgecError(
+            f"--max-drop without --eval keeps a part of the calibration samples to judge by, and there are only "
+            f"{len(samples)}; give {2 * _HELD_OUT} or more, or labelled samples with --eval PATH"
+        )
+    kept = [sample for index, sample in enumerate(samples) if index % _HELD_OUT]
+    return Judge.of(graph, samples[::_HELD_OUT], None), kept
+
+
+def _labels(source: Source, graph: ir.Model, preprocess: Path | None) -> Array | None:
+    """The labels beside the samples of a file or folder; None where there are none."""
+    from edgec.calibration import MOST_SAMPLES, input_specs
+    from edgec.data import batch_size, load_samples
+
+    if not isinstance(source, str | os.PathLike):
+        return None
+    specs = input_specs(graph)
+    labels = load_samples(Path(source), specs, preprocess).labels
+    return None if labels is None else np.asarray(labels)[: MOST_SAMPLES * batch_size(specs)]
