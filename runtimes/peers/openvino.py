@@ -31,7 +31,7 @@ class Adapter(Peer):
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        self._compiled = openvino.Core().compile_model(graph, "CPU", settings)
+        self._compiled = _compiled(model, graph, settings)
         self._request = self._compiled.create_infer_request()
         self._bound: list[Array] = []
 
@@ -51,8 +51,19 @@ def _read(model: Path) -> Any:
     try:
         return openvino.Core().read_model(str(model))
     except RuntimeError as error:
-        reason = str(error).strip().rpartition("\n")[2]
-        raise EdgecError(f"openvino cannot load '{model}': {reason}; leave it out of --against") from error
+        raise _refusal(model, error) from error
+
+
+def _compiled(model: Path, graph: Any, settings: Mapping[str, Any]) -> Any:
+    try:
+        return openvino.Core().compile_model(graph, "CPU", settings)
+    except RuntimeError as error:
+        raise _refusal(model, error) from error
+
+
+def _refusal(model: Path, error: RuntimeError) -> EdgecError:
+    reason = str(error).strip().rpartition("\n")[2]
+    return EdgecError(f"openvino cannot load '{model}': {reason}; leave it out of --against")
 
 
 def _spec(port: Any, shapes: Shapes) -> TensorSpec:
