@@ -86,6 +86,7 @@ def _attention_macs(node: ir.Node) -> int:
 _MACS: Mapping[str, Callable[[ir.Node], int]] = {
     "Conv": _conv_macs,
     "ConvInteger": _conv_macs,
+    "ConvOfWeights": _conv_macs,
     "QLinearConv": lambda node: _conv_macs(node, weight=3),
     "ConvTranspose": _conv_transpose_macs,
     "Gemm": _gemm_macs,
@@ -93,5 +94,6 @@ _MACS: Mapping[str, Callable[[ir.Node], int]] = {
     "Attention": _attention_macs,
     "MaskedAttention": _attention_macs,
     "MatMulInteger": _matmul_macs,
+    "MatMulOfWeights": _matmul_macs,
     "QLinearMatMul": _matmul_macs,
 }

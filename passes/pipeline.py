@@ -25,6 +25,7 @@ from edgec.passes.fuse_attention import FuseAttention
 from edgec.passes.fuse_heads import FuseHeads
 from edgec.passes.fuse_integers import FuseIntegers
 from edgec.passes.fuse_norms import FuseNorms
+from edgec.passes.fuse_weights import FuseWeights
 from edgec.passes.move_affine import MoveAffine
 from edgec.passes.move_quantisation import MoveQuantisation
 from edgec.passes.simplify import Simplify
@@ -51,6 +52,7 @@ FLOAT: tuple[Pass, ...] = (
 
 _INTEGER: tuple[Pass, ...] = (
     MoveQuantisation(),  # before the next: an operator and its Quantize meet
+    FuseWeights(),  # before the next, which makes constants of the weights that nobody has taken
     FuseIntegers(),
     Simplify(),
 )
