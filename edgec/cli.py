@@ -14,6 +14,9 @@ from edgec.errors import EdgecError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgec.html import Page
+    from edgec.transformation import Check
+
 USER_ERROR, INTERRUPTED = 2, 130
 
 
@@ -167,14 +170,16 @@ def compile_model(
         _show(done.as_dict(), json, lambda: tables.print_transformed(done, explain))
         return
     with console.progress() as progress:
-        page = None
+        page: Page | None = None
+        checked: Check | None = check
         if report is not None:
             samples = calib or check
             page = order_page(report, model, shapes=shapes, calib=samples, eval=evaluation, preprocess=preprocess)
+            checked = check or page.material.few
         compiled = compile(
-            model, target, output, shapes=shapes, passes=names, check=check or (page and page.material.few),
-            prune=prune, quantize=quantize, calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop,
-            recipe=recipe, tune=tune, tune_db=tune_db, fps=fps, progress=progress,
+            model, target, output, shapes=shapes, passes=names, check=checked, prune=prune, quantize=quantize,
+            calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe, tune=tune,
+            tune_db=tune_db, fps=fps, progress=progress,
         )  # fmt: skip
         if page:
             page.write_compiled(compiled, progress)

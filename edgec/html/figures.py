@@ -95,7 +95,7 @@ class Figures:
             for index, layer in enumerate(shown):
                 colour = FLOAT if layer.bits == "float" else INT
                 area = 18 + 400 * (layer.share or 0)
-                dot = axes.scatter([layer.intensity], [layer.rate], s=area, color=colour, alpha=0.65, lw=0)
+                dot = axes.scatter([layer.intensity], [layer.rate or 0], s=area, color=colour, alpha=0.65, lw=0)
                 dot.set_gid(f"dot{index}")
                 titles[f"dot{index}"] = f"{layer.name}: {layer.rate:.1f} G MAC/s, {layer.microseconds:.1f} µs"
             axes.set(xscale="log", yscale="log", xlim=(low, high), xlabel="MACs per byte", ylabel="G MAC/s")
@@ -111,7 +111,7 @@ class Figures:
         def draw(axes: Axes) -> None:
             for each in shown:
                 colour = {"float": FLOAT, "this artifact": INT}.get(each.name, MUTED)
-                axes.scatter([each.ms], [each.score], s=90 if colour != MUTED else 45, color=colour, lw=0, zorder=3)
+                axes.scatter([each.ms or 0], [each.score or 0], s=90 if colour != MUTED else 45, color=colour, lw=0, zorder=3)
                 right = (each.ms or 0) > 0.6 * max(v.ms or 0 for v in shown)
                 axes.annotate(
                     f"{each.name}  {each.score:.2f}", (each.ms or 0, each.score or 0), xytext=(-9 if right else 9, 7),
