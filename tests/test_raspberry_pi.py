@@ -110,7 +110,8 @@ def resizer(tmp_path_factory):
     """The C program's resizing alone: reads a file, resizes it, writes it."""
     folder = tmp_path_factory.mktemp("resizer")
     (folder / "main.c").write_text(
-        '#include "picture.h"\n#include <stdlib.h>\nint main(int n, char **a) { (void)n; picture p = picture_read(a[1]);\n'
+        '#include "picture.h"\n#include <stdlib.h>\n'
+        "int main(int n, char **a) { (void)n; picture p = picture_read(a[1]);\n"
         "picture q = picture_resize(&p, atoi(a[2]), atoi(a[3])); picture_write(&q, a[4]); return 0; }\n"
     )
     flags = ["-std=c11", "-D_POSIX_C_SOURCE=200809L", "-O2", f"-I{SAMPLE / 'c'}", "-ffp-contract=off"]

@@ -57,7 +57,7 @@ def _resize(picture: Image.Image, size: int | list[int] | None) -> Image.Image:
         height, width = (max(size, round(side * factor)) for side in (picture.height, picture.width))
     else:
         height, width = size
-    # one axis after the other: Pillow's own order depends on its version and on the sizes, and the rounding on the order
+    # one axis after the other: Pillow's own order depends on its version, and the rounding on the order
     wide = picture.resize((width, picture.height), Image.Resampling.BILINEAR)
     return wide.resize((width, height), Image.Resampling.BILINEAR)
 
