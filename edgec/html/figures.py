@@ -111,7 +111,8 @@ class Figures:
         def draw(axes: Axes) -> None:
             for each in shown:
                 colour = {"float": FLOAT, "this artifact": INT}.get(each.name, MUTED)
-                axes.scatter([each.ms or 0], [each.score or 0], s=90 if colour != MUTED else 45, color=colour, lw=0, zorder=3)
+                area = 45 if colour == MUTED else 90
+                axes.scatter([each.ms or 0], [each.score or 0], s=area, color=colour, lw=0, zorder=3)
                 right = (each.ms or 0) > 0.6 * max(v.ms or 0 for v in shown)
                 axes.annotate(
                     f"{each.name}  {each.score:.2f}", (each.ms or 0, each.score or 0), xytext=(-9 if right else 9, 7),
