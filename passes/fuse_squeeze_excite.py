@@ -177,6 +177,6 @@ def _matrix(node: ir.Node, weight: np.ndarray) -> np.ndarray | None:
     if node.op_type == "MatMul":
         return weight
     plain = all(node.attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta"))
-    if not plain or node.attributes.get_int("transA", 0):
+    if not plain or node.attributes.get_int("transA", 0) == 1:
         return None
-    return weight.T if node.attributes.get_int("transB", 0) else weight
+    return weight.T if node.attributes.get_int("transB", 0) == 1 else weight

@@ -237,7 +237,8 @@ class TestRefusals:
     )
     def test_norm_behind_a_sum(self, between: str, reason: str) -> None:
         first = conv("a", "w", pads=[1] * 4) if between == "Conv" else node("Tanh", ["x"], ["a"], name="a")
-        rest = [node("Relu", ["a"], ["h"]), node("Conv", ["h", "v"], ["b"], pads=[1] * 4), ADD, batch_norm("y", "n", "n")]
+        branch = [node("Relu", ["a"], ["h"]), node("Conv", ["h", "v"], ["b"], pads=[1] * 4)]
+        rest = [*branch, ADD, batch_norm("y", "n", "n")]
         constants = {**arrays(w=(4, 4, 3, 3), v=(4, 4, 3, 3)), **norm(4, "n")}
         assert reason in refusal(FoldBranches(), [first, *rest], INPUTS, constants, ["n"])
 
