@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgec import runtimes
 from edgec.errors import EdgecError
 
 HOST_TRIPLES = {
@@ -33,23 +34,25 @@ ZIG_TARGETS = {
     "x86_64-linux-gnu": "x86_64-linux-gnu.2.28",
     "aarch64-linux-gnu": "aarch64-linux-gnu.2.28",
     "arm-linux-gnueabihf": "arm-linux-gnueabihf.2.28",
-    "aarch64-linux-android": "aarch64-linux-android",
+    "aarch64-linux-android": "aarch64-linux-android.29",
 }
-"""The oldest glibc an artifact shall run with is 2.28 (Debian 10)."""
+"""The oldest glibc an artifact shall run with is 2.28 (Debian 10), the oldest Android is 10."""
+
+ANDROID_FOLDER = Path(runtimes.__file__).parent / "android"
+"""Neither zig nor a Debian package has Android's C library: here are the declarations that edgec needs of it."""
 
 ANDROID_FLAGS = (
     "-ffreestanding",
     "-nostdlib",
+    f"-I{ANDROID_FOLDER / 'include'}",
     "-Wl,-z,max-page-size=16384",
     "-Wl,-z,norelro",
     "-Wl,--hash-style=both",
 )
-"""Neither zig nor a Debian package has Android's C library: what is linked may only name its functions.
-
-Android's loader rounds RELRO up to whole pages, of 16 KiB on new devices, and would protect data behind it.
-"""
+"""Android's loader rounds RELRO up to whole pages, of 16 KiB on new devices, and would protect data behind it."""
 
 ANDROID_LIBRARIES = ("libm.so", "libc.so")
+"""What everything is linked with; ``-ldl`` adds the third there is."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Toolchain:
         cc: the compiler's command, e.g. ``("aarch64-linux-gnu-gcc",)``.
         ar: the archiver's command.
         flags: what every call of the compiler gets.
-        freestanding: whether there is no C library to compile and link with.
+        freestanding: whether there is no C library to link with, only the names of its functions.
     """
 
     triple: str
@@ -95,7 +98,7 @@ class Toolchain:
         Raises:
             EdgecError: with the compiler's last lines.
         """
-        kind = ["-shared"] if shared else []
+        kind = ["-shared"] if shared else self._executable()
         with tempfile.TemporaryDirectory(prefix="edgec-link-") as scratch:
             system = self._system_libraries(Path(scratch))
             files = [os.fspath(path) for path in inputs]
@@ -125,15 +128,20 @@ class Toolchain:
     def _command(self) -> list[str]:
         return [*self.cc, "-O2", "-fPIC", *self.flags]
 
+    def _executable(self) -> list[str]:
+        """Flags of an executable. Of functions that no library here defines, a linker takes only shared objects."""
+        return ["-shared", str(ANDROID_FOLDER / "start.c"), "-Wl,-e,_start"] if self.freestanding else []
+
     def _system_libraries(self, scratch: Path) -> list[str]:
         """Link flags for a system without libraries: empty ones that leave only their names."""
         if not self.freestanding:
             return []
         source = scratch / "empty.c"
         source.write_text("", encoding="utf-8")
-        for name in ANDROID_LIBRARIES:
+        for name in (*ANDROID_LIBRARIES, "libdl.so"):
             self._run([*self._command(), "-shared", str(source), f"-Wl,-soname,{name}", "-o", str(scratch / name)])
-        return [f"-L{scratch}", "-Wl,--no-as-needed", *(str(scratch / name) for name in ANDROID_LIBRARIES)]
+        libraries = [str(scratch / name) for name in ANDROID_LIBRARIES]
+        return [f"-L{scratch}", "-Wl,--no-as-needed", *libraries, "-lcompiler_rt"]
 
     def _run(self, command: Sequence[str]) -> str:
         try:
