@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgec.errors import EdgecError
+from edgec.gpu_artifact import SOURCE_FILE, WEIGHTS_FILE, GpuWriter
 from edgec.memory import ALIGNMENT
 from edgec.program import ARENA, CONSTANT, INPUT, Buffer, Program, Tensor
 from edgec.runtimes.build import SOURCE_FOLDER
@@ -27,11 +28,12 @@ from edgec.toolchain import Toolchain, find_toolchain
 
 if TYPE_CHECKING:
     from edgec.targets.cpu.backend import Call, Code
+    from edgec.targets.gpu.backend import GpuCode
     from edgec.targets.target import Target
 
 ABI_VERSION = 1
 ELF_MAGIC = b"\x7fELF"
-TABLES = ("steps", "memory")
+TABLES = ("steps", "memory", "fallback")
 """The manifest's lists of rows, which the artifact stores as tables."""
 TRAILER_MAGIC = b"EDGERT-TRAILER-1"
 TRAILER = struct.Struct("<16sQQ32s")
@@ -86,9 +88,9 @@ def lay_out(constants: Sequence[Buffer]) -> Image:
 
 
 def build_artifact(
-    program: Program, code: Code, target: Target, manifest: dict[str, Any]
+    program: Program, code: Code, target: Target, manifest: dict[str, Any], gpu: GpuCode | None = None
 ) -> tuple[bytes, dict[str, Any]]:
-    """Link ``code`` into an artifact.
+    """Link ``code``, and what there is for a GPU, into an artifact.
 
     Returns:
         The artifact's bytes, and its manifest as stored.
@@ -99,10 +101,12 @@ def build_artifact(
     toolchain = find_toolchain(target.triple)
     image = lay_out(code.constants)
     manifest = {**manifest, "weights_bytes": len(image.data)}
+    writer = GpuWriter(program, gpu, lay_out(gpu.constants)) if gpu is not None else None
     compact = {key: _as_table(value) if key in TABLES else value for key, value in manifest.items()}
     text = json.dumps(compact, separators=(",", ":"), sort_keys=True)
     with tempfile.TemporaryDirectory(prefix="edgec-") as folder:
-        linked = _link(Path(folder), toolchain, program, code, target, image, text)
+        descriptor = _DescriptorWriter(program, code, target, image, text.encode(), Path(folder), writer)
+        linked = _link(Path(folder), toolchain, descriptor)
         return _with_trailer(linked.read_bytes(), text.encode()), manifest
 
 
@@ -149,17 +153,12 @@ def _write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _link(
-    folder: Path, toolchain: Toolchain, program: Program, code: Code, target: Target, image: Image, text: str
-) -> Path:
+def _link(folder: Path, toolchain: Toolchain, descriptor: _DescriptorWriter) -> Path:
     """Compile the descriptor and link it with kernels and weights."""
-    (folder / "weights.bin").write_bytes(image.data or b"\0")
-    (folder / "manifest.json").write_bytes(text.encode() + b"\0")
-    (folder / "kernels.o").write_bytes(code.object_bytes)
+    descriptor.write_blobs()
     (folder / "exports.map").write_text("{ global: edgert_model_v1; local: *; };\n")
     source = folder / "model.c"
-    digest = hashlib.sha256(image.data + text.encode()).digest()
-    source.write_text(_DescriptorWriter(program, code, target, image, len(text.encode()), digest, folder).source())
+    source.write_text(descriptor.source())
     output = folder / "model.so"
     toolchain.compile(
         [source, folder / "kernels.o"],
@@ -228,14 +227,23 @@ class _DescriptorWriter:
     """Writes the C file with the descriptor and one function per step."""
 
     def __init__(
-        self, program: Program, code: Code, target: Target, image: Image, manifest_bytes: int, digest: bytes,
-        folder: Path,
+        self, program: Program, code: Code, target: Target, image: Image, manifest: bytes, folder: Path,
+        gpu: GpuWriter | None,
     ) -> None:  # fmt: skip
         self.program, self.code, self.target, self.image = program, code, target, image
-        self.manifest_bytes, self.digest, self.folder = manifest_bytes, digest, folder
+        self.manifest, self.folder, self.gpu = manifest, folder, gpu
         self._io = {id(t.buffer): i for i, t in enumerate([*program.inputs, *program.outputs])}
 
+    def write_blobs(self) -> None:
+        """Put what the C file includes, and is linked with, into the folder."""
+        (self.folder / "weights.bin").write_bytes(self.image.data or b"\0")
+        (self.folder / "manifest.json").write_bytes(self.manifest + b"\0")
+        (self.folder / "kernels.o").write_bytes(self.code.object_bytes)
+        if self.gpu:
+            self.gpu.write_blobs(self.folder)
+
     def source(self) -> str:
+        """The C file."""
         parts = [
             "#include <edgert/model.h>\n",
             self._blob("edgec_weights", "weights.bin"),
@@ -245,6 +253,7 @@ class _DescriptorWriter:
             self._tensors("inputs", self.program.inputs),
             self._tensors("outputs", self.program.outputs),
             self._steps(),
+            *self._gpu(),
             self._model(),
         ]
         return "\n".join(parts)
@@ -255,6 +264,12 @@ class _DescriptorWriter:
             f'.incbin \\"{self.folder / file}\\"\\n.previous\\n");\n'
             f'extern const uint8_t {name}[] __attribute__((visibility("hidden")));\n'
         )
+
+    def _gpu(self) -> list[str]:
+        if self.gpu is None:
+            return []
+        blobs = [self._blob("edgec_gpu_source", SOURCE_FILE), self._blob("edgec_gpu_weights", WEIGHTS_FILE)]
+        return [*blobs, self.gpu.source()]
 
     def _prototypes(self) -> list[str]:
         counts = {call.symbol: len(call.operands) for call in self.code.calls}
@@ -283,7 +298,7 @@ class _DescriptorWriter:
         for tensor in tensors:
             shape = ", ".join(map(str, tensor.shape)) or "0"
             rows.append(
-                f"  {{{_quote(tensor.name)}, {tensor.buffer.nbytes}u, {{{shape}}}, {len(tensor.shape)}u, "
+                f"  {{{quoted(tensor.name)}, {tensor.buffer.nbytes}u, {{{shape}}}, {len(tensor.shape)}u, "
                 f"{DTYPE_CODES[tensor.dtype]}u, {tensor.scale!r}f, {tensor.zero_point}}},"
             )
         return "\n".join([f"static const edgert_tensor {name}[] = {{", *rows, "};"])
@@ -299,27 +314,29 @@ class _DescriptorWriter:
             f"{int(call.parallel)}u, 0u}},"
             for index, call in enumerate(self.code.calls)
         ]
-        strings = [f'  {_quote(name)} "\\0"' for name in names] or ['  ""']
+        strings = [f'  {quoted(name)} "\\0"' for name in names] or ['  ""']
         parts = ["static const char strings[] =", *strings, ";", "static const edgert_step steps[] = {", *rows, "};"]
         return "\n".join(parts)
 
     def _model(self) -> str:
         target, program = self.target, self.program
         features = " | ".join(FEATURE_MACROS[f] for f in target.features) or "0"
-        digest = ", ".join(f"0x{byte:02x}" for byte in self.digest)
+        content = hashlib.sha256(self.image.data + self.manifest).digest()
+        digest = ", ".join(f"0x{byte:02x}" for byte in content)
         fields = [
-            f"{ABI_VERSION}u", "(uint32_t)sizeof(edgert_model)", _quote(program.name), _quote(target.name),
-            _quote(target.triple), ARCH_CODES[target.arch], features, f"{len(program.inputs)}u",
+            f"{ABI_VERSION}u", "(uint32_t)sizeof(edgert_model)", quoted(program.name), quoted(target.name),
+            quoted(target.triple), ARCH_CODES[target.arch], features, f"{len(program.inputs)}u",
             f"{len(program.outputs)}u", "inputs", "outputs", f"{program.arena_bytes}u", f"{ALIGNMENT}u",
             f"{len(self.code.calls)}u", "steps", "strings", "(uint64_t)sizeof strings", "edgec_weights",
             f"{len(self.image.data)}u",
-            "(const char *)edgec_manifest", f"{self.manifest_bytes}u", f"{{{digest}}}",
+            "(const char *)edgec_manifest", f"{len(self.manifest)}u", f"{{{digest}}}",
+            "&edgec_gpu" if self.gpu else "(const edgert_gpu *)0",
         ]  # fmt: skip
         body = ",\n  ".join(fields)
         return f'__attribute__((visibility("default"))) const edgert_model edgert_model_v1 = {{\n  {body}\n}};\n'
 
 
-def _quote(text: str) -> str:
+def quoted(text: str) -> str:
     """``text`` as a C string literal."""
     return '"' + "".join(c if c.isascii() and c.isprintable() and c not in '"\\?' else _escape(c) for c in text) + '"'
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edgec.quantisation import Options, Quantisation
     from edgec.targets.cpu.backend import Code
     from edgec.targets.fpga.board import Board
+    from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import Target
     from edgec.transformation import Check
     from edgec.tuning import Tuned
@@ -68,6 +69,8 @@ def compile(
     progress: Progress | None = None,
 ) -> Compiled:
     """Compile ``model`` for ``target`` into one shared object, or into an HLS project for an FPGA board.
+
+    The shared object for a GPU holds the kernels as OpenCL C, and the host processor's code to fall back on.
 
     Args:
         model: an ONNX file, or a model in memory.
@@ -110,6 +113,8 @@ def compile(
     from edgec.summary import summarise
     from edgec.targets.cpu.backend import compile_program
     from edgec.targets.fpga.board import Board
+    from edgec.targets.gpu.backend import GpuProgram, gpu_facts
+    from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import resolve_target
     from edgec.toolchain import find_toolchain
     from edgec.tuning import records_for
@@ -156,19 +161,26 @@ def compile(
     program = lower(graph)
     program.name = _name(model)
     fusion.fuse(program)
-    tiling.tile(program)
+    gpu = GpuProgram(program, chosen) if isinstance(chosen, GpuTarget) else None
+    processor = chosen.host if isinstance(chosen, GpuTarget) else chosen
+    if gpu is None:
+        tiling.tile(program)
     lifetimes = memory.plan(program)
     clock.lap("lowering")
-    records, tuned = records_for(program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
+    tuned_program = gpu.program if gpu else program
+    records, tuned = records_for(tuned_program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
     clock.lap("tuning")
-    code = compile_program(program, chosen, tell, records)
+    code = compile_program(program, processor, tell, records)
+    gpu_code = gpu.compile(tell, records) if gpu else None
     clock.lap("kernels")
     tell("link", 0, 1)
-    facts = _manifest(program, code, chosen, lifetimes)
+    facts = _manifest(program, code, processor, lifetimes)
     facts["model"] = model_facts
-    data, manifest = build_artifact(program, code, chosen, facts)
+    if gpu_code is not None:
+        facts = {**facts, **gpu_facts(gpu_code, chosen), "fallback": facts["steps"]}
+    data, manifest = build_artifact(program, code, processor, facts, gpu_code)
     clock.lap("link")
-    nodes = tuple(call.step.nodes for call in code.calls)
+    nodes = tuple(step.nodes for step in (gpu_code.steps if gpu_code else [call.step for call in code.calls]))
     report = Report(manifest, reports, nodes, len(data), clock.laps, tuned, quantisation)
     files = {manifest_path(path): json.dumps(report.as_dict(), indent=1).encode()}
     write_atomically(files | (quantisation.files(path) if quantisation else {}) | {path: data})
@@ -177,7 +189,7 @@ def compile(
 
 
 def _transformed(
-    graph: ir.Model, target: Target | Board, prune: float, passes: Sequence[Pass] | None, check: Check | None,
+    graph: ir.Model, target: Target | GpuTarget | Board, prune: float, passes: Sequence[Pass] | None, check: Check | None,
     options: Options, calibration: Calibration | None, tell: Progress, clock: _Clock,
 ) -> tuple[ir.Model, tuple[PassReport, ...], Quantisation | None]:  # fmt: skip
     """The graph that is lowered: pruned, through the passes, quantised, and through the passes for integers."""

@@ -123,15 +123,17 @@ class Device(ABC):
         """
 
 
+@dataclass(frozen=True)
 class LocalDevice(Device):
-    """This machine, in this process."""
+    """This machine, in this process; with ``fallback`` "cpu" an artifact for a GPU may run without one."""
 
+    fallback: str | None = None
     is_emulated = False
 
     def run(self, artifact: Path, samples: Samples, *, threads: int = 1, progress: Progress | None = None) -> Results:
         from edgec.runtimes.python.session import Session
 
-        with Session(artifact, threads) as session:
+        with Session(artifact, threads, fallback=self.fallback) as session:
             outputs = _empty_outputs(specs_of(session.outputs), len(samples))
             run_ns = []
             for index, inputs in enumerate(samples):

@@ -4,7 +4,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-static _Thread_local char last_error[512];
+static _Thread_local char last_error[2048]; /* the log of a GPU's compiler is long */
 
 edgert_status edgert_fail(edgert_status status, const char *format, ...) {
   va_list arguments;
@@ -37,6 +37,8 @@ const char *edgert_status_name(edgert_status status) {
       [EDGERT_ERROR_ALIGNMENT] = "EDGERT_ERROR_ALIGNMENT",
       [EDGERT_ERROR_UNBOUND] = "EDGERT_ERROR_UNBOUND",
       [EDGERT_ERROR_BUSY] = "EDGERT_ERROR_BUSY",
+      [EDGERT_ERROR_GPU] = "EDGERT_ERROR_GPU",
+      [EDGERT_ERROR_GPU_BUILD] = "EDGERT_ERROR_GPU_BUILD",
   };
   size_t index = (size_t)status;
   return index < sizeof names / sizeof names[0] ? names[index] : "unknown status";
