@@ -180,8 +180,12 @@ def compile(
         facts = {**facts, **gpu_facts(gpu_code, chosen), "fallback": facts["steps"]}
     data, manifest = build_artifact(program, code, processor, facts, gpu_code)
     clock.lap("link")
-    nodes = tuple(step.nodes for step in (gpu_code.steps if gpu_code else [call.step for call in code.calls]))
-    report = Report(manifest, reports, nodes, len(data), clock.laps, tuned, quantisation)
+    calls = [(call.step.nodes, call.operands) for call in code.calls]
+    if gpu_code is not None:
+        calls = [(step.nodes, step.operands) for step in gpu_code.steps]
+    nodes = tuple(each for each, _ in calls)
+    sizes = tuple(sum(buffer.nbytes for buffer in set(operands)) for _, operands in calls)
+    report = Report(manifest, reports, nodes, len(data), clock.laps, tuned, quantisation, sizes)
     files = {manifest_path(path): json.dumps(report.as_dict(), indent=1).encode()}
     write_atomically(files | (quantisation.files(path) if quantisation else {}) | {path: data})
     tell("link", 1, 1)
@@ -189,7 +193,8 @@ def compile(
 
 
 def _transformed(
-    graph: ir.Model, target: Target | GpuTarget | Board, prune: float, passes: Sequence[Pass] | None, check: Check | None,
+    graph: ir.Model, target: Target | GpuTarget | Board, prune: float, passes: Sequence[Pass] | None,
+    check: Check | None,
     options: Options, calibration: Calibration | None, tell: Progress, clock: _Clock,
 ) -> tuple[ir.Model, tuple[PassReport, ...], Quantisation | None]:  # fmt: skip
     """The graph that is lowered: pruned, through the passes, quantised, and through the passes for integers."""

@@ -110,8 +110,8 @@ def compile_program(
         where = KERNEL if runs_on_device(step.kernel, target) else HOST
         if where == HOST and target.storage != "float32":
             raise EdgecError(
-                f"node '{step.name}' needs float64, which {target.name} leaves to the processor, and with floats stored "
-                "in 16 bits it cannot; compile for the target without -fp16"
+                f"node '{step.name}' needs float64, which {target.name} leaves to the processor, and with floats "
+                "stored in 16 bits it cannot; compile for the target without -fp16"
             )
         binder.steps += copies.before(step, where)
         binder.bind(step, index, where)
@@ -254,7 +254,8 @@ class _Copies:
     def outputs(self, program: Program) -> list[GpuStep]:
         """The copies of those outputs that the device has written."""
         roots = dict.fromkeys(tensor.buffer.root for tensor in program.outputs)
-        return [_copy(TO_HOST, root) for root in roots if self._on_device.get(id(root)) and not self._on_host.get(id(root))]
+        written = [r for r in roots if self._on_device.get(id(r)) and not self._on_host.get(id(r))]
+        return [_copy(TO_HOST, root) for root in written]
 
 
 def _copy(kind: str, root: Buffer) -> GpuStep:

@@ -92,7 +92,7 @@ def _tiles(conv: Conv, target: GpuTarget) -> Iterator[ConvPlan]:
     widths = sorted(WIDTHS[1:], key=lambda width: (width != target.vector, width))
     for lanes in widths:
         for vectors in (1, 2, 4):
-            if (vectors > 1 and (vectors - 1) * lanes >= conv.out_channels) or (lanes > 4 and conv.out_channels < lanes):
+            if (vectors - 1) * lanes >= conv.out_channels or (lanes > WIDTHS[1] and conv.out_channels < lanes):
                 continue
             for rows, columns in TILES:
                 if rows > conv.out_height or columns > conv.out_width:

@@ -65,7 +65,9 @@ def candidates(depthwise: Depthwise, target: GpuTarget) -> list[DepthwisePlan]:
 def _loads(p: DepthwisePlan) -> int:
     """Input vectors that a tile reads."""
     (kh, kw), (sh, sw) = p.depthwise.kernel, p.depthwise.stride
-    return p.rows * p.columns * kh * kw if sh > kh or sw > kw else ((p.rows - 1) * sh + kh) * ((p.columns - 1) * sw + kw)
+    if sh > kh or sw > kw:
+        return p.rows * p.columns * kh * kw
+    return ((p.rows - 1) * sh + kh) * ((p.columns - 1) * sw + kw)
 
 
 def pack(p: DepthwisePlan, weight: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ COMBINE = {"sum": "add", "prod": "mul"}
 
 @dataclass(frozen=True)
 class LoopsPlan:
-    """How a nest is emitted: along which axis (index into output + reduce axes) vectors run, how wide, and the group."""
+    """How a nest is emitted: along which axis (of output + reduce axes) vectors run, how wide, and the group."""
 
     nest: Loops
     axis: int | None
@@ -156,10 +156,8 @@ class _LoopsWriter:
             along = self.plan.axis is not None and self.plan.axis > last
             accumulated = self._reduce_along(axes) if along else self._reduce(axes, lanes, nest.reduce)
         emitter = self._emitter(axes, lanes, last, accumulated)
-        if accumulated is not None and nest.epilogue is None:
-            value = accumulated
-        else:
-            value = emitter.vector(nest.result)
+        is_result = accumulated is not None and nest.epilogue is None
+        value = accumulated if is_result and accumulated else emitter.vector(nest.result)
         if nest.combine is not None:
             place = emitter.offset(nest.store)[0]
             value = self._combined(nest.combine, Value(f"{self.output}[{place}]", nest.dtype), value)

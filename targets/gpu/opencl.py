@@ -2,8 +2,8 @@
 
 The text is our own and not that of TVM's OpenCL generator, which prints float constants with six decimals (a
 requantisation would no longer be exact) and keeps every accumulator in an array. In a register a bool is an int, all
-of whose bits are set if it holds, for scalars as OpenCL has it for vectors; a float16 is a float, which is rounded where
-it is stored.
+of whose bits are set if it holds, for scalars as OpenCL has it for vectors; a float16 is a float, which is rounded
+where it is stored.
 """
 
 from __future__ import annotations
@@ -458,7 +458,10 @@ _DIVIDE = """\
   static T div_##T(T a, T b) { return TRAPS(b) ? (b == 0 ? a : (T)-a) : (T)(a / b); } \\
   static T truncmod_##T(T a, T b) { return TRAPS(b) ? 0 : (T)(a % b); }
 #define FLOORS(T) \\
-  static T floordiv_##T(T a, T b) { T q = div_##T(a, b); return (T)(q - (b != 0 && (T)(q * b) != a && (a < 0) != (b < 0))); } \\
+  static T floordiv_##T(T a, T b) { \\
+    T q = div_##T(a, b); \\
+    return (T)(q - (b != 0 && (T)(q * b) != a && (a < 0) != (b < 0))); \\
+  } \\
   static T floormod_##T(T a, T b) { T r = truncmod_##T(a, b); return (T)(r != 0 && (r < 0) != (b < 0) ? r + b : r); }
 #define SIGNED_TRAPS(b) (b == 0 || b == -1)
 #define UNSIGNED_TRAPS(b) (b == 0)

@@ -1,4 +1,4 @@
-"""What the matrix-like kernels share: a tile of output pixels by vectors of channels, in registers, and its epilogue."""
+"""What the matrix-like kernels share: a tile of pixels by vectors of channels, in registers, and its epilogue."""
 
 from __future__ import annotations
 
