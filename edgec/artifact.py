@@ -161,7 +161,7 @@ def _link(folder: Path, toolchain: Toolchain, descriptor: _DescriptorWriter) -> 
     source.write_text(descriptor.source())
     output = folder / "model.so"
     toolchain.compile(
-        [source, folder / "kernels.o"],
+        [source, *folder.glob("kernels.o")],
         output,
         shared=True,
         flags=[
@@ -238,7 +238,8 @@ class _DescriptorWriter:
         """Put what the C file includes, and is linked with, into the folder."""
         (self.folder / "weights.bin").write_bytes(self.image.data or b"\0")
         (self.folder / "manifest.json").write_bytes(self.manifest + b"\0")
-        (self.folder / "kernels.o").write_bytes(self.code.object_bytes)
+        if self.code.object_bytes:
+            (self.folder / "kernels.o").write_bytes(self.code.object_bytes)
         if self.gpu:
             self.gpu.write_blobs(self.folder)
 

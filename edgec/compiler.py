@@ -176,8 +176,8 @@ def compile(
     tell("link", 0, 1)
     facts = _manifest(program, code, processor, lifetimes)
     facts["model"] = model_facts
-    if gpu_code is not None:
-        facts = {**facts, **gpu_facts(gpu_code, chosen), "fallback": facts["steps"]}
+    if gpu is not None and gpu_code is not None:
+        facts = {**facts, **gpu_facts(gpu_code, gpu.target), "fallback": facts["steps"]}
     data, manifest = build_artifact(program, code, processor, facts, gpu_code)
     clock.lap("link")
     calls = [(call.step.nodes, call.operands) for call in code.calls]
@@ -194,8 +194,7 @@ def compile(
 
 def _transformed(
     graph: ir.Model, target: Target | GpuTarget | Board, prune: float, passes: Sequence[Pass] | None,
-    check: Check | None,
-    options: Options, calibration: Calibration | None, tell: Progress, clock: _Clock,
+    check: Check | None, options: Options, calibration: Calibration | None, tell: Progress, clock: _Clock,
 ) -> tuple[ir.Model, tuple[PassReport, ...], Quantisation | None]:  # fmt: skip
     """The graph that is lowered: pruned, through the passes, quantised, and through the passes for integers."""
     from edgec.passes.pipeline import FLOAT, integer_passes

@@ -38,7 +38,8 @@ class GpuWriter:
     def source(self) -> str:
         """The tables of steps and operands, and ``edgec_gpu``."""
         strings, offsets = _strings(name for s in self.code.steps for name in (s.name, s.contract, s.function))
-        steps, operands = [], []
+        steps: list[str] = []
+        operands: list[str] = []
         for step in self.code.steps:
             items, group = ", ".join(map(str, step.items)), ", ".join(map(str, step.group or (0, 0, 0)))
             names = ", ".join(f"{offsets[name]}u" for name in (step.name, step.contract, step.function))

@@ -162,7 +162,7 @@ class Records:
 
         A record of a plan that is not among them (the templates have changed since) is passed over.
         """
-        from edgec.targets.cpu.template import parameters
+        from edgec.targets.template import parameters
 
         known = {(type(plan).__name__, json.dumps(parameters(plan))): plan for plan in plans}
         for record in self.of(kernel, target):

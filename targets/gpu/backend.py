@@ -18,11 +18,11 @@ from edgec.errors import EdgecError
 from edgec.nest import rebased
 from edgec.program import ARENA, CONSTANT, INPUT, OUTPUT, Buffer, Conv, Depthwise, Fill, Kernel, Loops, Program, Step
 from edgec.records import Records
-from edgec.targets.cpu.template import Template
 from edgec.targets.gpu import conv, depthwise, fill, loops
 from edgec.targets.gpu.half import store_in_half
 from edgec.targets.gpu.opencl import Source, program_source, supported
 from edgec.targets.gpu.target import GpuTarget
+from edgec.targets.template import Template
 
 KERNEL, HOST, TO_DEVICE, TO_HOST = "kernel", "host", "to_device", "to_host"
 """Kinds of steps."""
@@ -104,7 +104,7 @@ def compile_program(
     Raises:
         EdgecError: a step needs float64, and the program of the host has other buffers.
     """
-    binder = _Binder(target, records or Records())
+    binder = Binder(target, records)
     copies = _Copies(program)
     for index, step in enumerate(program.steps):
         where = KERNEL if runs_on_device(step.kernel, target) else HOST
@@ -117,8 +117,7 @@ def compile_program(
         binder.bind(step, index, where)
         progress("GPU kernels", index + 1, len(program.steps))
     binder.steps += copies.outputs(program)
-    source = program_source(binder.sources) if binder.sources else ""
-    return GpuCode(source, binder.steps, binder.constants, program.arena_bytes)
+    return binder.code(program.arena_bytes)
 
 
 def runs_on_device(kernel: Kernel, target: GpuTarget) -> bool:
@@ -161,11 +160,11 @@ def gpu_facts(code: GpuCode, target: GpuTarget) -> dict[str, Any]:
     }
 
 
-class _Binder:
+class Binder:
     """Binds steps to functions and constants, sharing equal ones."""
 
-    def __init__(self, target: GpuTarget, records: Records) -> None:
-        self.target, self.records = target, records
+    def __init__(self, target: GpuTarget, records: Records | None = None) -> None:
+        self.target, self.records = target, records or Records()
         self.sources: dict[str, tuple[Source, list[str]]] = {}
         self.steps: list[GpuStep] = []
         self.constants: list[Buffer] = []
@@ -179,21 +178,25 @@ class _Binder:
             return
         kernel, inputs, output = rebased(step)
         template = template_for(kernel, self.target)
-        planned = self.plan(template, kernel)
-        operands = [self._operand(number, buffer, template, planned) for number, buffer in enumerate(inputs)]
-        if template.table:
-            operands.insert(0, self._store(_constant("table", template.table(planned, kernel))))
-        operands.append(output)
-        self.add(planned, template, operands, step)
+        self.bind_plan(Step(kernel, inputs, output, step.nodes), self._plan(template, kernel), template)
 
-    def plan(self, template: Template, kernel: Kernel) -> Any:
+    def code(self, arena_bytes: int) -> GpuCode:
+        """What was bound."""
+        source = program_source(self.sources) if self.sources else ""
+        return GpuCode(source, self.steps, self.constants, arena_bytes)
+
+    def _plan(self, template: Template, kernel: Kernel) -> Any:
         """The best plan on record, or the template's own choice."""
         if template.candidates is None or not self.records.of(kernel, self.target):
             return template.plan(kernel, self.target)
         return self.records.choice(kernel, self.target, template.candidates(kernel, self.target))
 
-    def add(self, planned: Any, template: Template, operands: list[Buffer], step: Step) -> None:
-        """An entry that runs ``planned`` on ``operands`` for ``step``."""
+    def bind_plan(self, step: Step, planned: Any, template: Template) -> None:
+        """An entry that runs ``step``, whose offsets are its operands' own, as ``planned`` by ``template``."""
+        operands = [self._operand(number, buffer, template, planned) for number, buffer in enumerate(step.inputs)]
+        if template.table:
+            operands.insert(0, self._store(_constant("table", template.table(planned, step.kernel))))
+        operands.append(step.output)
         dtypes = [buffer.dtype for buffer in operands]
         key = (planned, tuple(dtypes))
         if key not in self._functions:

@@ -22,6 +22,8 @@ from edgec.targets.gpu.tile import SHORT, Accumulators, Point, blocks, packed, p
 
 TILES = ((1, 4), (1, 2), (1, 1), (2, 2), (1, 6), (1, 8), (2, 4), (4, 2), (2, 6), (4, 4), (1, 12), (2, 7))
 """Rows and columns of tiles to try."""
+LATE = 4
+"""How many other steps a change of the work group comes after."""
 
 
 @dataclass(frozen=True)
@@ -81,27 +83,29 @@ def plan(conv: Conv, target: GpuTarget) -> ConvPlan:
 
 
 def candidates(conv: Conv, target: GpuTarget) -> list[ConvPlan]:
-    """Every tile whose sums fit the registers with some group; those that the device's data suggest come first."""
-    found = list(_tiles(conv, target))
-    return [p for p in found if not p.group_x] + [p for p in found if p.group_x]
+    """Every tile whose sums fit the registers, with every group; what differs little from the first choice comes
+    first, and the groups last."""
+    return [p for _, p in sorted(_ranked(conv, target), key=lambda each: each[0])]
 
 
-def _tiles(conv: Conv, target: GpuTarget) -> Iterator[ConvPlan]:
+def _ranked(conv: Conv, target: GpuTarget) -> Iterator[tuple[int, ConvPlan]]:
+    """Plans, and in how many steps of one parameter each differs from the first choice."""
     loops = reduction(conv)
     deep = 4 if loops and loops[-1][1] == 1 and loops[-1][0] % 4 == 0 else 1
     widths = sorted(WIDTHS[1:], key=lambda width: (width != target.vector, width))
-    for lanes in widths:
-        for vectors in (1, 2, 4):
+    for wider, lanes in enumerate(widths):
+        for more, vectors in enumerate((1, 2, 4)):
             if (vectors - 1) * lanes >= conv.out_channels or (lanes > WIDTHS[1] and conv.out_channels < lanes):
                 continue
-            for rows, columns in TILES:
+            for other, (rows, columns) in enumerate(TILES):
                 if rows > conv.out_height or columns > conv.out_width:
                     continue
                 if rows * columns * vectors * lanes > target.registers:
                     continue
                 plan = ConvPlan(conv, rows, columns, vectors, lanes, deep)
-                for x, y in groups(plan.items, target.work_group):
-                    yield ConvPlan(conv, rows, columns, vectors, lanes, deep, x, y)
+                for last, (x, y) in enumerate(groups(plan.items, target.work_group)):
+                    grouped = ConvPlan(conv, rows, columns, vectors, lanes, deep, x, y)
+                    yield wider + more + other + LATE * last, grouped
 
 
 def pack(p: ConvPlan, weight: np.ndarray) -> np.ndarray:

@@ -209,9 +209,9 @@ class _LoopsWriter:
         def row(point: dict[int, str]) -> None:
             with self.body.loop(extent // lanes * lanes, lanes) as index:
                 self._take_in(acc, {**point, axis: index}, axis)
-            for index in range(extent // lanes * lanes, extent):
+            for left in range(extent // lanes * lanes, extent):
                 with self.body.block(""):
-                    self._take_in(rest, {**point, axis: str(index)}, None)
+                    self._take_in(rest, {**point, axis: str(left)}, None)
 
         self._nested(axes, nest.reduce[:-1], 0, row)
         for lane in range(lanes):
