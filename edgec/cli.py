@@ -14,6 +14,9 @@ from edgec.errors import EdgecError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgec.html import Page
+    from edgec.transformation import Check
+
 USER_ERROR, INTERRUPTED = 2, 130
 
 
@@ -65,6 +68,9 @@ TuneDb = Annotated[
     typer.Option(
         metavar="FILE", help="Tuning records: plans are chosen by them, and new ones added; by default in the cache."
     ),
+]
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", metavar="OUT.html", help="Write a page of what was done and measured.")
 ]
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="What edgec compile wrote.")]
 ModelOrArtifact = Annotated[
@@ -145,10 +151,12 @@ def compile_model(
         float | None, typer.Option(min=0.001, help="FPGA boards: frames a second to reach; by default as many as fit.")
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say what the passes left alone, and why.")] = False,
+    report: ReportFile = None,
     json: Json = False,
 ) -> None:
     """Compile a model into one shared object, or an HLS project for an FPGA board, and write a report as OUT.json."""
     from edgec.compiler import compile
+    from edgec.html import order_page
     from edgec.shapes import parse_shape_flags
     from edgec.transformation import transform
 
@@ -162,11 +170,19 @@ def compile_model(
         _show(done.as_dict(), json, lambda: tables.print_transformed(done, explain))
         return
     with console.progress() as progress:
+        page: Page | None = None
+        checked: Check | None = check
+        if report is not None:
+            samples = calib or check
+            page = order_page(report, model, shapes=shapes, calib=samples, eval=evaluation, preprocess=preprocess)
+            checked = check or page.material.few
         compiled = compile(
-            model, target, output, shapes=shapes, passes=names, check=check, prune=prune, quantize=quantize,
+            model, target, output, shapes=shapes, passes=names, check=checked, prune=prune, quantize=quantize,
             calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe, tune=tune,
             tune_db=tune_db, fps=fps, progress=progress,
         )  # fmt: skip
+        if page:
+            page.write_compiled(compiled, progress)
     results = {"artifact": compiled.path, **compiled.report.as_dict()}
     _show(results, json, lambda: tables.print_compiled(compiled, explain))
 
@@ -414,15 +430,26 @@ def diff(
     ],
     calib: Annotated[Path, typer.Option(metavar="PATH", help="Typical inputs: an .npz, or a folder of images.")],
     preprocess: Preprocess = None,
+    evaluation: Annotated[
+        Path | None, typer.Option("--eval", metavar="PATH", help="Samples of which --report shows some.")
+    ] = None,
     shape: Shapes = None,
+    report: ReportFile = None,
     json: Json = False,
 ) -> None:
     """Show what each layer's quantisation costs, and name the layer that lost most."""
+    from edgec.html import order_page
     from edgec.layer_errors import compare_layers
     from edgec.shapes import parse_shape_flags
 
+    shapes = parse_shape_flags(shape or ())
     with console.progress() as progress:
-        errors = compare_layers(model, quantised, calib, preprocess, parse_shape_flags(shape or ()), progress)
+        page = None
+        if report is not None:
+            page = order_page(report, model, shapes=shapes, calib=calib, eval=evaluation, preprocess=preprocess)
+        errors = compare_layers(model, quantised, calib, preprocess, shapes, progress)
+        if page:
+            page.write_diff(quantised, errors, progress)
     _show(errors, json, lambda: tables.print_layer_errors(errors))
 
 

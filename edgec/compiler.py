@@ -173,7 +173,8 @@ def compile(
     data, manifest, headers = _linked(program, code, chosen, facts, path)
     clock.lap("link")
     nodes = tuple(call.step.nodes for call in code.calls)
-    report = Report(manifest, reports, nodes, len(data), clock.laps, tuned, quantisation)
+    sizes = tuple(sum(buffer.nbytes for buffer in set(call.operands)) for call in code.calls)
+    report = Report(manifest, reports, nodes, len(data), clock.laps, tuned, quantisation, sizes)
     files = {manifest_path(path): json.dumps(report.as_dict(), indent=1).encode()}
     write_atomically(files | headers | (quantisation.files(path) if quantisation else {}) | {path: data})
     tell("link", 1, 1)

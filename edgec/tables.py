@@ -354,8 +354,8 @@ def print_targets(targets: Sequence[Target], boards: Sequence[Board]) -> None:
     )
     print_table(
         "FPGA boards",
-        ("name", "", "part", "DSP", "LUT", "BRAM 18k", "MHz"),
-        ((b.name, b.description, b.part, b.dsp, f"{b.lut:,}", b.bram18, b.clock_mhz) for b in boards),
+        ("name", "", "part", "DSP", "LUT", "BRAM 18k", "URAM", "MHz"),
+        ((b.name, b.description, b.part, b.dsp, f"{b.lut:,}", b.bram18, b.uram, b.clock_mhz) for b in boards),
     )
 
 
