@@ -145,7 +145,7 @@ class Toolchain:
         Raises:
             EdgecError: if there is none, or it fails.
         """
-        return self._run([self.tool(name), *map(os.fspath, arguments)])
+        return self._run([self.tool(name), *(os.fspath(argument) for argument in arguments)])
 
     def _system_libraries(self, scratch: Path) -> list[str]:
         """Link flags for a system without libraries: empty ones that leave only their names."""
