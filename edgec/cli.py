@@ -110,7 +110,7 @@ def compile_model(
     target: Annotated[str, typer.Option(help="What to build for: see edgec targets; host is this machine.")] = "host",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="OUT", help="The artifact; by default MODEL's name with .so."),
+        typer.Option("--output", "-o", metavar="OUT", help="The artifact: MODEL.so by default, or NAME.o to link."),
     ] = None,
     shape: Shapes = None,
     passes: Annotated[

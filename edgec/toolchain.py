@@ -123,7 +123,29 @@ class Toolchain:
         return Path(output)
 
     def _command(self) -> list[str]:
-        return [*self.cc, "-O2", "-fPIC", *self.flags]
+        position = [] if self.triple.endswith("-none-eabi") else ["-fPIC"]
+        return [*self.cc, "-O2", *position, *self.flags]
+
+    def tool(self, name: str) -> str:
+        """A tool of the GNU binutils that belongs to the compiler, e.g. ``objcopy``.
+
+        Raises:
+            EdgecError: if there is none.
+        """
+        prefix = "" if HOST_TRIPLES.get(platform.machine().lower()) == self.triple else f"{self.triple}-"
+        found = shutil.which(prefix + name)
+        if found is None:
+            package = f"binutils-{self.triple}" if prefix else "binutils"
+            raise EdgecError(f"{prefix}{name} was not found; run: apt-get install {package}")
+        return found
+
+    def run_tool(self, name: str, *arguments: str | os.PathLike[str]) -> str:
+        """Run :meth:`tool`, and answer with what it prints.
+
+        Raises:
+            EdgecError: if there is none, or it fails.
+        """
+        return self._run([self.tool(name), *(os.fspath(argument) for argument in arguments)])
 
     def _system_libraries(self, scratch: Path) -> list[str]:
         """Link flags for a system without libraries: empty ones that leave only their names."""
@@ -218,6 +240,7 @@ def _remedy(triple: str) -> str:
         "aarch64-linux-gnu": "gcc-aarch64-linux-gnu",
         "arm-linux-gnueabihf": "gcc-arm-linux-gnueabihf",
         "x86_64-linux-gnu": "gcc-x86-64-linux-gnu",
+        "arm-none-eabi": "gcc-arm-none-eabi libnewlib-arm-none-eabi",
     }
     own = HOST_TRIPLES.get(platform.machine().lower()) == triple
     system = "gcc" if own else package.get(triple)

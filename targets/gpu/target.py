@@ -58,6 +58,11 @@ class GpuTarget:
         return f"opencl {sizes} {self.storage}"
 
     @property
+    def arena_alignment(self) -> int:
+        """As the host has it."""
+        return self.host.arena_alignment
+
+    @property
     def activation_dtype(self) -> str:
         """In which 8-bit integers products read their activations: as the host does, which runs the same program."""
         return self.host.activation_dtype

@@ -11,7 +11,7 @@ import numpy as np
 from edgec.program import ARENA, CONSTANT, Buffer, Program
 
 if TYPE_CHECKING:
-    from edgec.artifact import Image
+    from edgec.descriptor import Image
     from edgec.targets.gpu.backend import GpuCode
 
 KINDS = {
@@ -77,7 +77,7 @@ class GpuWriter:
 
 def _strings(names: Iterable[str]) -> tuple[list[str], dict[str, int]]:
     """Distinct names as lines of one C literal, and where each begins in it."""
-    from edgec.artifact import quoted
+    from edgec.descriptor import quoted
 
     offsets: dict[str, int] = {}
     size, lines = 0, []
