@@ -187,6 +187,25 @@ def compile_model(
     _show(results, json, lambda: tables.print_compiled(compiled, explain))
 
 
+@app.command("runtime")
+def build_runtimes(
+    system: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SYSTEM]...", help="linux-aarch64, android-arm64-v8a, cortex-m4 …; all by default."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where each system's folder goes.")
+    ] = Path("edgert"),
+    json: Json = False,
+) -> None:
+    """Build libedgert, its headers and tools for every system that a C compiler is found for."""
+    from edgec.prebuilt import build_all
+
+    with console.progress():
+        built = build_all(output.resolve(), system or ())
+    _show(built, json, lambda: tables.print_runtimes(built))
+
+
 @app.command("prune")
 def prune_model(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.")],

@@ -29,10 +29,10 @@ static edgert_status refused(const char *call, cl_int error) {
   bool memory = error == CL_MEM_OBJECT_ALLOCATION_FAILURE || error == CL_OUT_OF_RESOURCES ||
                 error == CL_OUT_OF_HOST_MEMORY || error == CL_INVALID_BUFFER_SIZE;
   if (memory)
-    return edgert_fail(EDGERT_ERROR_MEMORY, "the GPU is out of memory or resources: %s answers %d; free some, or run "
-                       "on the CPU (edgec run --fallback cpu)", call, error);
-  return edgert_fail(EDGERT_ERROR_GPU, "the OpenCL driver refuses %s with error %d; run on the CPU (edgec run "
-                     "--fallback cpu) or update the driver", call, error);
+    return edgert_fail(EDGERT_ERROR_MEMORY, "the GPU is out of memory or resources: %s answers -%u; free some, or run "
+                       "on the CPU (edgec run --fallback cpu)", call, (unsigned)-error);
+  return edgert_fail(EDGERT_ERROR_GPU, "the OpenCL driver refuses %s with error -%u; run on the CPU (edgec run "
+                     "--fallback cpu) or update the driver", call, (unsigned)-error);
 }
 
 /* ---- the program ---- */
@@ -100,9 +100,9 @@ static edgert_status build_failed(const edgert_opencl *gpu, cl_int error) {
   }
   free(whole);
   return edgert_fail(EDGERT_ERROR_GPU_BUILD,
-                     "the driver of '%s' cannot compile the model's kernels (error %d); run on the CPU (edgec run "
+                     "the driver of '%s' cannot compile the model's kernels (error -%u); run on the CPU (edgec run "
                      "--fallback cpu); the driver says: %s",
-                     gpu->name, error, log[0] ? log : "nothing");
+                     gpu->name, (unsigned)-error, log[0] ? log : "nothing");
 }
 
 static cl_int build_source(edgert_opencl *gpu, const char *options) {
