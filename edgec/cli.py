@@ -110,7 +110,7 @@ def compile_model(
     target: Annotated[str, typer.Option(help="What to build for: see edgec targets; host is this machine.")] = "host",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="OUT", help="The artifact; by default MODEL's name with .so."),
+        typer.Option("--output", "-o", metavar="OUT", help="The artifact: MODEL.so by default, or NAME.o to link."),
     ] = None,
     shape: Shapes = None,
     passes: Annotated[
@@ -187,6 +187,25 @@ def compile_model(
     _show(results, json, lambda: tables.print_compiled(compiled, explain))
 
 
+@app.command("runtime")
+def build_runtimes(
+    system: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SYSTEM]...", help="linux-aarch64, android-arm64-v8a, cortex-m4 …; all by default."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where each system's folder goes.")
+    ] = Path("edgert"),
+    json: Json = False,
+) -> None:
+    """Build libedgert, its headers and tools for every system that a C compiler is found for."""
+    from edgec.prebuilt import build_all
+
+    with console.progress():
+        built = build_all(output.resolve(), system or ())
+    _show(built, json, lambda: tables.print_runtimes(built))
+
+
 @app.command("prune")
 def prune_model(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.")],
@@ -221,10 +240,11 @@ def prune_model(
     """Prune channels of a model, write the smaller ONNX model, and compare the two."""
     from edgec.pruning import Comparison, compare_pruned, plot_curve, settings_for
     from edgec.shapes import parse_shape_flags
-    from edgec.targets.target import load_target
+    from edgec.targets.target import resolve_target
 
     shapes = parse_shape_flags(shape or ())
-    settings = settings_for(remove, load_target(target), score=score, repair=repair, distil_minutes=distil, seed=seed)
+    choices = {"score": score, "repair": repair, "distil_minutes": distil, "seed": seed}
+    settings = settings_for(remove, resolve_target(target), **choices)
     found: Comparison
     if curve is not None:
         found = plot_curve(model, curve, settings, calib=calib, data=data, shapes=shapes)
@@ -247,15 +267,22 @@ def run(
         Path | None, typer.Option("--output", "-o", metavar="OUT.npz", help="Where the outputs go, samples first.")
     ] = None,
     device: Device = "local",
+    fallback: Annotated[
+        str | None, typer.Option(metavar="cpu", help="Run an artifact for a GPU on the CPU where there is no GPU.")
+    ] = None,
     threads: Threads = 1,
     json: Json = False,
 ) -> None:
     """Run an artifact on the samples of a file, and save or summarise its outputs."""
     from edgec.artifact import check_writable, read_manifest
     from edgec.data import batch_size, load_npz, save_npz, specs, summarise_array
-    from edgec.devices import open_device
+    from edgec.devices import LocalDevice, open_device
 
     where = open_device(device, artifact)
+    if fallback is not None:
+        if not isinstance(where, LocalDevice):
+            raise EdgecError("--fallback is for artifacts for a GPU that run on this machine; leave it out")
+        where = LocalDevice(fallback)
     inputs = specs(read_manifest(artifact)["inputs"])
     samples = load_npz(input, inputs)
     if output:
@@ -457,11 +484,13 @@ def diff(
 def targets(json: Json = False) -> None:
     """List what edgec compiles for."""
     from edgec.targets.fpga.board import board_names, load_board
+    from edgec.targets.gpu.target import gpu_names, load_gpu
     from edgec.targets.target import load_target, target_names
 
     processors = [load_target(name) for name in target_names()]
+    gpus = [load_gpu(name) for name in gpu_names()]
     boards = [load_board(name) for name in board_names()]
-    _show([*processors, *boards], json, lambda: tables.print_targets(processors, boards))
+    _show([*processors, *gpus, *boards], json, lambda: tables.print_targets(processors, gpus, boards))
 
 
 @app.command()
