@@ -312,6 +312,25 @@ def _error(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
     return max((relative_error(a, b.reshape(a.shape)) for a, b in pairs), default=0.0)
 
 
+def profile_steps(artifact: Path, values: Mapping[str, Array], rounds: int = 30) -> tuple[StepProfile, ...]:
+    """Every step of ``artifact`` on this machine, measured over ``rounds`` runs of one input, on one thread."""
+    from edgec.runtimes.python.session import Session
+
+    with Session(artifact, 1) as session:
+        session.bind(values)
+        session.invoke()
+        return _profile(session, rounds)
+
+
+def latencies(artifacts: Sequence[Path], values: Mapping[str, Array], rounds: int = 30) -> list[float]:
+    """The fastest run of each of several artifacts, in turn, on one thread of this machine, in milliseconds."""
+    from edgec.runtimes.python.session import Session
+
+    with ExitStack() as stack:
+        contenders = [_Artifact(stack.enter_context(Session(artifact, 1)), values) for artifact in artifacts]
+        return [min(times) / 1e6 for times in _measure(contenders, rounds, None)]
+
+
 def _profile(session: Session, rounds: int) -> tuple[StepProfile, ...]:
     session.start_profile()
     for _ in range(rounds):

@@ -14,6 +14,9 @@ from edgec.errors import EdgecError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgec.html import Page
+    from edgec.transformation import Check
+
 USER_ERROR, INTERRUPTED = 2, 130
 
 
@@ -66,6 +69,9 @@ TuneDb = Annotated[
         metavar="FILE", help="Tuning records: plans are chosen by them, and new ones added; by default in the cache."
     ),
 ]
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", metavar="OUT.html", help="Write a page of what was done and measured.")
+]
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="What edgec compile wrote.")]
 ModelOrArtifact = Annotated[
     Path, typer.Argument(metavar="MODEL_OR_ARTIFACT", help="An ONNX file, or what edgec compile wrote.")
@@ -104,7 +110,7 @@ def compile_model(
     target: Annotated[str, typer.Option(help="What to build for: see edgec targets; host is this machine.")] = "host",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="OUT", help="The artifact; by default MODEL's name with .so."),
+        typer.Option("--output", "-o", metavar="OUT", help="The artifact: MODEL.so by default, or NAME.o to link."),
     ] = None,
     shape: Shapes = None,
     passes: Annotated[
@@ -152,10 +158,12 @@ def compile_model(
         float | None, typer.Option(min=0.001, help="FPGA boards: frames a second to reach; by default as many as fit.")
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say what the passes left alone, and why.")] = False,
+    report: ReportFile = None,
     json: Json = False,
 ) -> None:
     """Compile a model into one shared object, or an HLS project for an FPGA board, and write a report as OUT.json."""
     from edgec.compiler import compile
+    from edgec.html import order_page
     from edgec.shapes import parse_shape_flags
     from edgec.transformation import transform
 
@@ -169,13 +177,40 @@ def compile_model(
         _show(done.as_dict(), json, lambda: tables.print_transformed(done, explain))
         return
     with console.progress() as progress:
+        page: Page | None = None
+        checked: Check | None = check
+        if report is not None:
+            samples = calib or check
+            page = order_page(report, model, shapes=shapes, calib=samples, eval=evaluation, preprocess=preprocess)
+            checked = check or page.material.few
         compiled = compile(
-            model, target, output, shapes=shapes, passes=names, check=check, prune=prune, quantize=quantize,
+            model, target, output, shapes=shapes, passes=names, check=checked, prune=prune, quantize=quantize,
             calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe,
             group_size=group_size, tune=tune, tune_db=tune_db, fps=fps, progress=progress,
         )  # fmt: skip
+        if page:
+            page.write_compiled(compiled, progress)
     results = {"artifact": compiled.path, **compiled.report.as_dict()}
     _show(results, json, lambda: tables.print_compiled(compiled, explain))
+
+
+@app.command("runtime")
+def build_runtimes(
+    system: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SYSTEM]...", help="linux-aarch64, android-arm64-v8a, cortex-m4 …; all by default."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where each system's folder goes.")
+    ] = Path("edgert"),
+    json: Json = False,
+) -> None:
+    """Build libedgert, its headers and tools for every system that a C compiler is found for."""
+    from edgec.prebuilt import build_all
+
+    with console.progress():
+        built = build_all(output.resolve(), system or ())
+    _show(built, json, lambda: tables.print_runtimes(built))
 
 
 @app.command("prune")
@@ -212,10 +247,11 @@ def prune_model(
     """Prune channels of a model, write the smaller ONNX model, and compare the two."""
     from edgec.pruning import Comparison, compare_pruned, plot_curve, settings_for
     from edgec.shapes import parse_shape_flags
-    from edgec.targets.target import load_target
+    from edgec.targets.target import resolve_target
 
     shapes = parse_shape_flags(shape or ())
-    settings = settings_for(remove, load_target(target), score=score, repair=repair, distil_minutes=distil, seed=seed)
+    choices = {"score": score, "repair": repair, "distil_minutes": distil, "seed": seed}
+    settings = settings_for(remove, resolve_target(target), **choices)
     found: Comparison
     if curve is not None:
         found = plot_curve(model, curve, settings, calib=calib, data=data, shapes=shapes)
@@ -238,15 +274,22 @@ def run(
         Path | None, typer.Option("--output", "-o", metavar="OUT.npz", help="Where the outputs go, samples first.")
     ] = None,
     device: Device = "local",
+    fallback: Annotated[
+        str | None, typer.Option(metavar="cpu", help="Run an artifact for a GPU on the CPU where there is no GPU.")
+    ] = None,
     threads: Threads = 1,
     json: Json = False,
 ) -> None:
     """Run an artifact on the samples of a file, and save or summarise its outputs."""
     from edgec.artifact import check_writable, read_manifest
     from edgec.data import batch_size, load_npz, save_npz, specs, summarise_array
-    from edgec.devices import open_device
+    from edgec.devices import LocalDevice, open_device
 
     where = open_device(device, artifact)
+    if fallback is not None:
+        if not isinstance(where, LocalDevice):
+            raise EdgecError("--fallback is for artifacts for a GPU that run on this machine; leave it out")
+        where = LocalDevice(fallback)
     inputs = specs(read_manifest(artifact)["inputs"])
     samples = load_npz(input, inputs)
     if output:
@@ -421,15 +464,26 @@ def diff(
     ],
     calib: Annotated[Path, typer.Option(metavar="PATH", help="Typical inputs: an .npz, or a folder of images.")],
     preprocess: Preprocess = None,
+    evaluation: Annotated[
+        Path | None, typer.Option("--eval", metavar="PATH", help="Samples of which --report shows some.")
+    ] = None,
     shape: Shapes = None,
+    report: ReportFile = None,
     json: Json = False,
 ) -> None:
     """Show what each layer's quantisation costs, and name the layer that lost most."""
+    from edgec.html import order_page
     from edgec.layer_errors import compare_layers
     from edgec.shapes import parse_shape_flags
 
+    shapes = parse_shape_flags(shape or ())
     with console.progress() as progress:
-        errors = compare_layers(model, quantised, calib, preprocess, parse_shape_flags(shape or ()), progress)
+        page = None
+        if report is not None:
+            page = order_page(report, model, shapes=shapes, calib=calib, eval=evaluation, preprocess=preprocess)
+        errors = compare_layers(model, quantised, calib, preprocess, shapes, progress)
+        if page:
+            page.write_diff(quantised, errors, progress)
     _show(errors, json, lambda: tables.print_layer_errors(errors))
 
 
@@ -437,11 +491,13 @@ def diff(
 def targets(json: Json = False) -> None:
     """List what edgec compiles for."""
     from edgec.targets.fpga.board import board_names, load_board
+    from edgec.targets.gpu.target import gpu_names, load_gpu
     from edgec.targets.target import load_target, target_names
 
     processors = [load_target(name) for name in target_names()]
+    gpus = [load_gpu(name) for name in gpu_names()]
     boards = [load_board(name) for name in board_names()]
-    _show([*processors, *boards], json, lambda: tables.print_targets(processors, boards))
+    _show([*processors, *gpus, *boards], json, lambda: tables.print_targets(processors, gpus, boards))
 
 
 @app.command()

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from edgec.quantisation import Options, Quantisation
     from edgec.targets.cpu.backend import Code
     from edgec.targets.fpga.board import Board
+    from edgec.targets.gpu.backend import GpuCode
+    from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import Target
     from edgec.transformation import Check
     from edgec.tuning import Tuned
@@ -70,11 +72,15 @@ def compile(
 ) -> Compiled:
     """Compile ``model`` for ``target`` into one shared object, or into an HLS project for an FPGA board.
 
+    The shared object for a GPU holds the kernels as OpenCL C, and the host processor's code to fall back on.
+
     Args:
         model: an ONNX file, or a model in memory.
         target: one of ``edgec targets``.
-        output: the artifact; ``<model>.so`` in the working folder by default, and for an FPGA board the folder
-            ``<model>-<target>``. The manifest and the report are written beside it, as ``<output>.json``.
+        output: the artifact; ``<model>.so`` in the working folder by default, for a microcontroller ``<model>.o``,
+            and for an FPGA board the folder ``<model>-<target>``. A name that ends in ``.o`` makes an object to link
+            into a program, and a header beside it (see :mod:`edgec.static_object`). The manifest and the report are
+            written beside the artifact, as ``<output>.json``.
         shapes: pins dynamic inputs, e.g. ``{"input": (1, 3, 224, 224)}``.
         passes: names of passes, in the order in which they run; all of them by default.
         check: samples on which ONNX Runtime compares the model after each pass with the original (with the
@@ -106,15 +112,18 @@ def compile(
             written then.
     """
     from edgec import fusion, memory, tiling
-    from edgec.artifact import build_artifact, check_writable, write_atomically
+    from edgec.artifact import check_writable, write_atomically
     from edgec.calibration import load_calibration
     from edgec.graph import load_graph
     from edgec.lowering import lower
     from edgec.passes.pipeline import select
     from edgec.quantisation import Options
+    from edgec.static_object import check_form
     from edgec.summary import summarise
     from edgec.targets.cpu.backend import compile_program
     from edgec.targets.fpga.board import Board
+    from edgec.targets.gpu.backend import GpuProgram, gpu_facts
+    from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import resolve_target
     from edgec.toolchain import find_toolchain
     from edgec.tuning import records_for
@@ -135,6 +144,7 @@ def compile(
         raise EdgecError(f"--fps is a goal for FPGA boards, and {target} is none; leave it out")
     else:
         find_toolchain(chosen.triple)
+        check_form(path, chosen)
         check_writable(path)
     check_writable(manifest_path(path))
 
@@ -162,29 +172,40 @@ def compile(
     program = lower(graph)
     program.name = _name(model)
     fusion.fuse(program)
-    tiling.tile(program)
-    lifetimes = memory.plan(program)
+    gpu = GpuProgram(program, chosen) if isinstance(chosen, GpuTarget) else None
+    processor = chosen.host if isinstance(chosen, GpuTarget) else chosen
+    if gpu is None:
+        tiling.tile(program)
+    lifetimes = memory.plan(program, chosen.arena_alignment)
     clock.lap("lowering")
-    records, tuned = records_for(program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
+    tuned_program = gpu.program if gpu else program
+    records, tuned = records_for(tuned_program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
     clock.lap("tuning")
-    code = compile_program(program, chosen, tell, records)
+    code = compile_program(program, processor, tell, records)
+    gpu_code = gpu.compile(tell, records) if gpu else None
     clock.lap("kernels")
     tell("link", 0, 1)
-    facts = _manifest(program, code, chosen, lifetimes)
+    facts = _manifest(program, code, processor, lifetimes)
     facts["model"] = model_facts
-    data, manifest = build_artifact(program, code, chosen, facts)
+    if gpu is not None and gpu_code is not None:
+        facts = {**facts, **gpu_facts(gpu_code, gpu.target), "fallback": facts["steps"]}
+    data, manifest, headers = _linked(program, code, processor, facts, path, gpu_code)
     clock.lap("link")
-    nodes = tuple(call.step.nodes for call in code.calls)
-    report = Report(manifest, reports, nodes, len(data), clock.laps, tuned, quantisation)
+    calls = [(call.step.nodes, call.operands) for call in code.calls]
+    if gpu_code is not None:
+        calls = [(step.nodes, step.operands) for step in gpu_code.steps]
+    nodes = tuple(each for each, _ in calls)
+    sizes = tuple(sum(buffer.nbytes for buffer in set(operands)) for _, operands in calls)
+    report = Report(manifest, reports, nodes, len(data), clock.laps, tuned, quantisation, sizes)
     files = {manifest_path(path): json.dumps(report.as_dict(), indent=1).encode()}
-    write_atomically(files | (quantisation.files(path) if quantisation else {}) | {path: data})
+    write_atomically(files | headers | (quantisation.files(path) if quantisation else {}) | {path: data})
     tell("link", 1, 1)
     return Compiled(path, manifest, report, tuned)
 
 
 def _transformed(
-    graph: ir.Model, target: Target | Board, prune: float, passes: Sequence[Pass] | None, check: Check | None,
-    options: Options, calibration: Calibration | None, tell: Progress, clock: _Clock,
+    graph: ir.Model, target: Target | GpuTarget | Board, prune: float, passes: Sequence[Pass] | None,
+    check: Check | None, options: Options, calibration: Calibration | None, tell: Progress, clock: _Clock,
 ) -> tuple[ir.Model, tuple[PassReport, ...], Quantisation | None]:  # fmt: skip
     """The graph that is lowered: pruned, through the passes, quantised, and through the passes for integers."""
     from edgec.passes.pipeline import FLOAT, integer_passes
@@ -205,6 +226,19 @@ def _transformed(
     graph, quantisation = quantise_graph(graph, options, calibration, tell)
     clock.lap("quantisation")
     return graph, (*reports, *apply_passes(graph, integers, None)), quantisation
+
+
+def _linked(
+    program: Program, code: Code, target: Target, manifest: dict[str, Any], path: Path, gpu: GpuCode | None
+) -> tuple[bytes, dict[str, Any], dict[Path, bytes]]:
+    """The artifact as its file name asks for it, its manifest, and the files that belong beside it."""
+    from edgec.artifact import build_artifact
+    from edgec.static_object import build_static, is_static
+
+    if not is_static(path):
+        return *build_artifact(program, code, target, manifest, gpu), {}
+    static = build_static(program, code, target, manifest, path.stem)
+    return static.data, static.manifest, {path.with_suffix(".h"): static.header.encode()}
 
 
 def tune(
@@ -269,7 +303,8 @@ def _digest(model: Any) -> str | None:
 
 def _manifest(program: Program, code: Code, target: Target, lifetimes: Sequence[Lifetime]) -> dict[str, Any]:
     """What the artifact says of itself."""
-    from edgec.artifact import ABI_VERSION, tensor_entry
+    from edgec.artifact import tensor_entry
+    from edgec.descriptor import ABI_VERSION
 
     return {
         "edgec": metadata.version("edgec"),

@@ -102,6 +102,14 @@ def _relative_error(found: Sequence[Sequence[Array]], wanted: Sequence[Sequence[
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """One quantised model that was judged: the precision of each layer that was put back, and its score."""
+
+    put_back: Mapping[str, str]
+    score: float
+
+
+@dataclass(frozen=True)
 class Guarded:
     """What the guard did.
 
@@ -112,6 +120,7 @@ class Guarded:
         score: the quantised model's.
         first_score: what it was before any layer was put back.
         put_back: the precision of each layer that was.
+        attempts: every model that was judged, in order; the last is the one that was taken.
     """
 
     measure: str
@@ -120,6 +129,7 @@ class Guarded:
     score: float
     first_score: float
     put_back: Mapping[str, str]
+    attempts: tuple[Attempt, ...] = ()
 
     @property
     def drop(self) -> float:
@@ -171,6 +181,7 @@ def guard(
     found = quantise(recipe)
     score = first = judge.score_of(found.model)
     put_back: dict[str, str] = {}
+    attempts = [Attempt({}, first)]
     if most is not None and judge.float_score - score > most:
         worst = rank(found).worst_first()
         for bits in LADDERS[recipe.default]:
@@ -179,8 +190,11 @@ def guard(
                 put_back = {**put_back, **dict.fromkeys(worst[:count], bits)}
                 found = quantise(replace(recipe, layers={**recipe.layers, **put_back}))
                 score = judge.score_of(found.model)
+                attempts.append(Attempt(put_back, score))
                 count *= 2
-    guarded = Guarded(judge.measure, len(judge.samples), judge.float_score, score, first, put_back)
+    guarded = Guarded(
+        judge.measure, len(judge.samples), judge.float_score, score, first, put_back, tuple(attempts)
+    )  # fmt: skip
     if most is not None and guarded.drop > most:
         raise EdgecError(
             f"quantisation loses {guarded.drop:.2f} points ({guarded.measure}), more than --max-drop {most:g}, even "

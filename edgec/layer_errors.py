@@ -36,9 +36,6 @@ Progress = Callable[[str, int, int], None]
 MOST_SAMPLES = 16
 """The first so many samples tell the layers apart."""
 
-_TIMED_RUNS = 30
-
-
 @dataclass(frozen=True)
 class LayerError:
     """One layer.
@@ -223,18 +220,31 @@ def compare_layers(
     if not is_artifact(quantised):
         floats, twin = (load_graph(path, shapes=shapes) for path in (model, quantised))
         return measure_layers(floats, twin, load_calibration(calib, floats, preprocess).samples, progress)
-    manifest = read_manifest(quantised)
-    _check_origin(model, quantised, manifest)
-    before, after = companions(quantised)[1:]
+    _check_origin(model, quantised, read_manifest(quantised))
+    floats = _companion_graphs(quantised)[0]
+    return compare_artifact(quantised, load_calibration(calib, floats, preprocess).samples, progress)
+
+
+def compare_artifact(artifact: Path, samples: Sequence[Sample], progress: Progress | None = None) -> LayerErrors:
+    """As :func:`compare_layers`, of an artifact on ``samples``, by the models that stand beside it."""
+    from edgec.artifact import read_manifest
+
+    found = measure_layers(*_companion_graphs(artifact), samples, progress)
+    on_host = read_manifest(artifact)["target"] == "host"
+    return _with_times(found, artifact, companions(artifact)[1], samples[0]) if on_host else found
+
+
+def _companion_graphs(artifact: Path) -> tuple[ir.Model, ir.Model]:
+    """The models before and after the quantisation."""
+    from edgec.graph import load_graph
+
+    before, after = companions(artifact)[1:]
     for path in (before, after):
         if not path.is_file():
             raise EdgecError(
                 f"'{path}' is not there, which edgec compile --quantize writes beside the artifact; compile again"
             )
-    floats, twin = load_graph(before), load_graph(after)
-    samples = load_calibration(calib, floats, preprocess).samples
-    found = measure_layers(floats, twin, samples, progress)
-    return _with_times(found, quantised, before, samples[0]) if manifest["target"] == "host" else found
+    return load_graph(before), load_graph(after)
 
 
 def _check_origin(model: Path, artifact: Path, manifest: Mapping[str, Any]) -> None:
@@ -270,19 +280,12 @@ def _with_times(errors: LayerErrors, artifact: Path, floats: Path, sample: Sampl
 
 def _times(artifact: Path, sample: Sample) -> dict[str, float]:
     """Microseconds of every step of an artifact for this machine, by the first node that it computes."""
+    from edgec.benchmark import profile_steps
     from edgec.compiler import manifest_path
-    from edgec.runtimes.python.session import Session
 
     nodes = json.loads(manifest_path(artifact).read_text(encoding="utf-8"))["nodes"]
-    with Session(artifact, 1) as session:
-        session.bind(dict(sample))
-        session.invoke()
-        session.start_profile()
-        for _ in range(_TIMED_RUNS):
-            session.invoke()
-        steps = session.profile()
     times: dict[str, float] = {}
-    for names, step in zip(nodes, steps, strict=True):
+    for names, step in zip(nodes, profile_steps(artifact, dict(sample)), strict=True):
         times[names[0]] = times.get(names[0], 0.0) + step.min_ns / 1e3
     return times
 

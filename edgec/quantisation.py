@@ -96,6 +96,7 @@ class Quantisation:
         recipe: the recipe's file, as text.
         float_model: the ONNX model before the quantisation, its channels equalised.
         model: after it: standard QDQ ONNX.
+        attempts: the models that the guard judged, in its order; the last is ``model``.
     """
 
     layers: tuple[LayerQuantization, ...]
@@ -106,6 +107,7 @@ class Quantisation:
     recipe: str
     float_model: bytes
     model: bytes
+    attempts: tuple[ir.Model, ...] = ()
 
     def files(self, artifact: Path) -> dict[Path, bytes]:
         """What is written beside the artifact: the recipe, and the models before and after the quantisation."""
@@ -165,8 +167,12 @@ def quantise_graph(
     check_layers(recipe, graph)
     judge, samples = _judge(graph, options, calibration)
 
+    attempts: list[ir.Model] = []
+
     def quantised(chosen: Recipe) -> Quantized:
-        return quantize(graph, samples, chosen, tell)
+        made = quantize(graph, samples, chosen, tell)
+        attempts.append(made.model)
+        return made
 
     def ranked(found: Quantized) -> LayerErrors:
         return measure_layers(found.twin, found.model, judge.samples if judge else samples, tell)
@@ -180,8 +186,9 @@ def quantise_graph(
         RemoveUnusedNodesPass()(each)
     protos = [ir.to_proto(each).SerializeToString() for each in (found.twin, found.model)]
     done = Quantisation(
-        found.layers, found.equalised, len(samples), calibration.warnings, guarded, text, protos[0], protos[1]
-    )
+        found.layers, found.equalised, len(samples), calibration.warnings, guarded, text, protos[0], protos[1],
+        tuple(attempts),
+    )  # fmt: skip
     return found.model, done
 
 
@@ -209,7 +216,7 @@ def _judge(graph: ir.Model, options: Options, calibration: Calibration) -> tuple
     samples = calibration.samples
     if options.eval is not None:
         own = load_calibration(options.eval, graph, options.preprocess)
-        return Judge.of(graph, own.samples, _labels(options.eval, graph, options.preprocess)), samples
+        return Judge.of(graph, own.samples, labels_of(options.eval, graph, options.preprocess)), samples
     if options.max_drop is None:
         return None, samples
     if len(samples) < 2 * _HELD_OUT:
@@ -221,8 +228,8 @@ def _judge(graph: ir.Model, options: Options, calibration: Calibration) -> tuple
     return Judge.of(graph, samples[::_HELD_OUT], None), kept
 
 
-def _labels(source: Source, graph: ir.Model, preprocess: Path | None) -> Array | None:
-    """The labels beside the samples of a file or folder; None where there are none."""
+def labels_of(source: Source, graph: ir.Model, preprocess: Path | None) -> Array | None:
+    """The labels beside the samples of a file or folder, of those that are used; None where there are none."""
     from edgec.calibration import MOST_SAMPLES, input_specs
     from edgec.data import batch_size, load_samples
 

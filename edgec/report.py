@@ -23,6 +23,7 @@ class Report:
         seconds: time per stage.
         tuned: what the tuner found, if it ran.
         quantisation: what was quantised and how well, if anything was.
+        operand_bytes: the size of each step's operands: what it reads and writes at least once.
     """
 
     manifest: dict[str, Any]
@@ -32,6 +33,7 @@ class Report:
     seconds: dict[str, float]
     tuned: Tuned | None = None
     quantisation: Quantisation | None = None
+    operand_bytes: tuple[int, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -41,6 +43,7 @@ class Report:
             "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
             "passes": [asdict(report) for report in self.passes],
             "nodes": [list(nodes) for nodes in self.nodes],
+            "operand_bytes": list(self.operand_bytes),
             "quantisation": self.quantisation.as_dict() if self.quantisation else None,
             "tuning": self.tuned.as_dict() if self.tuned else None,
         }

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from edgec.inspection import ModelInspection
     from edgec.layer_errors import LayerErrors
     from edgec.passes.base import PassReport
+    from edgec.prebuilt import Built
     from edgec.pruning import Comparison, Prunable
     from edgec.quantisation import Quantisation
     from edgec.targets.fpga.board import Board
+    from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import Target
     from edgec.transformation import Transformed
     from edgec.tuning import Tuned
@@ -75,10 +77,26 @@ def print_compiled(compiled: Compiled, explain: bool) -> None:
             ("arena", facts["arena_bytes"], f"{slack:.2f} × the largest live set of {facts['arena_lower_bound']:,}"),
         ],
     )
+    if "gpu" in facts:
+        print_gpu(facts["gpu"])
     if compiled.tuned:
         print_tuned(compiled.tuned)
     times = [*report.seconds.items(), ("all", sum(report.seconds.values()))]
     print_table("time", ("stage", "s"), ((stage, round(seconds, 3)) for stage, seconds in times))
+
+
+def print_gpu(facts: Mapping[str, Any]) -> None:
+    """The GPU's part of an artifact: where the steps run, and what is copied."""
+    print_table(
+        f"on the GPU, in {facts['api']} with floats stored as {facts['storage']}",
+        ("kernels", "steps on the CPU", "copies a run", "bytes copied", "arena", "source bytes"),
+        [
+            (
+                facts["kernels"], facts["host_steps"], facts["copies"], facts["copied_bytes"], facts["arena_bytes"],
+                facts["source_bytes"],
+            )
+        ],
+    )  # fmt: skip
 
 
 def print_quantisation(done: Quantisation, explain: bool) -> None:
@@ -275,6 +293,15 @@ def print_counts(counted: Counts, steps: bool) -> None:
         )
 
 
+def print_runtimes(built: Sequence[Built]) -> None:
+    """Where libedgert is, for each system, or what is missing to build it."""
+    print_table(
+        "libedgert",
+        ("system", "shared bytes", "static bytes", "folder, or what is missing"),
+        ((b.name, b.shared_bytes or "", b.static_bytes or "", b.folder or b.missing) for b in built),
+    )
+
+
 def print_model(path: Path, found: ModelInspection) -> None:
     """Inputs and outputs, layers, operators, and what cannot be compiled."""
     values = [*(("input", each) for each in found.inputs), *(("output", each) for each in found.outputs)]
@@ -349,7 +376,7 @@ def _print_memory(facts: Mapping[str, Any]) -> None:
         print_text("\n".join(["offset, by step:", *drawing]))
 
 
-def print_targets(targets: Sequence[Target], boards: Sequence[Board]) -> None:
+def print_targets(targets: Sequence[Target], gpus: Sequence[GpuTarget], boards: Sequence[Board]) -> None:
     """What there is to compile for."""
     print_table(
         "targets",
@@ -357,9 +384,14 @@ def print_targets(targets: Sequence[Target], boards: Sequence[Board]) -> None:
         ((t.name, t.description, t.triple, t.cpu, " ".join(t.features), 8 * t.vector_bytes) for t in targets),
     )
     print_table(
+        "GPUs",
+        ("name", "", "host", "work group", "local memory", "vector", "floats"),
+        ((g.name, g.description, g.host.name, g.work_group, g.local_memory, g.vector, g.storage) for g in gpus),
+    )
+    print_table(
         "FPGA boards",
-        ("name", "", "part", "DSP", "LUT", "BRAM 18k", "MHz"),
-        ((b.name, b.description, b.part, b.dsp, f"{b.lut:,}", b.bram18, b.clock_mhz) for b in boards),
+        ("name", "", "part", "DSP", "LUT", "BRAM 18k", "URAM", "MHz"),
+        ((b.name, b.description, b.part, b.dsp, f"{b.lut:,}", b.bram18, b.uram, b.clock_mhz) for b in boards),
     )
 
 

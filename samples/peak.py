@@ -11,7 +11,6 @@ import argparse
 import ctypes
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,23 +19,13 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from tvm import tirx
-from tvm.tirx import stmt
 
 from edgec import scalar
 from edgec.program import CONSTANT, INPUT, OUTPUT, Buffer, Conv, Depthwise, Program, Step, Tensor
+from edgec.roofline import copy_rate, fastest, measure_peak
 from edgec.scalar import Expr, binary, cast
 from edgec.targets.cpu.backend import compile_program
-from edgec.targets.cpu.tir import Kernel, vector_load, vector_store
-from edgec.targets.cpu.x86.isa import Isa, dot, pair_sums
 from edgec.targets.target import Target, load_target
-from edgec.tvm_adapter import build_object
-
-CHAINS = 24
-"""Independent sums of the peak loop."""
-ROUNDS = 200_000
-SECONDS = 0.15
-"""How long one measurement goes on; the fastest of its runs counts."""
 
 Layer = tuple[str, int, int, int, int, int]
 """Name, output height = width, output channels, input channels, kernel, stride."""
@@ -90,50 +79,6 @@ def _call(_: Library, function: Callable[..., None], arguments: list[Any]) -> No
     function(*arguments)
 
 
-def fastest(call: Callable[[], None]) -> float:
-    """Seconds of one call, the least of many."""
-    best, end = float("inf"), time.perf_counter() + SECONDS
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def peak(target: Target, dtype: str) -> float:
-    """G MAC/s of a loop over registers."""
-    isa, kernel = Isa.of(target), Kernel([dtype, dtype])
-    lanes, body = isa.lanes, kernel.body
-    sums = "float32" if dtype == "float32" else "int32"
-    width = lanes if dtype == "float32" else 4 * lanes
-    first = tirx.const(0, "int32")
-    left, right = (body.hold(vector_load(kernel.buffers[0], first + n * width, width)) for n in range(2))
-    total = body.local(sums, CHAINS * lanes)
-    places = [tirx.Ramp(tirx.const(n * lanes, "int32"), tirx.const(1, "int32"), lanes) for n in range(CHAINS)]
-    for place in places:
-        body.emit(stmt.BufferStore(total, tirx.Broadcast(tirx.const(0, sums), lanes), [place]))
-    with body.loop(ROUNDS):
-        for place in places:
-            value = tirx.BufferLoad(total, [place])
-            body.emit(stmt.BufferStore(total, _product(isa, dtype, value, left, right), [place]))
-    for n, place in enumerate(places):
-        value = tirx.reinterpret(f"{dtype}x{width}", tirx.BufferLoad(total, [place]))
-        body.emit(vector_store(kernel.buffers[1], value, tirx.const(n * width, "int32")))
-    library = Library(build_object({"peak": kernel.function()}, target))
-    call = library.bound("peak", [np.zeros(2 * width, dtype), np.zeros(CHAINS * width, dtype)])
-    products = lanes * (1 if dtype == "float32" else 4 if isa.vnni else 2)
-    return products * CHAINS * ROUNDS / fastest(call) / 1e9
-
-
-def _product(isa: Isa, dtype: str, total: Any, left: Any, right: Any) -> Any:
-    if dtype == "float32":
-        return total + left * right
-    if isa.vnni:
-        return dot(total, left, right)
-    words = [tirx.reinterpret(f"int16x{2 * isa.lanes}", value) for value in (left, right)]
-    return total + pair_sums(words[0], words[1])
-
-
 def layer_call(layer: Layer, target: Target, dtype: str, depthwise: bool) -> tuple[Callable[[], None], int, int]:
     """One layer's call, its multiply-adds, and the bytes that it reads and writes."""
     _, size, outputs, inputs, window, stride = layer
@@ -183,13 +128,6 @@ def _epilogue(dtype: str) -> Expr:
     return scalar.saturate(real, 3, 3, 255, dtype)
 
 
-def copy_rate(nbytes: int) -> float:
-    """Bytes per second, read and written, of copying an array: ``nbytes`` counts both."""
-    source = np.zeros(max(nbytes // 2, 1), np.uint8)
-    copied = source.copy()
-    return 2 * source.nbytes / fastest(lambda: np.copyto(copied, source))
-
-
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -197,7 +135,7 @@ def main() -> None:
     arguments = parser.parse_args()
     target, console = load_target("host"), Console(width=120)
     for dtype in arguments.dtype:
-        most = peak(target, dtype)
+        most = measure_peak(target, dtype)
         table = Table(title=f"{dtype}: peak {most:.0f} G MAC/s", title_justify="left")
         for heading in ("layer", "µs", "G MAC/s", "of the peak", "of the copy rate"):
             table.add_column(heading, justify="left" if heading == "layer" else "right")

@@ -27,7 +27,7 @@ from edgec.graph import load_graph
 from edgec.lowering import lower
 from edgec.passes.pipeline import FLOAT, run, select
 from edgec.passes.quantize import quantize
-from edgec.targets.fpga import rounding
+from edgec.targets.fpga import resources, rounding
 from edgec.targets.fpga.artifact import write_project
 from edgec.targets.fpga.backend import as_bytes, manifest_of, whole_graph
 from edgec.targets.fpga.board import board_names, load_board
@@ -131,9 +131,9 @@ def conv(
     return g.add("Conv", f"{x} {w} {bias}", group=group, **attributes)
 
 
-def residual(g: Graph) -> str:
+def residual(g: Graph, height: int = 11, width: int = 9) -> str:
     """Two shortcuts around convolutions of different reach."""
-    x = g.pair(g.add("Relu", conv(g, g.input(1, 3, 11, 9), (3, 8), pads=[1, 1, 1, 1])), 0.05, -128)
+    x = g.pair(g.add("Relu", conv(g, g.input(1, 3, height, width), (3, 8), pads=[1, 1, 1, 1])), 0.05, -128)
     inner = g.pair(conv(g, x, (8, 8), pads=[1, 1, 1, 1]), 0.06, 5)
     inner = g.pair(conv(g, inner, (8, 8), pads=[1, 1, 1, 1]), 0.07, -9)
     x = g.pair(g.add("Relu", g.add("Add", f"{x} {inner}")), 0.05, -128)
@@ -210,9 +210,9 @@ def simulate(
     return open_device("local", path).run(path, Samples(len(samples), None, samples.__getitem__)).outputs
 
 
-def write_folded(network: Network, foldings: dict[str, Folding], folder: Path) -> Path:
+def write_folded(network: Network, foldings: dict[str, Folding], folder: Path, ultra: int = 0) -> Path:
     """The project of a network with these foldings."""
-    design = Design(foldings, (flow := build(network, foldings)), estimate(network, foldings, flow))
+    design = Design(foldings, (flow := build(network, foldings, ultra=ultra)), estimate(network, foldings, flow))
     project = Project(network, load_board("pynq-z2"), foldings, flow, [], {})
     project = replace(project, manifest=manifest_of(project, design, {}))
     path = folder / "project"
@@ -285,6 +285,20 @@ def test_design_fits_its_board(board: str) -> None:
     design = solve(network, chosen)
     assert design.estimate.total.fits(chosen.budget)
     assert design.flow.interval >= max(layer_steps(layer, design.foldings[layer.name]) for layer in network.layers)
+
+
+def test_long_shortcuts_go_to_ultra_ram(tmp_path: Path) -> None:
+    """Where there is UltraRAM, and into block memories elsewhere."""
+    g = Graph()
+    network = network_of(g.build(g.pair(residual(g, 12, 512), STEP)))
+    foldings = foldings_of(network, 8, "dsp")
+    there, elsewhere = (build(network, foldings, ultra=blocks) for blocks in (5, 0))
+    with_ultra, without = (estimate(network, foldings, flow).total for flow in (there, elsewhere))
+    assert 5 >= with_ultra.uram > 0 == without.uram
+    assert with_ultra.bram18 + resources.WORTH_AN_ULTRA * with_ultra.uram <= without.bram18
+    path = write_folded(network, foldings, tmp_path, ultra=5)
+    source = next((path / "src").glob("edgec_*.cpp")).read_text(encoding="utf-8")
+    assert source.count("type=fifo impl=uram") == sum(channel.ultra > 0 for channel in there.channels)
 
 
 def test_goal_is_reached_with_less() -> None:

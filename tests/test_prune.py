@@ -356,6 +356,5 @@ def test_inspect_says_what_can_be_pruned(sample_model: Path) -> None:
 
 
 def test_compile_refuses_samples_that_do_not_fit(sample_model: Path, tmp_path: Path) -> None:
-    said = r"sample 0 of the calibration data has no array for the input 'image'.*it holds 'picture'"
-    with pytest.raises(EdgecError, match=said):
+    with pytest.raises(EdgecError, match="has no array for the input 'image'"):
         edgec.compile(sample_model, "host", tmp_path / "m.so", prune=0.3, calib=[{"picture": np.zeros((1, 1, 8, 8))}])

@@ -133,6 +133,7 @@ def as_bytes(port: Port, real: Array) -> Array:
 def manifest_of(project: Project, design: Design, facts: dict[str, Any]) -> dict[str, Any]:
     """What the project says of itself; the resources are estimates."""
     board, network, flow = project.board, project.network, project.flow
+    budget = {name: there for name, there in board.budget.as_dict().items() if there}  # no UltraRAM on most
     return {
         "edgec": metadata.version("edgec"),
         "name": network.name,
@@ -146,8 +147,8 @@ def manifest_of(project: Project, design: Design, facts: dict[str, Any]) -> dict
         "macs": network.macs,
         "interval": flow.interval,
         "frames_per_second": board.frames(flow.interval),
-        "resources": design.estimate.total.as_dict(),
-        "budget": board.budget.as_dict(),
+        "resources": {name: used for name, used in design.estimate.total.as_dict().items() if name in budget},
+        "budget": budget,
         "ddr_bytes_per_frame": design.estimate.ddr_bytes,
         "layers": [asdict(layer) for layer in design.estimate.layers],
         **facts,

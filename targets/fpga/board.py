@@ -63,7 +63,7 @@ class Board:
     @property
     def budget(self) -> Resources:
         """What a network may take: :data:`USABLE` of the device, less the infrastructure around it."""
-        device = Resources(self.dsp, self.lut, self.ff, self.bram18)
+        device = Resources(self.dsp, self.lut, self.ff, self.bram18, self.uram)
         return Resources(*(floor(USABLE * there) for there in device)) - INFRASTRUCTURE
 
     @property

@@ -12,7 +12,7 @@ needs. At a sum of a and b, a can be ahead of row r of b by the rows r' with T(a
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from math import ceil, gcd
@@ -41,6 +41,7 @@ from edgec.targets.fpga.layers import (
     WeightedLayer,
 )
 from edgec.targets.fpga.network import Network
+from edgec.targets.fpga.resources import ultra_memories
 
 SHORT = 4
 """Words of a channel that only couples two processes."""
@@ -56,6 +57,7 @@ class Channel:
         bits: of a value: 8, or those of a sum.
         words: that pass in a frame.
         depth: words that it holds.
+        ultra: UltraRAM blocks that hold them; 0 for any other memory.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Channel:
     bits: int
     words: int
     depth: int = SHORT
+    ultra: int = 0
 
     @property
     def width(self) -> int:
@@ -122,11 +125,23 @@ class Dataflow:
         return ceil(sum(channel.words for channel in self.loads.values()) / self.beats_per_cycle)
 
 
-def build(network: Network, foldings: Mapping[str, Folding], beats_per_cycle: float = 1.0) -> Dataflow:
-    """The dataflow region of ``network`` with these foldings, by layer name."""
+def build(
+    network: Network, foldings: Mapping[str, Folding], beats_per_cycle: float = 1.0, ultra: int = 0
+) -> Dataflow:
+    """The dataflow region of ``network`` with these foldings, by layer name; ``ultra`` UltraRAM blocks are there."""
     builder = _Builder(network, foldings)
     builder.flow.beats_per_cycle = beats_per_cycle
-    return builder.build()
+    flow = builder.build()
+    _into_ultra(flow.channels, ultra)
+    return flow
+
+
+def _into_ultra(channels: Sequence[Channel], blocks: int) -> None:
+    """Put the deepest channels, which shortcuts have, into UltraRAM while there are ``blocks``."""
+    for channel in sorted(channels, key=lambda each: -each.depth * each.width):
+        taken = ultra_memories(channel.depth, channel.width)
+        if taken <= blocks:
+            channel.ultra, blocks = taken, blocks - taken
 
 
 class _Builder:

@@ -113,7 +113,7 @@ class _Solver:
         return self._design(foldings)
 
     def _design(self, foldings: dict[str, Folding]) -> Design:
-        flow = build(self.network, foldings, self.board.beats_per_cycle)
+        flow = self._flow(foldings)
         return Design(foldings, flow, estimate(self.network, foldings, flow))
 
     def _relieved(self, design: Design, interval: int) -> Design:
@@ -143,7 +143,10 @@ class _Solver:
                 used, foldings[layer.name] = used - change, before
 
     def _in_time(self, foldings: dict[str, Folding], interval: int) -> bool:
-        return build(self.network, foldings, self.board.beats_per_cycle).interval <= interval
+        return self._flow(foldings).interval <= interval
+
+    def _flow(self, foldings: dict[str, Folding]) -> Dataflow:
+        return build(self.network, foldings, self.board.beats_per_cycle, self.budget.uram)
 
     def _by_blocks(self, foldings: dict[str, Folding]) -> list[Layer]:
         """Layers whose weights can come from DDR memory, those that free most block memories first."""

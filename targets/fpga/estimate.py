@@ -58,6 +58,7 @@ class LayerEstimate:
     lut: int
     ff: int
     bram18: int
+    uram: int
     ddr_bytes: int
 
 
@@ -79,7 +80,7 @@ def estimate(network: Network, foldings: Mapping[str, Folding], flow: Dataflow) 
     """The estimate of a whole design."""
     layers = tuple(_entry(layer, foldings[layer.name]) for layer in network.layers)
     movers = total(_channel(each) for each in flow.channels) + total(map(_mover, flow.processes))
-    own = total(Resources(x.dsp, x.lut, x.ff, x.bram18) for x in layers)
+    own = total(Resources(x.dsp, x.lut, x.ff, x.bram18, x.uram) for x in layers)
     return Estimate(layers, movers, own + movers)
 
 
@@ -158,7 +159,7 @@ def _average(layer: AveragePool, lanes: int) -> Resources:
 
 
 def _channel(each: Channel) -> Resources:
-    return channel(each.depth, each.width)
+    return channel(each.depth, each.width, each.ultra)
 
 
 def _mover(process: Process) -> Resources:

@@ -16,12 +16,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Resources:
-    """Counts of DSP slices, lookup tables, flip-flops, and block memories of 18 kbit."""
+    """Counts of DSP slices, lookup tables, flip-flops, block memories of 18 kbit, and UltraRAM blocks of 288 kbit."""
 
     dsp: int = 0
     lut: int = 0
     ff: int = 0
     bram18: int = 0
+    uram: int = 0
 
     def __add__(self, other: Resources) -> Resources:
         return Resources(*(a + b for a, b in zip(self, other, strict=True)))
@@ -30,7 +31,7 @@ class Resources:
         return Resources(*(a - b for a, b in zip(self, other, strict=True)))
 
     def __iter__(self) -> Iterator[int]:
-        return iter((self.dsp, self.lut, self.ff, self.bram18))
+        return iter((self.dsp, self.lut, self.ff, self.bram18, self.uram))
 
     def fits(self, budget: Resources) -> bool:
         """Whether there is enough of everything."""
@@ -116,11 +117,30 @@ def ram(depth: int, width: int) -> Resources:
     return Resources(lut=distributed_ram(depth, width))
 
 
-def channel(depth: int, width: int) -> Resources:
-    """A first-in, first-out channel: shift registers up to 32 words, else a memory; and its two counters."""
+ULTRA_SHAPE = (4096, 72)
+"""Words and bits of an UltraRAM block. It comes up empty, so that it can hold what is written and no constants."""
+
+WORTH_AN_ULTRA = 8
+"""Block memories that an UltraRAM block must replace: half of what it holds."""
+
+
+def ultra_memories(depth: int, width: int) -> int:
+    """UltraRAM blocks of a memory that is written and read; 0 where block memories are the better place."""
+    words, bits = ULTRA_SHAPE
+    blocks = ceil(depth / words) * ceil(width / bits)
+    replaced = block_memories(depth, width) if in_blocks(depth, width) else 0
+    return blocks if replaced >= WORTH_AN_ULTRA * blocks else 0
+
+
+def channel(depth: int, width: int, ultra: int = 0) -> Resources:
+    """A first-in, first-out channel and its two counters.
+
+    Up to 32 words are shift registers, more a memory: ``ultra`` UltraRAM blocks if it is any.
+    """
     if depth <= 32:
         return Resources(lut=width + 12, ff=width + 8)
-    return ram(depth, width) + Resources(lut=40 + 2 * ceil(log2(depth)), ff=width + 4 * ceil(log2(depth)))
+    memory = Resources(uram=ultra) if ultra else ram(depth, width)
+    return memory + Resources(lut=40 + 2 * ceil(log2(depth)), ff=width + 4 * ceil(log2(depth)))
 
 
 def product_luts(multiplier: str, bits: int, terms: int) -> float:
