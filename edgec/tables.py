@@ -259,6 +259,8 @@ def print_benchmark(measured: Benchmark) -> None:
             "ratio: its minimum over edgec's; error: of edgec's outputs against its, over their range\n"
             f"edgec takes {measured.ratio:.2f} × the fastest other"
         )
+    if measured.gpu_over_cpu is not None:
+        print_text(_gpu_verdict(measured, measured.gpu_over_cpu))
     for timing in measured.timings:
         if not timing.agrees:
             print_text(f"{timing.name} does not agree with edgec: it may not compute the same network")
@@ -271,6 +273,13 @@ def print_benchmark(measured: Benchmark) -> None:
             for s in measured.steps
         ),
     )
+
+
+def _gpu_verdict(measured: Benchmark, ratio: float) -> str:
+    """Whether the GPU is worth it."""
+    threads = f"{measured.threads} thread{'s' * (measured.threads > 1)}"
+    found = f"the GPU '{measured.device}' takes {ratio:.2f} × the time of the CPU with {threads}"
+    return f"{found}: compile this model for the CPU instead" if ratio > 1 else found
 
 
 def _share(value: float | None) -> str:
