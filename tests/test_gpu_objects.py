@@ -58,7 +58,9 @@ def lifetimes(artifact: Path, counting: Path, runs: int, cycles: int, fail: str 
     """What the counting library saw of a process that opens, runs and closes ``artifact``."""
     environment = {**os.environ, "EDGERT_OPENCL_LIBRARY": str(counting), "COUNTING_FAIL": fail}
     command = [sys.executable, "-m", "tests.opencl.lifetimes", str(artifact), str(counting), str(runs), str(cycles)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=FOLDER.parent.parent)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=environment, cwd=FOLDER.parent.parent
+    )
     found: dict[str, object] = json.loads(done.stdout)
     return found
 
