@@ -128,7 +128,11 @@ def compile_model(
         float, typer.Option(metavar="FRACTION", min=0, max=0.9, help="Share of the MACs to remove, structured.")
     ] = 0.0,
     quantize: Annotated[
-        str, typer.Option(metavar="none|int8", help="Make 8-bit integers of weights and activations.")
+        str,
+        typer.Option(
+            metavar="none|int8|w8|w4|w3|w2|w4a8",
+            help="Make integers: of weights and activations, of weights only (w…), of 4 and 8 bits (w4a8).",
+        ),
     ] = "none",
     calib: Annotated[
         Path | None,
@@ -144,6 +148,9 @@ def compile_model(
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="How to quantise: OUT.recipe.toml of before, edited.")
+    ] = None,
+    group_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Weights that share a scale (w4, w3, w2); 0: an output channel's.")
     ] = None,
     tune: Annotated[
         float | None, typer.Option(metavar="MINUTES", help="Measure plans of the kernels so long, and take the best.")
@@ -180,8 +187,8 @@ def compile_model(
             checked = check or page.material.few
         compiled = compile(
             model, target, output, shapes=shapes, passes=names, check=checked, prune=prune, quantize=quantize,
-            calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe, tune=tune,
-            tune_db=tune_db, fps=fps, progress=progress,
+            calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe,
+            group_size=group_size, tune=tune, tune_db=tune_db, fps=fps, progress=progress,
         )  # fmt: skip
         if page:
             page.write_compiled(compiled, progress)

@@ -63,6 +63,7 @@ def compile(
     eval: Source | None = None,
     max_drop: float | None = None,
     recipe: str | os.PathLike[str] | Recipe | None = None,
+    group_size: int | None = None,
     tune: float | None = None,
     tune_db: str | os.PathLike[str] | None = None,
     device: str | None = None,
@@ -86,8 +87,10 @@ def compile(
             pruned model, if ``prune`` is given): an ``.npz`` with arrays named as the inputs, or an iterable of
             arrays by input name.
         prune: the share of the MACs to remove by structured pruning, 0 to 0.9.
-        quantize: "none" or "int8": 8-bit integers by post-training quantisation. The recipe and the ONNX models
-            before and after it are written beside the artifact (see :func:`edgec.quantisation.companions`).
+        quantize: "none"; "int8", 8-bit integers by post-training quantisation; "w8", "w4", "w3" or "w2", weights of
+            so many bits with float activations; or "w4a8", weights of 4 bits and activations of 8. The recipe and the
+            ONNX models before and after it are written beside the artifact (see
+            :func:`edgec.quantisation.companions`).
         calib: typical inputs to prune and to quantise by: an ``.npz``, a folder of images, or an iterable of arrays
             by input name. Without any, pruning goes by the weights alone.
         preprocess: how images become inputs (TOML), for folders of them.
@@ -95,6 +98,8 @@ def compile(
         max_drop: points that quantisation may lose; layers go back to more bits until it is enough (see
             :mod:`edgec.guard`).
         recipe: how to quantise: a :class:`edgec.passes.quantize.Recipe`, or a file of one.
+        group_size: weights of less than 8 bits that share a scale where activations are float; 0 for those of a
+            whole output channel.
         tune: minutes to spend on measuring plans of the kernels; none by default.
         tune_db: the file of tuning records that plans are chosen by, and that new ones are added to; by default
             those that come with edgec, and with ``tune`` a file in the user's cache.
@@ -126,7 +131,8 @@ def compile(
     tell = progress or (lambda what, done, total: None)
     clock = _Clock()
     chosen = resolve_target(target)
-    options = Options(quantize, Path(preprocess) if preprocess is not None else None, eval, max_drop, recipe)
+    folder_rule = Path(preprocess) if preprocess is not None else None
+    options = Options(quantize, folder_rule, eval, max_drop, recipe, group_size)
     options.check(calib is not None, prune > 0)
     selected = None if passes is None else select(passes, activation_dtype=chosen.activation_dtype)
     path = Path(output) if output is not None else chosen.default_output(_name(model))

@@ -102,11 +102,13 @@ def print_gpu(facts: Mapping[str, Any]) -> None:
 
 def print_quantisation(done: Quantisation, explain: bool) -> None:
     """How the layers were quantised (all, or those that lose most), what is odd about the samples, what was lost."""
+    from edgec.passes.quantize.report import counts
+
     layers = [layer for layer in done.layers if layer.tensors]
     if not explain:
         layers = sorted(layers, key=lambda layer: min(t.sqnr for t in layer.tensors))[:_WORST_LAYERS]
     print_table(
-        f"quantised by {done.samples} samples: {done.counts}; {done.equalised} tensors equalised"
+        f"quantised by {done.samples} samples: {counts(done.layers)}; {done.equalised} tensors equalised"
         + ("" if explain else f"; the {len(layers)} layers whose tensors lose most (all: --explain)"),
         ("layer", "operator", "bits", "SQNR of its tensors, dB", "clipped %"),
         (
@@ -129,10 +131,12 @@ def print_layer_errors(found: LayerErrors) -> None:
     heads = ["layer", "operator", "bits", "alone dB", "up to here dB", "weights dB", "reads dB", "range", "clipped %"]
     rows: list[list[Any]] = []
     for layer in found.layers:
-        weights = None if layer.weights_alone is None else round(layer.weights_alone, 1)
+        alone = [None if x is None else round(x, 1) for x in (layer.weights_alone, layer.activations_alone)]
+        grid: list[Any] = [None, None]
+        if layer.clipped is not None:
+            grid = [f"{layer.low:.3g} … {layer.high:.3g}", round(100 * layer.clipped, 2)]
         rows.append([
-            layer.name, layer.op, layer.bits, round(layer.alone, 1), round(layer.accumulated, 1), weights,
-            round(layer.activations_alone, 1), f"{layer.low:.3g} … {layer.high:.3g}", round(100 * layer.clipped, 2),
+            layer.name, layer.op, layer.bits, round(layer.alone, 1), round(layer.accumulated, 1), *alone, *grid,
         ])  # fmt: skip
         if timed:
             share = None if layer.time_share is None else round(100 * layer.time_share, 1)
@@ -276,6 +280,8 @@ def print_benchmark(measured: Benchmark) -> None:
             "ratio: its minimum over edgec's; error: of edgec's outputs against its, over their range\n"
             f"edgec takes {measured.ratio:.2f} × the fastest other"
         )
+    if measured.gpu_over_cpu is not None:
+        print_text(_gpu_verdict(measured, measured.gpu_over_cpu))
     for timing in measured.timings:
         if not timing.agrees:
             print_text(f"{timing.name} does not agree with edgec: it may not compute the same network")
@@ -288,6 +294,13 @@ def print_benchmark(measured: Benchmark) -> None:
             for s in measured.steps
         ),
     )
+
+
+def _gpu_verdict(measured: Benchmark, ratio: float) -> str:
+    """Whether the GPU is worth it."""
+    threads = f"{measured.threads} thread{'s' * (measured.threads > 1)}"
+    found = f"the GPU '{measured.device}' takes {ratio:.2f} × the time of the CPU with {threads}"
+    return f"{found}: compile this model for the CPU instead" if ratio > 1 else found
 
 
 def print_counts(counted: Counts, steps: bool) -> None:
