@@ -72,8 +72,10 @@ def compile(
     Args:
         model: an ONNX file, or a model in memory.
         target: one of ``edgec targets``.
-        output: the artifact; ``<model>.so`` in the working folder by default, and for an FPGA board the folder
-            ``<model>-<target>``. The manifest and the report are written beside it, as ``<output>.json``.
+        output: the artifact; ``<model>.so`` in the working folder by default, for a microcontroller ``<model>.o``,
+            and for an FPGA board the folder ``<model>-<target>``. A name that ends in ``.o`` makes an object to link
+            into a program, and a header beside it (see :mod:`edgec.static_object`). The manifest and the report are
+            written beside the artifact, as ``<output>.json``.
         shapes: pins dynamic inputs, e.g. ``{"input": (1, 3, 224, 224)}``.
         passes: names of passes, in the order in which they run; all of them by default.
         check: samples on which ONNX Runtime compares the model after each pass with the original (with the
@@ -101,12 +103,13 @@ def compile(
             written then.
     """
     from edgec import fusion, memory, tiling
-    from edgec.artifact import build_artifact, check_writable, write_atomically
+    from edgec.artifact import check_writable, write_atomically
     from edgec.calibration import load_calibration
     from edgec.graph import load_graph
     from edgec.lowering import lower
     from edgec.passes.pipeline import select
     from edgec.quantisation import Options
+    from edgec.static_object import check_form
     from edgec.summary import summarise
     from edgec.targets.cpu.backend import compile_program
     from edgec.targets.fpga.board import Board
@@ -129,6 +132,7 @@ def compile(
         raise EdgecError(f"--fps is a goal for FPGA boards, and {target} is none; leave it out")
     else:
         find_toolchain(chosen.triple)
+        check_form(path, chosen)
         check_writable(path)
     check_writable(manifest_path(path))
 
@@ -157,7 +161,7 @@ def compile(
     program.name = _name(model)
     fusion.fuse(program)
     tiling.tile(program)
-    lifetimes = memory.plan(program)
+    lifetimes = memory.plan(program, chosen.arena_alignment)
     clock.lap("lowering")
     records, tuned = records_for(program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
     clock.lap("tuning")
@@ -166,13 +170,13 @@ def compile(
     tell("link", 0, 1)
     facts = _manifest(program, code, chosen, lifetimes)
     facts["model"] = model_facts
-    data, manifest = build_artifact(program, code, chosen, facts)
+    data, manifest, headers = _linked(program, code, chosen, facts, path)
     clock.lap("link")
     nodes = tuple(call.step.nodes for call in code.calls)
     sizes = tuple(sum(buffer.nbytes for buffer in set(call.operands)) for call in code.calls)
     report = Report(manifest, reports, nodes, len(data), clock.laps, tuned, quantisation, sizes)
     files = {manifest_path(path): json.dumps(report.as_dict(), indent=1).encode()}
-    write_atomically(files | (quantisation.files(path) if quantisation else {}) | {path: data})
+    write_atomically(files | headers | (quantisation.files(path) if quantisation else {}) | {path: data})
     tell("link", 1, 1)
     return Compiled(path, manifest, report, tuned)
 
@@ -200,6 +204,19 @@ def _transformed(
     graph, quantisation = quantise_graph(graph, options, calibration, tell)
     clock.lap("quantisation")
     return graph, (*reports, *apply_passes(graph, integers, None)), quantisation
+
+
+def _linked(
+    program: Program, code: Code, target: Target, manifest: dict[str, Any], path: Path
+) -> tuple[bytes, dict[str, Any], dict[Path, bytes]]:
+    """The artifact as its file name asks for it, its manifest, and the files that belong beside it."""
+    from edgec.artifact import build_artifact
+    from edgec.static_object import build_static, is_static
+
+    if not is_static(path):
+        return *build_artifact(program, code, target, manifest), {}
+    static = build_static(program, code, target, manifest, path.stem)
+    return static.data, static.manifest, {path.with_suffix(".h"): static.header.encode()}
 
 
 def tune(
@@ -264,7 +281,8 @@ def _digest(model: Any) -> str | None:
 
 def _manifest(program: Program, code: Code, target: Target, lifetimes: Sequence[Lifetime]) -> dict[str, Any]:
     """What the artifact says of itself."""
-    from edgec.artifact import ABI_VERSION, tensor_entry
+    from edgec.artifact import tensor_entry
+    from edgec.descriptor import ABI_VERSION
 
     return {
         "edgec": metadata.version("edgec"),

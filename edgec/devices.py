@@ -1,7 +1,8 @@
 """Where an artifact runs: this machine, or an emulated one, behind one interface.
 
 ``local`` runs in this process through libedgert. ``qemu[:cpu]`` runs the same library, built for the artifact's
-system, under qemu-user: it shows what a board computes, and says nothing about how long the board takes.
+system, under qemu-user, and objects for Cortex-M in qemu-system-arm (:mod:`edgec.cortex_m`): it shows what a board
+computes, and says nothing about how long the board takes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from edgec.data import Array, Samples, TensorSpec, specs
+from edgec import cortex_m
+from edgec.data import Array, Samples, TensorSpec, read_raw, specs, write_raw
 from edgec.errors import EdgecError
 
 WORKING = "local and qemu[:cpu]"
@@ -131,6 +133,12 @@ class LocalDevice(Device):
     def run(self, artifact: Path, samples: Samples, *, threads: int = 1, progress: Progress | None = None) -> Results:
         from edgec.runtimes.python.session import Session
 
+        if artifact.suffix == ".o":
+            raise EdgecError(
+                f"'{artifact}' is an object to link into a program; compile with -o {artifact.stem}.so to run it here, "
+                f"or give --device qemu if it is for a Cortex-M"
+            )
+
         with Session(artifact, threads) as session:
             outputs = _empty_outputs(specs_of(session.outputs), len(samples))
             run_ns = []
@@ -159,13 +167,25 @@ class QemuDevice(Device):
         manifest = read_manifest(artifact)
         if progress:
             progress("runs", 0, len(samples))
+        if manifest["triple"] == cortex_m.TRIPLE:
+            return self._run_bare_metal(artifact, manifest, samples)
         with tempfile.TemporaryDirectory(prefix="edgec-qemu-") as name:
             folder = Path(name)
             flags = ["--profile", "profile.json", "--threads", str(threads)]
             emulate(artifact, manifest, samples, folder, cpu=self.cpu, flags=flags)
             profile = json.loads((folder / "profile.json").read_text(encoding="utf-8"))
-            outputs = _read_outputs(folder / "outputs.bin", specs(manifest["outputs"]), len(samples))
+            outputs = read_raw(folder / "outputs.bin", specs(manifest["outputs"]), len(samples))
         return Results(outputs, tuple(profile["runs_ns"]))
+
+    def _run_bare_metal(self, artifact: Path, manifest: dict[str, Any], samples: Samples) -> Results:
+        if self.cpu is not None:
+            raise EdgecError(f"'{artifact}' runs only on the core it was compiled for; use --device qemu")
+        with tempfile.TemporaryDirectory(prefix="edgec-qemu-") as name:
+            start = time.perf_counter_ns()
+            run = cortex_m.emulate(artifact, manifest, samples, Path(name))
+            each = (time.perf_counter_ns() - start) // max(1, len(samples))
+            outputs = read_raw(run.outputs, specs(manifest["outputs"]), len(samples))
+        return Results(outputs, (each,) * len(samples))
 
 
 def emulate(
@@ -196,7 +216,7 @@ def emulate(
 
     emulator = _require_emulator(artifact, manifest)
     runner = build_runtime(emulator.triple).runner
-    _write_inputs(folder / "inputs.bin", specs(manifest["inputs"]), samples)
+    write_raw(folder / "inputs.bin", specs(manifest["inputs"]), samples)
     command = [
         *emulator.run(cpu or manifest["cpu"]), *options, str(runner), str(artifact.resolve()),
         "--inputs", "inputs.bin", "--outputs", "outputs.bin", "--count", str(len(samples)), *flags,
@@ -242,7 +262,7 @@ def _empty_outputs(outputs: Sequence[TensorSpec], runs: int) -> dict[str, Array]
 def _require_emulator(artifact: Path, manifest: dict[str, Any]) -> Emulator:
     """The emulator of the artifact's system; refuses other systems, and says what to install when it cannot run."""
     emulator = EMULATORS.get(manifest["triple"])
-    if emulator is None:
+    if emulator is None or artifact.suffix == ".o":
         raise EdgecError(
             f"'{artifact}' is for {manifest['triple']} (target {manifest['target']}), and qemu runs only "
             f"{' and '.join(EMULATORS)} artifacts; compile it for rpi4, for example, or use --device local"
@@ -270,17 +290,3 @@ def _end(code: int) -> str:
     number = -code if code < 0 else code - 128
     known = {each.value: each.name for each in signal.Signals}
     return f"ended by {known[number]}" if number in known else f"ended with exit code {code}"
-
-
-def _write_inputs(path: Path, inputs: Sequence[TensorSpec], samples: Samples) -> None:
-    with path.open("wb") as file:
-        for arrays in samples:
-            for spec in inputs:
-                file.write(np.ascontiguousarray(arrays[spec.name]).tobytes())
-
-
-def _read_outputs(path: Path, outputs: Sequence[TensorSpec], runs: int) -> dict[str, Array]:
-    """The dense outputs, run by run, as [runs, *shape] each."""
-    record = np.dtype([(f"{index}", spec.dtype, spec.shape) for index, spec in enumerate(outputs)])
-    data = np.fromfile(path, record, runs)
-    return {spec.name: np.ascontiguousarray(data[f"{index}"]) for index, spec in enumerate(outputs)}

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
+from edgec import cortex_m
 from edgec.devices import EMULATORS
 from edgec.errors import EdgecError
 from edgec.runtimes.build import cache_folder
@@ -117,6 +118,11 @@ def _emulator() -> Iterator[Check]:
             f"C library of {emulator.triple} (--device qemu)", there, str(emulator.sysroot) if there else "missing",
             False, "" if there else f"apt-get install {emulator.package}",
         )  # fmt: skip
+    path = shutil.which(cortex_m.EMULATOR)
+    yield Check(
+        f"{cortex_m.EMULATOR} (--device qemu, Cortex-M)", path is not None, _qemu_version(path) if path else "missing",
+        False, "" if path else "apt-get install qemu-system-arm",
+    )  # fmt: skip
 
 
 def _simulator() -> Check:

@@ -27,23 +27,28 @@ class Lifetime:
     buffer: Buffer
     first: int
     last: int
+    alignment: int = ALIGNMENT
 
     @property
     def nbytes(self) -> int:
-        return -(-self.buffer.nbytes // ALIGNMENT) * ALIGNMENT
+        return -(-self.buffer.nbytes // self.alignment) * self.alignment
 
     def overlaps(self, other: Lifetime) -> bool:
         return self.first <= other.last and other.first <= self.last
 
 
-def plan(program: Program) -> list[Lifetime]:
+def plan(program: Program, alignment: int = ALIGNMENT) -> list[Lifetime]:
     """Set the offset of every arena buffer and the program's arena size and lower bound.
+
+    Args:
+        program: lowered.
+        alignment: bytes of which every offset is a multiple.
 
     Returns:
         The live ranges, in order of first use.
     """
     share_in_place(program)
-    lifetimes = live_ranges(program)
+    lifetimes = live_ranges(program, alignment)
     program.arena_lower_bound = max(
         (sum(x.nbytes for x in lifetimes if x.first <= i <= x.last) for i in range(len(program.steps))),
         default=0,
@@ -52,14 +57,14 @@ def plan(program: Program) -> list[Lifetime]:
     return lifetimes
 
 
-def live_ranges(program: Program) -> list[Lifetime]:
+def live_ranges(program: Program, alignment: int = ALIGNMENT) -> list[Lifetime]:
     """When each arena buffer is alive: from the step that first writes it to the last that touches it."""
     found: dict[int, Lifetime] = {}
     for index, step in enumerate(program.steps):
         for buffer in step.buffers:
             root = buffer.root
             if root.space == ARENA:
-                found.setdefault(id(root), Lifetime(root, index, index)).last = index
+                found.setdefault(id(root), Lifetime(root, index, index, alignment)).last = index
     return list(found.values())
 
 

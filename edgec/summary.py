@@ -83,6 +83,12 @@ def _attention_macs(node: ir.Node) -> int:
     return prod(batch) * rows * positions * (depth + columns)
 
 
+def _squeeze_excite_macs(node: ir.Node) -> int:
+    """Two products of one row an image."""
+    batch = shape_of(node.inputs[0])[0]
+    return batch * sum(prod(shape_of(node.inputs[index])) for index in (1, 3))
+
+
 _MACS: Mapping[str, Callable[[ir.Node], int]] = {
     "Conv": _conv_macs,
     "ConvInteger": _conv_macs,
@@ -93,5 +99,8 @@ _MACS: Mapping[str, Callable[[ir.Node], int]] = {
     "Attention": _attention_macs,
     "MaskedAttention": _attention_macs,
     "MatMulInteger": _matmul_macs,
+    **dict.fromkeys(
+        ("SqueezeExcite", "SqueezeExciteHard", "SqueezeExciteSwish", "SqueezeExciteSwishHard"), _squeeze_excite_macs
+    ),
     "QLinearMatMul": _matmul_macs,
 }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgec.inspection import ModelInspection
     from edgec.layer_errors import LayerErrors
     from edgec.passes.base import PassReport
+    from edgec.prebuilt import Built
     from edgec.pruning import Comparison, Prunable
     from edgec.quantisation import Quantisation
     from edgec.targets.fpga.board import Board
@@ -269,6 +270,15 @@ def print_counts(counted: Counts, steps: bool) -> None:
             ("step", "kernel", "MACs", "instructions"),
             ((s.name, s.kernel, s.macs, s.instructions) for s in counted.steps),
         )
+
+
+def print_runtimes(built: Sequence[Built]) -> None:
+    """Where libedgert is, for each system, or what is missing to build it."""
+    print_table(
+        "libedgert",
+        ("system", "shared bytes", "static bytes", "folder, or what is missing"),
+        ((b.name, b.shared_bytes or "", b.static_bytes or "", b.folder or b.missing) for b in built),
+    )
 
 
 def print_model(path: Path, found: ModelInspection) -> None:

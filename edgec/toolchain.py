@@ -1,7 +1,8 @@
 """C compilers: which one builds for a system triple, and running it.
 
 Search order: ``EDGEC_CC_<triple>`` from the environment (``-`` written ``_``), the system's own or cross
-compiler, then ``zig cc`` from the ``ziglang`` wheel, which needs nothing else to build for another machine.
+compiler, for Android the NDK that ``ANDROID_NDK_HOME`` names, then ``zig cc`` from the ``ziglang`` wheel, which
+needs nothing else to build for another machine.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ ANDROID_FLAGS = (
 
 Android's loader rounds RELRO up to whole pages, of 16 KiB on new devices, and would protect data behind it.
 """
+
+ANDROID_API = 24
+"""Android 7; older systems' loaders know no GNU hash tables and lack functions of the C library."""
 
 ANDROID_LIBRARIES = ("libm.so", "libc.so")
 
@@ -123,7 +127,29 @@ class Toolchain:
         return Path(output)
 
     def _command(self) -> list[str]:
-        return [*self.cc, "-O2", "-fPIC", *self.flags]
+        position = [] if self.triple.endswith("-none-eabi") else ["-fPIC"]
+        return [*self.cc, "-O2", *position, *self.flags]
+
+    def tool(self, name: str) -> str:
+        """A tool of the GNU binutils that belongs to the compiler, e.g. ``objcopy``.
+
+        Raises:
+            EdgecError: if there is none.
+        """
+        prefix = "" if HOST_TRIPLES.get(platform.machine().lower()) == self.triple else f"{self.triple}-"
+        found = shutil.which(prefix + name)
+        if found is None:
+            package = f"binutils-{self.triple}" if prefix else "binutils"
+            raise EdgecError(f"{prefix}{name} was not found; run: apt-get install {package}")
+        return found
+
+    def run_tool(self, name: str, *arguments: str | os.PathLike[str]) -> str:
+        """Run :meth:`tool`, and answer with what it prints.
+
+        Raises:
+            EdgecError: if there is none, or it fails.
+        """
+        return self._run([self.tool(name), *(os.fspath(argument) for argument in arguments)])
 
     def _system_libraries(self, scratch: Path) -> list[str]:
         """Link flags for a system without libraries: empty ones that leave only their names."""
@@ -170,7 +196,7 @@ def find_toolchain(triple: str) -> Toolchain:
     Raises:
         EdgecError: if there is none, with the commands that install one.
     """
-    found = _from_environment(triple) or _from_system(triple) or _from_zig(triple)
+    found = _from_environment(triple) or _from_system(triple) or _from_ndk(triple) or _from_zig(triple)
     if found is None:
         raise EdgecError(f"no C compiler for {triple} was found; {_remedy(triple)}")
     return found
@@ -204,6 +230,18 @@ def _from_system(triple: str) -> Toolchain | None:
     return None
 
 
+def _from_ndk(triple: str) -> Toolchain | None:
+    """Android's own compiler, for the oldest system that has every function."""
+    ndk = os.environ.get("ANDROID_NDK_HOME", "").strip()
+    if not ndk or "android" not in triple:
+        return None
+    tools = Path(ndk) / "toolchains" / "llvm" / "prebuilt" / "linux-x86_64" / "bin"
+    compiler = tools / f"{triple}{ANDROID_API}-clang"
+    if not compiler.exists():
+        raise EdgecError(f"ANDROID_NDK_HOME names '{ndk}', where there is no {compiler.relative_to(ndk)}")
+    return Toolchain(triple, (str(compiler),), (str(tools / "llvm-ar"),), ("-Wl,-z,max-page-size=16384",))
+
+
 def _from_zig(triple: str) -> Toolchain | None:
     if triple not in ZIG_TARGETS or importlib.util.find_spec("ziglang") is None:
         return None
@@ -218,11 +256,14 @@ def _remedy(triple: str) -> str:
         "aarch64-linux-gnu": "gcc-aarch64-linux-gnu",
         "arm-linux-gnueabihf": "gcc-arm-linux-gnueabihf",
         "x86_64-linux-gnu": "gcc-x86-64-linux-gnu",
+        "arm-none-eabi": "gcc-arm-none-eabi libnewlib-arm-none-eabi",
     }
     own = HOST_TRIPLES.get(platform.machine().lower()) == triple
     system = "gcc" if own else package.get(triple)
     ways = [f"apt-get install {system}"] if system else []
     ways += ["pip install ziglang"] if triple in ZIG_TARGETS else []
+    if "android" in triple:
+        return f"set ANDROID_NDK_HOME to an NDK, or {_variable(triple)} to a compiler"
     return " or ".join([f"run: {way}" for way in ways] + [f"set {_variable(triple)} to one"])
 
 

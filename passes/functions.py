@@ -16,6 +16,12 @@ GroupNormalization    x [N, C, …], scale [C], epsilon,     per image and group
 Attention             q […, S, D], k […, D, T],  scale     softmax(scale · q·k)·v, the softmax along T
                       v […, T, E]
 MaskedAttention       the same and mask       scale        softmax(scale · q·k + mask)·v
+SqueezeExcite         x [N, C, H, W],                      x · σ(relu(mean(x)·w₁ + b₁)·w₂ + b₂), the mean over
+                      w₁ [C, M], b₁ [M],                   H and W
+                      w₂ [M, C], b₂ [C]
+SqueezeExciteHard     the same                alpha, beta  the same with HardSigmoid for σ
+SqueezeExciteSwish    the same                             SqueezeExcite with x · σ(x) for relu
+SqueezeExciteSwishHard  the same              alpha, beta  both
 ====================  ======================  ===========  ==================================================
 
 The key of an attention is transposed: columns are positions. The operators on integers are listed in
@@ -32,6 +38,28 @@ import onnx_ir as ir
 from edgec.passes.integer_functions import INTEGER_BODIES
 
 DOMAIN, VERSION = "edgec", 1
+
+
+
+def _squeeze_excite(activation: str, gate: str, attributes: str = "") -> str:
+    """The body of a squeeze-and-excitation with these steps from ``hidden`` to ``active``, and of ``gate``."""
+    return f"""{attributes} (x, w1, b1, w2, b2) => (y) {{
+        spatial = Constant <value_ints: ints = [2, 3]> ()
+        pooled = GlobalAveragePool (x)
+        rows = Flatten (pooled)
+        hidden = Gemm (rows, w1, b1)
+        {activation}
+        sums = Gemm (active, w2, b2)
+        gates = {gate} (sums)
+        wide = Unsqueeze (gates, spatial)
+        y = Mul (x, wide)
+    }}"""
+
+
+_RELU = "active = Relu (hidden)"
+_SWISH = """share = Sigmoid (hidden)
+        active = Mul (hidden, share)"""
+_HARD_SIGMOID = "HardSigmoid <alpha: float = @alpha, beta: float = @beta>"
 
 _BODIES: Mapping[str, str] = {
     "Gelu": """(x) => (y) {
@@ -126,6 +154,10 @@ _BODIES: Mapping[str, str] = {
         weights = Softmax <axis: int = -1> (scores)
         y = MatMul (weights, v)
     }""",
+    "SqueezeExcite": _squeeze_excite(_RELU, "Sigmoid"),
+    "SqueezeExciteHard": _squeeze_excite(_RELU, _HARD_SIGMOID, "<alpha, beta>"),
+    "SqueezeExciteSwish": _squeeze_excite(_SWISH, "Sigmoid"),
+    "SqueezeExciteSwishHard": _squeeze_excite(_SWISH, _HARD_SIGMOID, "<alpha, beta>"),
     **INTEGER_BODIES,
 }
 

@@ -266,6 +266,7 @@ class _Plan:
         removed = [*self._expression.nodes, *(node for part in self._parts for node in part.nodes)]
         kept = sum(size_of(part.filter, part.source, self._family) for part in self._parts)
         if kept + len(self._parts) - 1 >= len(removed):
+            self._note_unscaled()
             return False
         try:
             nodes = self._build(graph)
@@ -277,6 +278,17 @@ class _Plan:
         for node in removed:
             graph.remove(node, safe=True)
         return True
+
+    def _note_unscaled(self) -> None:
+        """Why the map above the sum does not go into its summands."""
+        for term in self._expression.terms:
+            node = term.value.producer()
+            if node is None or not (term.scale != 1).any():
+                continue
+            if node.op_type not in self._family.operators:
+                self.reasons.append(f"its summand comes from {named(node)}, which does not take a scale")
+            elif not is_private(node):
+                self.reasons.append(f"its summand comes from {named(node)}, which is read elsewhere without the scale")
 
     def _build(self, graph: ir.Graph) -> list[ir.Node]:
         """The nodes of the new sum; raises :class:`Refused` where a constant overflows or nothing is left to do."""

@@ -15,6 +15,7 @@ from edgec.passes.cancel_transposes import CancelTransposes
 from edgec.passes.difference import Comparison
 from edgec.passes.fold_adapters import FoldAdapters
 from edgec.passes.fold_affine import FoldAffine
+from edgec.passes.fold_borders import FoldBorders
 from edgec.passes.fold_branches import FoldBranches
 from edgec.passes.fold_norms import FoldNorms
 from edgec.passes.fold_padding import FoldPadding
@@ -25,6 +26,7 @@ from edgec.passes.fuse_attention import FuseAttention
 from edgec.passes.fuse_heads import FuseHeads
 from edgec.passes.fuse_integers import FuseIntegers
 from edgec.passes.fuse_norms import FuseNorms
+from edgec.passes.fuse_squeeze_excite import FuseSqueezeExcite
 from edgec.passes.move_affine import MoveAffine
 from edgec.passes.move_quantisation import MoveQuantisation
 from edgec.passes.simplify import Simplify
@@ -37,6 +39,7 @@ FLOAT: tuple[Pass, ...] = (
     FoldPadding(),  # before the maps, while Pad and Conv are still neighbours
     MoveAffine(),  # to where the next folds it
     FoldAffine(),  # before the sums, so that a branch is one node where it can be
+    FoldBorders(),  # after the norms went into the convolutions, whose shift the border then is
     FoldBranches(),
     FoldAdapters(),
     FoldNorms(),  # after the scales of branches went into their weights, before the shift it leaves is folded
@@ -52,6 +55,7 @@ FLOAT: tuple[Pass, ...] = (
 _INTEGER: tuple[Pass, ...] = (
     MoveQuantisation(),  # before the next: an operator and its Quantize meet
     FuseIntegers(),
+    FuseSqueezeExcite(),  # of what stayed float; before, quantisation and pruning want its layers one by one
     Simplify(),
 )
 

@@ -31,9 +31,13 @@ class Block:
         return name
 
     def constant(self, *shape: int) -> str:
-        name = f"c{len(self.constants)}"
         rng = np.random.default_rng(len(self.constants))
-        self.constants[name] = (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        return self.keep((rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32))
+
+    def keep(self, array: np.ndarray) -> str:
+        """The name of a new constant."""
+        name = f"c{len(self.constants)}"
+        self.constants[name] = np.asarray(array)
         return name
 
     def norm(self, source: str, channels: int) -> str:
@@ -123,6 +127,34 @@ class Block:
         ]
         self.value = self.add("Relu", [self.add("Sum", branches)])
         self.channels = channels
+
+    def bordered(self, channels: int, height: int, width: int) -> None:
+        """DBB as its code exports it: 3×3 + 1×1→norm→border→3×3 + 1×1→norm→border→average.
+
+        The border holds what the norm makes of zeros, in float32 as training code has it, and is written side by side.
+        """
+        source, inner = self.value, self.channels
+        sequence, averaged = (self._with_border(self.conv(source, channels, (1, 1)), height, width) for _ in range(2))
+        self.channels = channels
+        last = self.conv(sequence, channels, (3, 3))
+        self.channels = inner
+        pool = self.norm(self.add("AveragePool", [averaged], kernel_shape=[3, 3]), channels)
+        branches = [self.conv(source, channels, (3, 3), pads=[1] * 4), last, pool]
+        self.value = self.add("Relu", [self.add("Sum", branches)])
+        self.channels = channels
+
+    def _with_border(self, normed: str, height: int, width: int) -> str:
+        """``normed`` (1, C, height, width), the output of a norm, in a border of the norm's value of 0."""
+        norm = next(each for each in self.nodes if each.output[0] == normed)
+        scale, bias, mean, variance = (self.constants[name] for name in norm.input[1:])
+        border = bias - mean * scale / np.sqrt(variance + np.float32(1e-5))
+        value = self.add("Pad", [normed, self.keep(np.array([0, 0, 1, 1, 0, 0, 1, 1]))])
+        for rows, columns in (([0], None), ([height + 1], None), (None, [0]), (None, [width + 1])):
+            rows, columns = rows or range(height + 2), columns or range(width + 2)
+            indices = np.stack(np.meshgrid([0], range(border.size), rows, columns, indexing="ij"), axis=-1)
+            updates = np.broadcast_to(border.reshape(1, -1, 1, 1), indices.shape[:-1])
+            value = self.add("ScatterND", [value, self.keep(indices), self.keep(updates)])
+        return value
 
     def model(self, shape: Sequence[int]) -> onnx.ModelProto:
         """The network on an input ``x`` of ``shape``."""

@@ -71,6 +71,12 @@ class TestNetworks:
         network.diverse(5)
         check(network, [1, 3, 9, 7], ["Conv", "Relu"] * 2)
 
+    def test_diverse_branches_with_borders(self) -> None:
+        network = Block(3)
+        network.bordered(5, 9, 7)
+        network.bordered(4, 9, 7)
+        check(network, [1, 3, 9, 7], ["Conv", "Relu"] * 2)
+
     @pytest.mark.parametrize(("channels", "group"), [(6, 3), (6, 6)])
     def test_groups(self, channels: int, group: int) -> None:
         network = Block(channels)
@@ -213,7 +219,29 @@ class TestOtherSources:
         assert found == ["Conv", "Conv"]
 
 
+def test_norm_behind_a_sum_of_other_sources() -> None:
+    """A residual sum hides the norm from both convolutions: each takes the scale, one of them the shift."""
+    nodes = [conv("a", "w", pads=[1] * 4), node("Conv", ["z", "v"], ["b"], name="b"), ADD, batch_norm("y", "n", "n")]
+    constants = {**arrays(w=(6, 4, 3, 3), v=(6, 3, 1, 1)), **norm(6, "n")}
+    found, _ = folded(FoldBranches(), nodes, {**INPUTS, "z": [1, 3, 9, 7]}, constants, ["n"])
+    assert found == ["Add", "Conv", "Conv"]
+
+
 class TestRefusals:
+    @pytest.mark.parametrize(
+        ("between", "reason"),
+        [
+            ("Conv", "its summand comes from Conv 'a', which is read elsewhere without the scale"),
+            ("Tanh", "its summand comes from Tanh 'a', which does not take a scale"),
+        ],
+    )
+    def test_norm_behind_a_sum(self, between: str, reason: str) -> None:
+        first = conv("a", "w", pads=[1] * 4) if between == "Conv" else node("Tanh", ["x"], ["a"], name="a")
+        branch = [node("Relu", ["a"], ["h"]), node("Conv", ["h", "v"], ["b"], pads=[1] * 4)]
+        rest = [*branch, ADD, batch_norm("y", "n", "n")]
+        constants = {**arrays(w=(4, 4, 3, 3), v=(4, 4, 3, 3)), **norm(4, "n")}
+        assert reason in refusal(FoldBranches(), [first, *rest], INPUTS, constants, ["n"])
+
     def test_result_read_twice(self) -> None:
         nodes = [conv("a", "w", pads=[1] * 4), conv("b", "v"), ADD, node("Relu", ["a"], ["z"], name="other")]
         reason = refusal(FoldBranches(), nodes, INPUTS, arrays(w=(4, 4, 3, 3), v=(4, 4, 1, 1)), ["y", "z"])

@@ -22,6 +22,8 @@ from edgec.passes.fuse_activations import FuseActivations
 from edgec.passes.fuse_attention import FuseAttention
 from edgec.passes.fuse_heads import FuseHeads
 from edgec.passes.fuse_norms import FuseNorms
+from edgec.passes.fuse_squeeze_excite import FuseSqueezeExcite
+from edgec.passes.pipeline import run as run_passes
 from edgec.passes.simplify import Simplify
 from edgec.summary import summarise
 from tests.graphs import assert_same, build, load, operators, run
@@ -462,6 +464,69 @@ def test_head_is_refused(name: str) -> None:
     constants = {"scales": np.array([1, 1, 2, 3], np.float32), "roi": np.array([0, 0, 0, 0, 1, 1, 1, 1], np.float32)}
     case = Case(f"r = {resize}; y = ArgMax(axis=1) r", ["ArgMax", "Resize"], constants)
     assert reason in refusal(FuseHeads(), case)
+
+
+# ---- squeeze-and-excitation ---------------------------------------------------------------------------------
+
+LAYERS: Constants = {
+    "w1": random(6, 3, seed=1), "b1": random(3, seed=2), "w2": random(3, 6, seed=3), "b2": random(6, seed=4),
+    "k1": random(3, 6, 1, 1, seed=5), "k2": random(6, 3, 1, 1, seed=6), "flat": whole(2, 6), "wide": whole(2, 6, 1, 1),
+    "spatial": whole(2, 3),
+}  # fmt: skip
+CONVS = "p = GlobalAveragePool x; s = Conv p k1 b1; h = Relu s; e = Conv h k2 b2"
+
+GATES = {
+    "convolutions": Case(f"{CONVS}; g = Sigmoid e; y = Mul x g", ["SqueezeExcite"], LAYERS),
+    "hard": Case(f"{CONVS}; g = HardSigmoid(alpha=0.16666667) e; y = Mul g x", ["SqueezeExciteHard"], LAYERS),
+    "gemm": Case(
+        "p = ReduceMean(keepdims=0) x spatial; s = Gemm p w1 b1; h = Relu s; e = Gemm(transB=1) h t2; g = Sigmoid e; "
+        "u = Unsqueeze g spatial; y = Mul x u", ["SqueezeExcite"], {**LAYERS, "t2": random(6, 3, seed=8)},
+    ),
+    "matmul": Case(
+        "p = GlobalAveragePool x; f = Reshape p flat; m = MatMul f w1; s = Add b1 m; h = Relu s; n = MatMul h w2; "
+        "e = Add n b2; r = Reshape e wide; g = Sigmoid r; y = Mul x g", ["SqueezeExcite"], LAYERS,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_squeeze_excite(name: str, tmp_path: Path) -> None:
+    check(FuseSqueezeExcite(), GATES[name], tmp_path)
+
+
+@pytest.mark.parametrize("gate", ["Sigmoid", "HardSigmoid"])
+def test_squeeze_excite_with_swish(gate: str, tmp_path: Path) -> None:
+    """As EfficientNet spells it, through all passes."""
+    layers = "p = GlobalAveragePool x; s = Conv p k1 b1; i = Sigmoid s; h = Mul s i; e = Conv h k2"
+    original = build(spelled(f"{layers}; g = {gate} e; y = Mul x g"), IMAGE, ["y"], LAYERS)
+    model = load(original)
+    run_passes(model)
+    assert operators(model) == ["SqueezeExciteSwish" + ("Hard" if gate == "HardSigmoid" else "")]
+    assert summarise(model).macs == 2 * 2 * 6 * 3
+    inputs = {"x": 3 * random(*IMAGE["x"])}
+    assert_same(original, model, inputs)
+    assert_close(HostProgram(lower(model), tmp_path).run(inputs), run(original, inputs))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{CONVS}; g = Tanh e; y = Mul x g",  # no gate
+        f"{CONVS}; g = Sigmoid e; y = Add x g",
+        "p = GlobalMaxPool x; s = Conv p k1 b1; h = Relu s; e = Conv h k2 b2; g = Sigmoid e; y = Mul x g",
+        "p = GlobalAveragePool x; s = Conv p k1 b1; h = Tanh s; e = Conv h k2 b2; g = Sigmoid e; y = Mul x g",
+        "n = Neg x; p = GlobalAveragePool n; s = Conv p k1; h = Relu s; e = Conv h k2; g = Sigmoid e; y = Mul x g",
+    ],
+)
+def test_what_is_almost_squeeze_excite_stays(text: str) -> None:
+    case = Case(text, [line.split(" = ")[1].split()[0] for line in text.split("; ")], LAYERS)
+    assert fused(FuseSqueezeExcite(), case)[2].matched == 0
+
+
+def test_squeeze_excite_whose_gate_is_read_elsewhere() -> None:
+    case = Case(f"{CONVS}; g = Sigmoid e; z = Mul x g; y = Add z g", [], LAYERS)
+    report = fused(FuseSqueezeExcite(), case)[2]
+    assert [str(each) for each in report.refusals if "also reads 'g' inside it" in str(each)]
 
 
 # ---- functions --------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ static edgert_status check_abi(const edgert_model *model) {
   return edgert_fail(EDGERT_ERROR_ABI,
                      "the model has descriptor version %u of %u bytes and libedgert %s reads version %u of %u "
                      "bytes; compile the model again with the edgec that this library came with",
-                     model->abi_version, model->struct_bytes, EDGERT_VERSION, EDGERT_ABI_VERSION,
+                     (unsigned)model->abi_version, (unsigned)model->struct_bytes, EDGERT_VERSION, EDGERT_ABI_VERSION,
                      (unsigned)sizeof(edgert_model));
 }
 

@@ -1,15 +1,16 @@
 /* Status codes, their names, and the last sentence of each thread. */
 #include "internal.h"
 
-#include <stdarg.h>
-#include <stdio.h>
-
+#if EDGERT_WITH_SYSTEM
 static _Thread_local char last_error[512];
+#else
+static char last_error[256];
+#endif
 
 edgert_status edgert_fail(edgert_status status, const char *format, ...) {
   va_list arguments;
   va_start(arguments, format);
-  vsnprintf(last_error, sizeof last_error, format, arguments);
+  edgert_vformat(last_error, sizeof last_error, format, &arguments);
   va_end(arguments);
   return status;
 }

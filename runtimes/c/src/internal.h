@@ -3,17 +3,36 @@
 #define EDGERT_INTERNAL_H
 
 #include <edgert/edgert.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 
+/* What the library is built with; a microcontroller has none of it. */
+#if defined(__ARM_ARCH_PROFILE) && __ARM_ARCH_PROFILE == 'M'
+#define EDGERT_WITH_SYSTEM 0
+#else
+#define EDGERT_WITH_SYSTEM 1
+#endif
 #ifndef EDGERT_WITH_THREADS
-#define EDGERT_WITH_THREADS 1
+#define EDGERT_WITH_THREADS EDGERT_WITH_SYSTEM
+#endif
+#ifndef EDGERT_WITH_FILES /* artifacts are opened by their path */
+#define EDGERT_WITH_FILES EDGERT_WITH_SYSTEM
+#endif
+#ifndef EDGERT_WITH_HEAP /* sessions take memory from malloc unless they are given some */
+#define EDGERT_WITH_HEAP EDGERT_WITH_SYSTEM
 #endif
 
 /* error.c */
 
 /* Keep the sentence for `edgert_last_error` and return `status`. */
 __attribute__((format(printf, 2, 3))) edgert_status edgert_fail(edgert_status status, const char *format, ...);
+
+/* format.c */
+
+/* As snprintf and vsnprintf with %s %u %x %llu %p %%; they answer with what was written, without the terminator. */
+__attribute__((format(printf, 3, 4))) size_t edgert_format(char *text, size_t bytes, const char *format, ...);
+size_t edgert_vformat(char *text, size_t bytes, const char *format, va_list *arguments);
 
 /* sha256.c: FIPS 180-4. */
 

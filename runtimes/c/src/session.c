@@ -2,8 +2,11 @@
 #define _POSIX_C_SOURCE 200809L
 #include "internal.h"
 
-#include <stdlib.h>
 #include <string.h>
+
+#if EDGERT_WITH_HEAP
+#include <stdlib.h>
+#endif
 
 struct edgert_session {
   const edgert_model *model;
@@ -39,7 +42,7 @@ static edgert_status read_options(const edgert_options *given, edgert_options *o
   if (!given) return EDGERT_OK;
   if (given->struct_bytes < sizeof *options)
     return edgert_fail(EDGERT_ERROR_ARGUMENT, "options.struct_bytes is %u; start from EDGERT_OPTIONS_DEFAULT",
-                       given->struct_bytes);
+                       (unsigned)given->struct_bytes);
   if (!all_zero((const uint8_t *)given + sizeof *options, given->struct_bytes - sizeof *options))
     return edgert_fail(EDGERT_ERROR_ARGUMENT, "the options ask for more than libedgert %s can do; use a newer "
                        "library", EDGERT_VERSION);
@@ -47,10 +50,10 @@ static edgert_status read_options(const edgert_options *given, edgert_options *o
   if (options->threads == 0) options->threads = 1;
   if (options->threads > EDGERT_MAX_THREADS)
     return edgert_fail(EDGERT_ERROR_ARGUMENT, "%u threads were asked for; at most %u are possible",
-                       options->threads, EDGERT_MAX_THREADS);
+                       (unsigned)options->threads, EDGERT_MAX_THREADS);
   if (options->flags & ~flags || options->reserved)
     return edgert_fail(EDGERT_ERROR_ARGUMENT, "options.flags 0x%x has bits that libedgert %s does not know",
-                       options->flags & ~flags, EDGERT_VERSION);
+                       (unsigned)(options->flags & ~flags), EDGERT_VERSION);
   return EDGERT_OK;
 }
 
@@ -114,18 +117,39 @@ static edgert_status check_memory(const edgert_model *model, const edgert_option
     return edgert_fail(EDGERT_ERROR_ARENA,
                        "the memory given to model '%s' at %p is not aligned to %u bytes; ask "
                        "edgert_memory_alignment",
-                       model->name, options->memory, alignment);
+                       model->name, options->memory, (unsigned)alignment);
   return EDGERT_OK;
 }
 
-static edgert_status get_block(const edgert_model *model, const edgert_options *options, size_t total,
-                               void **block) {
-  *block = options->memory;
-  if (options->memory) return check_memory(model, options, total);
+#if EDGERT_WITH_HEAP
+
+static edgert_status allocate(const edgert_model *model, size_t total, void **block) {
   if (posix_memalign(block, edgert_memory_alignment(model), total) == 0) return EDGERT_OK;
   *block = NULL;
   return edgert_fail(EDGERT_ERROR_MEMORY, "model '%s' needs %llu bytes of memory and the system has not that much",
                      model->name, (unsigned long long)total);
+}
+
+static void release(void *block) { free(block); }
+
+#else
+
+static edgert_status allocate(const edgert_model *model, size_t total, void **block) {
+  (void)block;
+  return edgert_fail(EDGERT_ERROR_ARENA,
+                     "model '%s' needs %llu bytes of memory and this libedgert was built without a heap; give them as "
+                     "options.memory",
+                     model->name, (unsigned long long)total);
+}
+
+static void release(void *block) { (void)block; }
+
+#endif
+
+static edgert_status get_block(const edgert_model *model, const edgert_options *options, size_t total,
+                               void **block) {
+  *block = options->memory;
+  return options->memory ? check_memory(model, options, total) : allocate(model, total, block);
 }
 
 /* ---- open and close ---- */
@@ -172,7 +196,7 @@ static edgert_status start(const edgert_model *model, const edgert_options *opti
   if (status == EDGERT_OK)
     *session = made;
   else
-    free(made->block);
+    release(made->block);
   return status;
 }
 
@@ -210,7 +234,7 @@ void edgert_close(edgert_session *session) {
   if (!session) return;
   void *library = session->library, *block = session->block;
   edgert_pool_stop(session->pool);
-  free(block);
+  release(block);
   edgert_unload(library);
 }
 
@@ -272,14 +296,14 @@ static edgert_status bind(edgert_session *session, const edgert_tensor *tensor, 
                        (unsigned long long)tensor->bytes, (unsigned long long)bytes);
   if ((uintptr_t)data % alignment != 0)
     return edgert_fail(EDGERT_ERROR_ALIGNMENT, "the pointer bound to '%s', %p, is not aligned to its %u-byte elements",
-                       tensor->name, data, alignment);
+                       tensor->name, data, (unsigned)alignment);
   session->io[slot] = data;
   return EDGERT_OK;
 }
 
 static edgert_status no_tensor(const char *kind, uint32_t index, uint32_t count) {
-  return edgert_fail(EDGERT_ERROR_ARGUMENT, "there is no %s %u: the session is NULL or has only %u", kind, index,
-                     count);
+  return edgert_fail(EDGERT_ERROR_ARGUMENT, "there is no %s %u: the session is NULL or has only %u", kind,
+                     (unsigned)index, (unsigned)count);
 }
 
 edgert_status edgert_bind_input(edgert_session *session, uint32_t index, const void *data, uint64_t bytes) {
@@ -371,7 +395,8 @@ edgert_status edgert_profile(edgert_session *session, int on) {
 
 edgert_status edgert_step_stats_get(const edgert_session *session, uint32_t index, edgert_step_stats *stats) {
   if (!stats || index >= edgert_step_count(session))
-    return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_step_stats_get: no step %u, or an argument is NULL", index);
+    return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_step_stats_get: no step %u, or an argument is NULL",
+                       (unsigned)index);
   const edgert_step *step = &session->model->steps[index];
   *stats = session->stats[index];
   stats->name = session->model->strings + step->name;

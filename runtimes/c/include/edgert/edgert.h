@@ -55,6 +55,13 @@
  * or, with `options.memory`, from the caller. What the queries return belongs to the session and lives until
  * close. What is bound belongs to the caller and must live until the next binding or close.
  *
+ * Without an operating system
+ * ---------------------------
+ * On a Cortex-M the library has no files, no threads and no heap: a model is linked into the program and opened with
+ * edgert_open_model on memory that the caller gives (options.memory; edgert_memory_required says how much). It needs
+ * memcpy, memset, memcmp, strcmp and strlen of the C library. The profile's times come from `edgert_clock_ns`, which
+ * the program defines if it has a clock; without it they are 0.
+ *
  * Alignment
  * ---------
  * The arena and the session's own buffers are aligned to EDGERT_ALIGNMENT. A bound pointer needs no more than
@@ -123,6 +130,9 @@ typedef struct edgert_options {
 #define EDGERT_OPTIONS_DEFAULT {(uint32_t)sizeof(edgert_options), 1u, 0u, 0u, NULL, 0u}
 
 typedef struct edgert_session edgert_session;
+
+/* Nanoseconds since any moment: called on a microcontroller, and defined by the program there if it wants a profile. */
+uint64_t edgert_clock_ns(void);
 
 /* The library's version, e.g. "0.1.0". */
 EDGERT_API const char *edgert_version(void);

@@ -39,7 +39,12 @@ typedef enum edgert_dtype {
 } edgert_dtype;
 
 /* Machine architectures; the artifact names the one it was built for. */
-typedef enum edgert_arch { EDGERT_X86_64 = 1, EDGERT_AARCH64 = 2, EDGERT_ARMV7 = 3 } edgert_arch;
+typedef enum edgert_arch {
+  EDGERT_X86_64 = 1,
+  EDGERT_AARCH64 = 2,
+  EDGERT_ARMV7 = 3,
+  EDGERT_CORTEX_M = 4
+} edgert_arch;
 
 /* CPU features an artifact may need, one bit each; a loader refuses an artifact whose bits it lacks. */
 typedef enum edgert_cpu_feature {
@@ -54,7 +59,9 @@ typedef enum edgert_cpu_feature {
   EDGERT_ARM_NEON = 1 << 16,
   EDGERT_ARM_FP16 = 1 << 17,
   EDGERT_ARM_DOTPROD = 1 << 18,
-  EDGERT_ARM_I8MM = 1 << 19
+  EDGERT_ARM_I8MM = 1 << 19,
+  EDGERT_ARM_DSP = 1 << 20, /* of Cortex-M */
+  EDGERT_ARM_MVE = 1 << 21  /* Helium, with floats */
 } edgert_cpu_feature;
 
 /* An input or an output. Elements are dense, the last axis contiguous, in the ONNX model's own layout. */
