@@ -110,7 +110,7 @@ def _link(folder: Path, toolchain: Toolchain, sources: Sources) -> Path:
     (folder / "exports.map").write_text(f"{{ global: {SYMBOL}; local: *; }};\n")
     output = folder / "model.so"
     toolchain.compile(
-        [sources.descriptor, sources.kernels],
+        [sources.descriptor, *sources.kernels],
         output,
         shared=True,
         flags=[

@@ -81,10 +81,10 @@ def lay_out(constants: Sequence[Buffer]) -> Image:
 
 @dataclass(frozen=True)
 class Sources:
-    """Files to compile and link: the descriptor in C, and the kernels' object."""
+    """Files to compile and link: the descriptor in C, and the kernels' objects."""
 
     descriptor: Path
-    kernels: Path
+    kernels: list[Path]
 
 
 def write_sources(
@@ -104,8 +104,7 @@ def write_sources(
     image = lay_out(code.constants)
     (folder / "weights.bin").write_bytes(image.data or b"\0")
     (folder / "manifest.json").write_bytes(manifest + b"\0")
-    sources = Sources(folder / "model.c", folder / "kernels.o")
-    sources.kernels.write_bytes(code.object_bytes)
+    sources = Sources(folder / "model.c", code.write_objects(folder))
     writer = _DescriptorWriter(program, code, target, image, manifest, folder)
     sources.descriptor.write_text(writer.source(symbol, entry), encoding="utf-8")
     return sources

@@ -118,7 +118,7 @@ def _link(folder: Path, toolchain: Toolchain, target: Target, sources: Any, name
         *target.c_flags, *DESCRIPTOR_FLAGS, "-ffunction-sections", "-fdata-sections", "-r", "-nostdlib",
         "-Wl,-z,noexecstack",
     ]  # fmt: skip
-    toolchain.compile([sources.descriptor, sources.kernels], output, shared=False, flags=flags)
+    toolchain.compile([sources.descriptor, *sources.kernels], output, shared=False, flags=flags)
     keep = [f"--keep-global-symbol={name}_{what}" for what in ("run", "model")]
     tables = ("--remove-section=.ARM.exidx*", "--remove-section=.rel.ARM.exidx*") if target.bare_metal else ()
     toolchain.run_tool("objcopy", *keep, *tables, "--strip-unneeded", output)
