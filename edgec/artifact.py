@@ -25,10 +25,11 @@ from edgec.toolchain import Toolchain, find_toolchain
 
 if TYPE_CHECKING:
     from edgec.targets.cpu.backend import Code
+    from edgec.targets.gpu.backend import GpuCode
     from edgec.targets.target import Target
 
 ELF_MAGIC = b"\x7fELF"
-TABLES = ("steps", "memory")
+TABLES = ("steps", "memory", "fallback")
 """The manifest's lists of rows, which the artifact stores as tables."""
 DESCRIPTOR_FLAGS = ("-std=c11", "-Os", "-fno-asynchronous-unwind-tables", f"-I{SOURCE_FOLDER / 'include'}")
 TRAILER_MAGIC = b"EDGERT-TRAILER-1"
@@ -37,9 +38,9 @@ TRAILER = struct.Struct("<16sQQ32s")
 
 
 def build_artifact(
-    program: Program, code: Code, target: Target, manifest: dict[str, Any]
+    program: Program, code: Code, target: Target, manifest: dict[str, Any], gpu: GpuCode | None = None
 ) -> tuple[bytes, dict[str, Any]]:
-    """Link ``code`` into an artifact.
+    """Link ``code``, and what there is for a GPU, into an artifact.
 
     Returns:
         The artifact's bytes, and its manifest as stored.
@@ -52,7 +53,7 @@ def build_artifact(
     text = manifest_text(manifest)
     with tempfile.TemporaryDirectory(prefix="edgec-") as name:
         folder = Path(name)
-        linked = _link(folder, toolchain, write_sources(folder, program, code, target, text))
+        linked = _link(folder, toolchain, write_sources(folder, program, code, target, text, gpu=gpu))
         return with_trailer(linked.read_bytes(), text), manifest
 
 

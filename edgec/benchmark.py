@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 TURN_NS = 10_000_000
 """A turn measures about this long, in as many calls as it takes."""
 MOST_CALLS = 200
+ON_CPU = "edgec on the CPU"
+"""What the processor's code of an artifact for a GPU is called beside it."""
 FLOAT_TOLERANCE, QUANTISED_TOLERANCE = 1e-3, 0.25
 
 
@@ -64,23 +66,31 @@ class Timing:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What :func:`bench` measured; ``steps`` are edgec's, where a profile was asked for."""
+    """What :func:`bench` measured on ``device``; ``steps`` are edgec's, where a profile was asked for."""
 
     threads: int
     rounds: int
     machine: Machine
     timings: tuple[Timing, ...]
     steps: tuple[StepProfile, ...]
+    device: str = "CPU"
 
     @property
     def ratio(self) -> float | None:
         """The time of edgec over that of the fastest peer: below 1 edgec is faster; None without peers."""
-        ours, *theirs = (timing.min_ms for timing in self.timings)
-        return ours / min(theirs) if theirs else None
+        theirs = [timing.min_ms for timing in self.timings[1:] if timing.name != ON_CPU]
+        return self.timings[0].min_ms / min(theirs) if theirs else None
+
+    @property
+    def gpu_over_cpu(self) -> float | None:
+        """The GPU's time over that of the processor with the same artifact: above 1 it had better run there; None
+        for an artifact that is not for a GPU."""
+        own = [timing.min_ms for timing in self.timings if timing.name == ON_CPU]
+        return self.timings[0].min_ms / own[0] if own else None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {**asdict(self), "ratio": self.ratio}
+        return {**asdict(self), "ratio": self.ratio, "gpu_over_cpu": self.gpu_over_cpu}
 
     def markdown(self) -> str:
         """A table for a README or an issue; a star marks a peer whose outputs are others."""
@@ -100,8 +110,11 @@ class Benchmark:
 class Contender(Protocol):
     """A model that is loaded and has its input bound."""
 
-    name: ClassVar[str]
     version: str
+
+    @property
+    def name(self) -> str:
+        """What the tables call it."""
 
     def invoke(self) -> None:
         """One inference."""
@@ -162,12 +175,16 @@ def bench(
     with ExitStack() as stack:
         session = stack.enter_context(Session(artifact, threads))
         contenders: list[Contender] = [_Artifact(session, values)]
+        if "gpu" in manifest:
+            processor = stack.enter_context(Session(artifact, threads, gpu=False))
+            contenders.append(_Artifact(processor, values, ON_CPU))
         contenders += [_bound_peer(name, path, threads, values) for name, path in files.items()]
         with observed() as observation:
             times = _measure(contenders, rounds, progress)
         timings = tuple(_timings(contenders, times, _tolerance(manifest)))
         steps = _profile(session, rounds) if profile else ()
-    return Benchmark(threads, rounds, observation.machine, timings, steps)
+        device_name = session.device
+    return Benchmark(threads, rounds, observation.machine, timings, steps, device_name)
 
 
 def _files(against: Sequence[str], model: Path | None, peer_models: Mapping[str, Path]) -> dict[str, Path]:
@@ -220,11 +237,10 @@ def _random(generator: np.random.Generator, spec: TensorSpec) -> Array:
 class _Artifact:
     """The artifact as a contender."""
 
-    name: ClassVar[str] = "edgec"
-
-    def __init__(self, session: Session, values: Mapping[str, Array]) -> None:
+    def __init__(self, session: Session, values: Mapping[str, Array], name: str = "edgec") -> None:
         import edgec
 
+        self.name = name
         self.version = edgec.__version__
         self.invoke = session.invoke
         self._outputs = session.bind(values)

@@ -126,7 +126,11 @@ def compile_model(
         float, typer.Option(metavar="FRACTION", min=0, max=0.9, help="Share of the MACs to remove, structured.")
     ] = 0.0,
     quantize: Annotated[
-        str, typer.Option(metavar="none|int8", help="Make 8-bit integers of weights and activations.")
+        str,
+        typer.Option(
+            metavar="none|int8|w8|w4|w3|w2|w4a8",
+            help="Make integers: of weights and activations, of weights only (w…), of 4 and 8 bits (w4a8).",
+        ),
     ] = "none",
     calib: Annotated[
         Path | None,
@@ -142,6 +146,9 @@ def compile_model(
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="How to quantise: OUT.recipe.toml of before, edited.")
+    ] = None,
+    group_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Weights that share a scale (w4, w3, w2); 0: an output channel's.")
     ] = None,
     tune: Annotated[
         float | None, typer.Option(metavar="MINUTES", help="Measure plans of the kernels so long, and take the best.")
@@ -178,8 +185,8 @@ def compile_model(
             checked = check or page.material.few
         compiled = compile(
             model, target, output, shapes=shapes, passes=names, check=checked, prune=prune, quantize=quantize,
-            calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe, tune=tune,
-            tune_db=tune_db, fps=fps, progress=progress,
+            calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe,
+            group_size=group_size, tune=tune, tune_db=tune_db, fps=fps, progress=progress,
         )  # fmt: skip
         if page:
             page.write_compiled(compiled, progress)
@@ -240,10 +247,11 @@ def prune_model(
     """Prune channels of a model, write the smaller ONNX model, and compare the two."""
     from edgec.pruning import Comparison, compare_pruned, plot_curve, settings_for
     from edgec.shapes import parse_shape_flags
-    from edgec.targets.target import load_target
+    from edgec.targets.target import resolve_target
 
     shapes = parse_shape_flags(shape or ())
-    settings = settings_for(remove, load_target(target), score=score, repair=repair, distil_minutes=distil, seed=seed)
+    choices = {"score": score, "repair": repair, "distil_minutes": distil, "seed": seed}
+    settings = settings_for(remove, resolve_target(target), **choices)
     found: Comparison
     if curve is not None:
         found = plot_curve(model, curve, settings, calib=calib, data=data, shapes=shapes)
@@ -266,15 +274,22 @@ def run(
         Path | None, typer.Option("--output", "-o", metavar="OUT.npz", help="Where the outputs go, samples first.")
     ] = None,
     device: Device = "local",
+    fallback: Annotated[
+        str | None, typer.Option(metavar="cpu", help="Run an artifact for a GPU on the CPU where there is no GPU.")
+    ] = None,
     threads: Threads = 1,
     json: Json = False,
 ) -> None:
     """Run an artifact on the samples of a file, and save or summarise its outputs."""
     from edgec.artifact import check_writable, read_manifest
     from edgec.data import batch_size, load_npz, save_npz, specs, summarise_array
-    from edgec.devices import open_device
+    from edgec.devices import LocalDevice, open_device
 
     where = open_device(device, artifact)
+    if fallback is not None:
+        if not isinstance(where, LocalDevice):
+            raise EdgecError("--fallback is for artifacts for a GPU that run on this machine; leave it out")
+        where = LocalDevice(fallback)
     inputs = specs(read_manifest(artifact)["inputs"])
     samples = load_npz(input, inputs)
     if output:
@@ -476,11 +491,13 @@ def diff(
 def targets(json: Json = False) -> None:
     """List what edgec compiles for."""
     from edgec.targets.fpga.board import board_names, load_board
+    from edgec.targets.gpu.target import gpu_names, load_gpu
     from edgec.targets.target import load_target, target_names
 
     processors = [load_target(name) for name in target_names()]
+    gpus = [load_gpu(name) for name in gpu_names()]
     boards = [load_board(name) for name in board_names()]
-    _show([*processors, *boards], json, lambda: tables.print_targets(processors, boards))
+    _show([*processors, *gpus, *boards], json, lambda: tables.print_targets(processors, gpus, boards))
 
 
 @app.command()

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from edgec.quantisation import Options, Quantisation
     from edgec.targets.cpu.backend import Code
     from edgec.targets.fpga.board import Board
+    from edgec.targets.gpu.backend import GpuCode
+    from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import Target
     from edgec.transformation import Check
     from edgec.tuning import Tuned
@@ -61,6 +63,7 @@ def compile(
     eval: Source | None = None,
     max_drop: float | None = None,
     recipe: str | os.PathLike[str] | Recipe | None = None,
+    group_size: int | None = None,
     tune: float | None = None,
     tune_db: str | os.PathLike[str] | None = None,
     device: str | None = None,
@@ -68,6 +71,8 @@ def compile(
     progress: Progress | None = None,
 ) -> Compiled:
     """Compile ``model`` for ``target`` into one shared object, or into an HLS project for an FPGA board.
+
+    The shared object for a GPU holds the kernels as OpenCL C, and the host processor's code to fall back on.
 
     Args:
         model: an ONNX file, or a model in memory.
@@ -82,8 +87,10 @@ def compile(
             pruned model, if ``prune`` is given): an ``.npz`` with arrays named as the inputs, or an iterable of
             arrays by input name.
         prune: the share of the MACs to remove by structured pruning, 0 to 0.9.
-        quantize: "none" or "int8": 8-bit integers by post-training quantisation. The recipe and the ONNX models
-            before and after it are written beside the artifact (see :func:`edgec.quantisation.companions`).
+        quantize: "none"; "int8", 8-bit integers by post-training quantisation; "w8", "w4", "w3" or "w2", weights of
+            so many bits with float activations; or "w4a8", weights of 4 bits and activations of 8. The recipe and the
+            ONNX models before and after it are written beside the artifact (see
+            :func:`edgec.quantisation.companions`).
         calib: typical inputs to prune and to quantise by: an ``.npz``, a folder of images, or an iterable of arrays
             by input name. Without any, pruning goes by the weights alone.
         preprocess: how images become inputs (TOML), for folders of them.
@@ -91,6 +98,8 @@ def compile(
         max_drop: points that quantisation may lose; layers go back to more bits until it is enough (see
             :mod:`edgec.guard`).
         recipe: how to quantise: a :class:`edgec.passes.quantize.Recipe`, or a file of one.
+        group_size: weights of less than 8 bits that share a scale where activations are float; 0 for those of a
+            whole output channel.
         tune: minutes to spend on measuring plans of the kernels; none by default.
         tune_db: the file of tuning records that plans are chosen by, and that new ones are added to; by default
             those that come with edgec, and with ``tune`` a file in the user's cache.
@@ -113,6 +122,8 @@ def compile(
     from edgec.summary import summarise
     from edgec.targets.cpu.backend import compile_program
     from edgec.targets.fpga.board import Board
+    from edgec.targets.gpu.backend import GpuProgram, gpu_facts
+    from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import resolve_target
     from edgec.toolchain import find_toolchain
     from edgec.tuning import records_for
@@ -120,7 +131,8 @@ def compile(
     tell = progress or (lambda what, done, total: None)
     clock = _Clock()
     chosen = resolve_target(target)
-    options = Options(quantize, Path(preprocess) if preprocess is not None else None, eval, max_drop, recipe)
+    folder_rule = Path(preprocess) if preprocess is not None else None
+    options = Options(quantize, folder_rule, eval, max_drop, recipe, group_size)
     options.check(calib is not None, prune > 0)
     selected = None if passes is None else select(passes, activation_dtype=chosen.activation_dtype)
     path = Path(output) if output is not None else chosen.default_output(_name(model))
@@ -160,20 +172,30 @@ def compile(
     program = lower(graph)
     program.name = _name(model)
     fusion.fuse(program)
-    tiling.tile(program)
+    gpu = GpuProgram(program, chosen) if isinstance(chosen, GpuTarget) else None
+    processor = chosen.host if isinstance(chosen, GpuTarget) else chosen
+    if gpu is None:
+        tiling.tile(program)
     lifetimes = memory.plan(program, chosen.arena_alignment)
     clock.lap("lowering")
-    records, tuned = records_for(program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
+    tuned_program = gpu.program if gpu else program
+    records, tuned = records_for(tuned_program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
     clock.lap("tuning")
-    code = compile_program(program, chosen, tell, records)
+    code = compile_program(program, processor, tell, records)
+    gpu_code = gpu.compile(tell, records) if gpu else None
     clock.lap("kernels")
     tell("link", 0, 1)
-    facts = _manifest(program, code, chosen, lifetimes)
+    facts = _manifest(program, code, processor, lifetimes)
     facts["model"] = model_facts
-    data, manifest, headers = _linked(program, code, chosen, facts, path)
+    if gpu is not None and gpu_code is not None:
+        facts = {**facts, **gpu_facts(gpu_code, gpu.target), "fallback": facts["steps"]}
+    data, manifest, headers = _linked(program, code, processor, facts, path, gpu_code)
     clock.lap("link")
-    nodes = tuple(call.step.nodes for call in code.calls)
-    sizes = tuple(sum(buffer.nbytes for buffer in set(call.operands)) for call in code.calls)
+    calls = [(call.step.nodes, call.operands) for call in code.calls]
+    if gpu_code is not None:
+        calls = [(step.nodes, step.operands) for step in gpu_code.steps]
+    nodes = tuple(each for each, _ in calls)
+    sizes = tuple(sum(buffer.nbytes for buffer in set(operands)) for _, operands in calls)
     report = Report(manifest, reports, nodes, len(data), clock.laps, tuned, quantisation, sizes)
     files = {manifest_path(path): json.dumps(report.as_dict(), indent=1).encode()}
     write_atomically(files | headers | (quantisation.files(path) if quantisation else {}) | {path: data})
@@ -182,8 +204,8 @@ def compile(
 
 
 def _transformed(
-    graph: ir.Model, target: Target | Board, prune: float, passes: Sequence[Pass] | None, check: Check | None,
-    options: Options, calibration: Calibration | None, tell: Progress, clock: _Clock,
+    graph: ir.Model, target: Target | GpuTarget | Board, prune: float, passes: Sequence[Pass] | None,
+    check: Check | None, options: Options, calibration: Calibration | None, tell: Progress, clock: _Clock,
 ) -> tuple[ir.Model, tuple[PassReport, ...], Quantisation | None]:  # fmt: skip
     """The graph that is lowered: pruned, through the passes, quantised, and through the passes for integers."""
     from edgec.passes.pipeline import FLOAT, integer_passes
@@ -207,14 +229,14 @@ def _transformed(
 
 
 def _linked(
-    program: Program, code: Code, target: Target, manifest: dict[str, Any], path: Path
+    program: Program, code: Code, target: Target, manifest: dict[str, Any], path: Path, gpu: GpuCode | None
 ) -> tuple[bytes, dict[str, Any], dict[Path, bytes]]:
     """The artifact as its file name asks for it, its manifest, and the files that belong beside it."""
     from edgec.artifact import build_artifact
     from edgec.static_object import build_static, is_static
 
     if not is_static(path):
-        return *build_artifact(program, code, target, manifest), {}
+        return *build_artifact(program, code, target, manifest, gpu), {}
     static = build_static(program, code, target, manifest, path.stem)
     return static.data, static.manifest, {path.with_suffix(".h"): static.header.encode()}
 

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgec.gpu_descriptor import SOURCE_FILE, WEIGHTS_FILE, GpuWriter
 from edgec.memory import ALIGNMENT
 from edgec.program import ARENA, CONSTANT, Buffer, Program, Tensor
 
 if TYPE_CHECKING:
     from edgec.targets.cpu.backend import Call, Code
+    from edgec.targets.gpu.backend import GpuCode
     from edgec.targets.target import Target
 
 ABI_VERSION = 1
@@ -88,8 +90,9 @@ class Sources:
 
 
 def write_sources(
-    folder: Path, program: Program, code: Code, target: Target, manifest: bytes, symbol: str = SYMBOL, entry: str = ""
-) -> Sources:
+    folder: Path, program: Program, code: Code, target: Target, manifest: bytes, symbol: str = SYMBOL, entry: str = "",
+    gpu: GpuCode | None = None,
+) -> Sources:  # fmt: skip
     """Write what an artifact is linked from.
 
     Args:
@@ -100,12 +103,16 @@ def write_sources(
         manifest: JSON; a target without files keeps it outside what is loaded.
         symbol: the descriptor's name.
         entry: the name of a function that runs the model without a library; none by default.
+        gpu: the same program for a GPU.
     """
     image = lay_out(code.constants)
     (folder / "weights.bin").write_bytes(image.data or b"\0")
     (folder / "manifest.json").write_bytes(manifest + b"\0")
     sources = Sources(folder / "model.c", code.write_objects(folder))
-    writer = _DescriptorWriter(program, code, target, image, manifest, folder)
+    part = GpuWriter(program, gpu, lay_out(gpu.constants)) if gpu is not None else None
+    if part is not None:
+        part.write_blobs(folder)
+    writer = _DescriptorWriter(program, code, target, image, manifest, folder, part)
     sources.descriptor.write_text(writer.source(symbol, entry), encoding="utf-8")
     return sources
 
@@ -114,11 +121,12 @@ class _DescriptorWriter:
     """Writes the C file with the descriptor and one function per step."""
 
     def __init__(
-        self, program: Program, code: Code, target: Target, image: Image, manifest: bytes, folder: Path
-    ) -> None:
+        self, program: Program, code: Code, target: Target, image: Image, manifest: bytes, folder: Path,
+        gpu: GpuWriter | None,
+    ) -> None:  # fmt: skip
         self.program, self.code, self.target, self.image = program, code, target, image
         self.manifest = b"" if target.bare_metal else manifest
-        self.loaded, self.folder = not target.bare_metal, folder
+        self.loaded, self.folder, self.gpu = not target.bare_metal, folder, gpu
         self._io = {id(t.buffer): i for i, t in enumerate([*program.inputs, *program.outputs])}
 
     def source(self, symbol: str, entry: str) -> str:
@@ -131,6 +139,7 @@ class _DescriptorWriter:
             self._tensors("inputs", self.program.inputs),
             self._tensors("outputs", self.program.outputs),
             self._steps(),
+            *self._gpu(),
             self._model(symbol),
             *([self._entry(entry)] if entry else []),
         ]
@@ -146,6 +155,15 @@ class _DescriptorWriter:
             f'.incbin \\"{self.folder / file}\\"\\n.previous\\n");\n'
             f'extern const uint8_t {name}[] __attribute__((visibility("hidden")));\n'
         )
+
+    def _gpu(self) -> list[str]:
+        if self.gpu is None:
+            return []
+        blobs = {"edgec_gpu_source": SOURCE_FILE, "edgec_gpu_weights": WEIGHTS_FILE}
+        return [
+            *(self._blob(name, file, f'.rodata.{name},\\"a\\"') for name, file in blobs.items()),
+            self.gpu.source(),
+        ]
 
     def _prototypes(self) -> list[str]:
         counts = {call.symbol: len(call.operands) for call in self.code.calls}
@@ -174,7 +192,7 @@ class _DescriptorWriter:
         for tensor in tensors:
             shape = ", ".join(map(str, tensor.shape)) or "0"
             rows.append(
-                f"  {{{_quote(tensor.name)}, {tensor.buffer.nbytes}u, {{{shape}}}, {len(tensor.shape)}u, "
+                f"  {{{quoted(tensor.name)}, {tensor.buffer.nbytes}u, {{{shape}}}, {len(tensor.shape)}u, "
                 f"{DTYPE_CODES[tensor.dtype]}u, {tensor.scale!r}f, {tensor.zero_point}}},"
             )
         return "\n".join([f"static const edgert_tensor {name}[] = {{", *rows, "};"])
@@ -190,7 +208,7 @@ class _DescriptorWriter:
             f"{int(call.parallel)}u, 0u}},"
             for index, call in enumerate(self.code.calls)
         ]
-        strings = [f'  {_quote(name)} "\\0"' for name in names] or ['  ""']
+        strings = [f'  {quoted(name)} "\\0"' for name in names] or ['  ""']
         parts = ["static const char strings[] =", *strings, ";", "static const edgert_step steps[] = {", *rows, "};"]
         return "\n".join(parts)
 
@@ -214,18 +232,18 @@ class _DescriptorWriter:
         features = " | ".join(FEATURE_MACROS[f] for f in target.features) or "0"
         digest = ", ".join(f"0x{byte:02x}" for byte in content)
         fields = [
-            f"{ABI_VERSION}u", "(uint32_t)sizeof(edgert_model)", _quote(program.name), _quote(target.name),
-            _quote(target.triple), ARCH_CODES[target.arch], features, f"{len(program.inputs)}u",
+            f"{ABI_VERSION}u", "(uint32_t)sizeof(edgert_model)", quoted(program.name), quoted(target.name),
+            quoted(target.triple), ARCH_CODES[target.arch], features, f"{len(program.inputs)}u",
             f"{len(program.outputs)}u", "inputs", "outputs", f"{program.arena_bytes}u", f"{ALIGNMENT}u",
             f"{len(self.code.calls)}u", "steps", "strings", "(uint64_t)sizeof strings", "edgec_weights",
             f"{len(self.image.data)}u",
-            manifest, f"{len(self.manifest)}u", f"{{{digest}}}",
+            manifest, f"{len(self.manifest)}u", f"{{{digest}}}", "&edgec_gpu" if self.gpu else "0",
         ]  # fmt: skip
         body = ",\n  ".join(fields)
         return f'__attribute__((visibility("default"))) const edgert_model {symbol} = {{\n  {body}\n}};\n'
 
 
-def _quote(text: str) -> str:
+def quoted(text: str) -> str:
     """``text`` as a C string literal."""
     return '"' + "".join(c if c.isascii() and c.isprintable() and c not in '"\\?' else _escape(c) for c in text) + '"'
 

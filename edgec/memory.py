@@ -95,7 +95,7 @@ def _read_in_place(step: Step, operand: int) -> bool:
     if sum(other.root is buffer.root for other in step.inputs) > 1 or buffer.root_offset:
         return False
     if isinstance(kernel, Conv | Depthwise):
-        if operand < 2:
+        if operand < kernel.own_operands:
             return False
         reads = scalar.loads(kernel.epilogue)
     elif isinstance(kernel, Loops) and kernel.reducer is None and kernel.combine is None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from edgec.artifact import DESCRIPTOR_FLAGS, manifest_text, with_trailer
 from edgec.descriptor import lay_out, write_sources
 from edgec.errors import EdgecError
+from edgec.targets.gpu.target import GpuTarget
 from edgec.toolchain import Toolchain, find_toolchain
 
 if TYPE_CHECKING:
@@ -67,12 +68,16 @@ def is_static(path: Path) -> bool:
     return path.suffix == SUFFIX
 
 
-def check_form(path: Path, target: Target) -> None:
-    """Refuse a shared object for a system that cannot load one, and a name that C cannot spell.
+def check_form(path: Path, target: Target | GpuTarget) -> None:
+    """Refuse a shared object for a system that cannot load one, an object for a GPU, and a name that C cannot spell.
 
     Raises:
         EdgecError: in one sentence.
     """
+    if isinstance(target, GpuTarget):
+        if is_static(path):
+            raise EdgecError(f"an artifact for {target.name} is a shared object; give a name that ends in .so")
+        return
     if target.bare_metal and not is_static(path):
         raise EdgecError(
             f"{target.name} has no loader for '{path}'; what it runs is linked: give a name that ends in {SUFFIX}"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgec.pruning import Comparison, Prunable
     from edgec.quantisation import Quantisation
     from edgec.targets.fpga.board import Board
+    from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import Target
     from edgec.transformation import Transformed
     from edgec.tuning import Tuned
@@ -76,19 +77,37 @@ def print_compiled(compiled: Compiled, explain: bool) -> None:
             ("arena", facts["arena_bytes"], f"{slack:.2f} × the largest live set of {facts['arena_lower_bound']:,}"),
         ],
     )
+    if "gpu" in facts:
+        print_gpu(facts["gpu"])
     if compiled.tuned:
         print_tuned(compiled.tuned)
     times = [*report.seconds.items(), ("all", sum(report.seconds.values()))]
     print_table("time", ("stage", "s"), ((stage, round(seconds, 3)) for stage, seconds in times))
 
 
+def print_gpu(facts: Mapping[str, Any]) -> None:
+    """The GPU's part of an artifact: where the steps run, and what is copied."""
+    print_table(
+        f"on the GPU, in {facts['api']} with floats stored as {facts['storage']}",
+        ("kernels", "steps on the CPU", "copies a run", "bytes copied", "arena", "source bytes"),
+        [
+            (
+                facts["kernels"], facts["host_steps"], facts["copies"], facts["copied_bytes"], facts["arena_bytes"],
+                facts["source_bytes"],
+            )
+        ],
+    )  # fmt: skip
+
+
 def print_quantisation(done: Quantisation, explain: bool) -> None:
     """How the layers were quantised (all, or those that lose most), what is odd about the samples, what was lost."""
+    from edgec.passes.quantize.report import counts
+
     layers = [layer for layer in done.layers if layer.tensors]
     if not explain:
         layers = sorted(layers, key=lambda layer: min(t.sqnr for t in layer.tensors))[:_WORST_LAYERS]
     print_table(
-        f"quantised by {done.samples} samples: {done.counts}; {done.equalised} tensors equalised"
+        f"quantised by {done.samples} samples: {counts(done.layers)}; {done.equalised} tensors equalised"
         + ("" if explain else f"; the {len(layers)} layers whose tensors lose most (all: --explain)"),
         ("layer", "operator", "bits", "SQNR of its tensors, dB", "clipped %"),
         (
@@ -111,10 +130,12 @@ def print_layer_errors(found: LayerErrors) -> None:
     heads = ["layer", "operator", "bits", "alone dB", "up to here dB", "weights dB", "reads dB", "range", "clipped %"]
     rows: list[list[Any]] = []
     for layer in found.layers:
-        weights = None if layer.weights_alone is None else round(layer.weights_alone, 1)
+        alone = [None if x is None else round(x, 1) for x in (layer.weights_alone, layer.activations_alone)]
+        grid: list[Any] = [None, None]
+        if layer.clipped is not None:
+            grid = [f"{layer.low:.3g} … {layer.high:.3g}", round(100 * layer.clipped, 2)]
         rows.append([
-            layer.name, layer.op, layer.bits, round(layer.alone, 1), round(layer.accumulated, 1), weights,
-            round(layer.activations_alone, 1), f"{layer.low:.3g} … {layer.high:.3g}", round(100 * layer.clipped, 2),
+            layer.name, layer.op, layer.bits, round(layer.alone, 1), round(layer.accumulated, 1), *alone, *grid,
         ])  # fmt: skip
         if timed:
             share = None if layer.time_share is None else round(100 * layer.time_share, 1)
@@ -242,6 +263,8 @@ def print_benchmark(measured: Benchmark) -> None:
             "ratio: its minimum over edgec's; error: of edgec's outputs against its, over their range\n"
             f"edgec takes {measured.ratio:.2f} × the fastest other"
         )
+    if measured.gpu_over_cpu is not None:
+        print_text(_gpu_verdict(measured, measured.gpu_over_cpu))
     for timing in measured.timings:
         if not timing.agrees:
             print_text(f"{timing.name} does not agree with edgec: it may not compute the same network")
@@ -254,6 +277,13 @@ def print_benchmark(measured: Benchmark) -> None:
             for s in measured.steps
         ),
     )
+
+
+def _gpu_verdict(measured: Benchmark, ratio: float) -> str:
+    """Whether the GPU is worth it."""
+    threads = f"{measured.threads} thread{'s' * (measured.threads > 1)}"
+    found = f"the GPU '{measured.device}' takes {ratio:.2f} × the time of the CPU with {threads}"
+    return f"{found}: compile this model for the CPU instead" if ratio > 1 else found
 
 
 def _share(value: float | None) -> str:
@@ -355,12 +385,17 @@ def _print_memory(facts: Mapping[str, Any]) -> None:
         print_text("\n".join(["offset, by step:", *drawing]))
 
 
-def print_targets(targets: Sequence[Target], boards: Sequence[Board]) -> None:
+def print_targets(targets: Sequence[Target], gpus: Sequence[GpuTarget], boards: Sequence[Board]) -> None:
     """What there is to compile for."""
     print_table(
         "targets",
         ("name", "", "system", "CPU", "features", "vector bits"),
         ((t.name, t.description, t.triple, t.cpu, " ".join(t.features), 8 * t.vector_bytes) for t in targets),
+    )
+    print_table(
+        "GPUs",
+        ("name", "", "host", "work group", "local memory", "vector", "floats"),
+        ((g.name, g.description, g.host.name, g.work_group, g.local_memory, g.vector, g.storage) for g in gpus),
     )
     print_table(
         "FPGA boards",

@@ -27,6 +27,7 @@ from edgec.passes.fuse_heads import FuseHeads
 from edgec.passes.fuse_integers import FuseIntegers
 from edgec.passes.fuse_norms import FuseNorms
 from edgec.passes.fuse_squeeze_excite import FuseSqueezeExcite
+from edgec.passes.fuse_weights import FuseWeights
 from edgec.passes.move_affine import MoveAffine
 from edgec.passes.move_quantisation import MoveQuantisation
 from edgec.passes.simplify import Simplify
@@ -54,6 +55,7 @@ FLOAT: tuple[Pass, ...] = (
 
 _INTEGER: tuple[Pass, ...] = (
     MoveQuantisation(),  # before the next: an operator and its Quantize meet
+    FuseWeights(),  # before the next, which makes constants of the weights that nobody has taken
     FuseIntegers(),
     FuseSqueezeExcite(),  # of what stayed float; before, quantisation and pruning want its layers one by one
     Simplify(),

@@ -13,9 +13,9 @@ from edgec.kernel_cache import KernelCache, kernel_key
 from edgec.nest import rebased
 from edgec.program import CONSTANT, Buffer, Conv, Depthwise, Fill, Kernel, Loops, Program, Step
 from edgec.records import Records
-from edgec.targets.cpu import aarch64, conv, depthwise, fill, loops, x86
-from edgec.targets.cpu.template import Template
+from edgec.targets.cpu import aarch64, conv, depthwise, fill, loops, packed, x86
 from edgec.targets.target import Target
+from edgec.targets.template import Template
 from edgec.tvm_adapter import build_object
 
 
@@ -56,6 +56,8 @@ _TEMPLATES: dict[type, Template] = {
 }
 """What any processor runs."""
 
+_PACKED = Template(packed.plan, packed.generate, packed.contract, packed.pack, candidates=packed.candidates)
+
 _SPECIAL: dict[str, Callable[[Kernel, Target], Template | None]] = {
     "aarch64": aarch64.template_for,
     "x86_64": x86.template_for,
@@ -65,6 +67,8 @@ _SPECIAL: dict[str, Callable[[Kernel, Target], Template | None]] = {
 
 def template_for(kernel: Kernel, target: Target) -> Template:
     """The template that generates ``kernel`` for ``target``."""
+    if isinstance(kernel, Conv) and packed.fits(kernel):
+        return _PACKED
     special = _SPECIAL.get(target.arch)
     found = special(kernel, target) if special else None
     return found or _TEMPLATES[type(kernel)]
