@@ -55,7 +55,9 @@ Shapes = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        metavar="URL", help="Where it runs: local, or qemu[:CPU], which emulates the artifact's CPU or another."
+        metavar="URL",
+        help="Where it runs: local, ssh://[USER@]HOST[:PORT], adb://SERIAL, or qemu[:CPU], which emulates the "
+        "artifact's CPU or another.",
     ),
 ]
 Preprocess = Annotated[
@@ -308,7 +310,8 @@ def run(
     if output:
         save_npz(output, outputs)
     found = [summarise_array(name, array) for name, array in outputs.items()]
-    _show({"saved": output, "outputs": found}, json, lambda: tables.print_outputs(found, output))
+    facts = {"saved": output, "outputs": found, **({"machine": results.machine} if results.machine else {})}
+    _show(facts, json, lambda: tables.print_outputs(found, output, results.machine))
 
 
 @app.command()
@@ -342,7 +345,8 @@ def tune(
     device: Annotated[
         str | None,
         typer.Option(
-            metavar="URL", help="Where plans are measured: local, ssh://[USER@]HOST[:PORT], or counted: qemu[:CPU]."
+            metavar="URL",
+            help="Where plans are measured: local, ssh://[USER@]HOST[:PORT], adb://SERIAL, or counted: qemu[:CPU].",
         ),
     ] = None,
     json: Json = False,
@@ -422,7 +426,10 @@ def bench(
     seed: Annotated[int, typer.Option(help="Of the random input.")] = 0,
     profile: Annotated[bool, typer.Option("--profile", help="Measure every step, too.")] = False,
     device: Annotated[
-        str, typer.Option(metavar="URL", help="local, or qemu[:cpu], where instructions are counted instead.")
+        str,
+        typer.Option(
+            metavar="URL", help="local, ssh://…, adb://…, or qemu[:cpu], where instructions are counted instead."
+        ),
     ] = "local",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table to paste.")] = False,
     json: Json = False,

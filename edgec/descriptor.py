@@ -83,10 +83,10 @@ def lay_out(constants: Sequence[Buffer]) -> Image:
 
 @dataclass(frozen=True)
 class Sources:
-    """Files to compile and link: the descriptor in C, and the kernels' object if there are any."""
+    """Files to compile and link: the descriptor in C, and the kernels' objects."""
 
     descriptor: Path
-    kernels: tuple[Path, ...]
+    kernels: list[Path]
 
 
 def write_sources(
@@ -108,9 +108,7 @@ def write_sources(
     image = lay_out(code.constants)
     (folder / "weights.bin").write_bytes(image.data or b"\0")
     (folder / "manifest.json").write_bytes(manifest + b"\0")
-    sources = Sources(folder / "model.c", (folder / "kernels.o",) if code.object_bytes else ())
-    for kernels in sources.kernels:
-        kernels.write_bytes(code.object_bytes)
+    sources = Sources(folder / "model.c", code.write_objects(folder))
     part = GpuWriter(program, gpu, lay_out(gpu.constants)) if gpu is not None else None
     if part is not None:
         part.write_blobs(folder)
