@@ -122,7 +122,7 @@ def compile(
     from edgec.summary import summarise
     from edgec.targets.cpu.backend import compile_program
     from edgec.targets.fpga.board import Board
-    from edgec.targets.gpu.backend import GpuProgram, gpu_facts
+    from edgec.targets.gpu.backend import GpuProgram
     from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import resolve_target
     from edgec.toolchain import find_toolchain
@@ -176,7 +176,8 @@ def compile(
     processor = chosen.host if isinstance(chosen, GpuTarget) else chosen
     if gpu is None:
         tiling.tile(program)
-    lifetimes = memory.plan(program, chosen.arena_alignment)
+    planned = gpu is not None and gpu.program is program
+    lifetimes = gpu.lifetimes if gpu and planned else memory.plan(program, chosen.arena_alignment)
     clock.lap("lowering")
     tuned_program = gpu.program if gpu else program
     records, tuned = records_for(tuned_program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
@@ -188,7 +189,7 @@ def compile(
     facts = _manifest(program, code, processor, lifetimes)
     facts["model"] = model_facts
     if gpu is not None and gpu_code is not None:
-        facts = {**facts, **gpu_facts(gpu_code, gpu.target), "fallback": facts["steps"]}
+        facts = {**facts, **gpu.facts(gpu_code), "fallback": facts["steps"]}
     data, manifest, headers = _linked(program, code, processor, facts, path, gpu_code)
     clock.lap("link")
     calls = [(call.step.nodes, call.operands) for call in code.calls]
@@ -303,6 +304,7 @@ def _digest(model: Any) -> str | None:
 
 def _manifest(program: Program, code: Code, target: Target, lifetimes: Sequence[Lifetime]) -> dict[str, Any]:
     """What the artifact says of itself."""
+    from edgec import memory
     from edgec.artifact import tensor_entry
     from edgec.descriptor import ABI_VERSION
 
@@ -319,15 +321,6 @@ def _manifest(program: Program, code: Code, target: Target, lifetimes: Sequence[
         "arena_bytes": program.arena_bytes,
         "arena_lower_bound": program.arena_lower_bound,
         "steps": [{"name": c.step.name, "kernel": c.contract, "macs": c.step.kernel.macs} for c in code.calls],
-        "memory": [
-            {
-                "buffer": x.buffer.name,
-                "offset": x.buffer.offset,
-                "bytes": x.nbytes,
-                "first": x.first,
-                "last": x.last,
-            }
-            for x in lifetimes
-        ],
+        "memory": [memory.entry(lifetime) for lifetime in lifetimes],
         "versions": {name: metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi", "onnx")},
     }
