@@ -15,7 +15,7 @@ import numpy as np
 
 from edgec.gpu_descriptor import SOURCE_FILE, WEIGHTS_FILE, GpuWriter
 from edgec.memory import ALIGNMENT
-from edgec.program import ARENA, CONSTANT, Buffer, Program, Tensor
+from edgec.program import ARENA, CONSTANT, STATE, Buffer, Program, Tensor
 
 if TYPE_CHECKING:
     from edgec.targets.cpu.backend import Call, Code
@@ -180,7 +180,7 @@ class _DescriptorWriter:
     def _address(self, buffer: Buffer) -> str:
         root = buffer.root
         skip = buffer.root_offset * np.dtype(buffer.dtype).itemsize
-        if root.space == ARENA:
+        if root.space in (ARENA, STATE):
             assert root.offset is not None
             return f"arena + {root.offset + skip}"
         if root.space == CONSTANT:
@@ -238,6 +238,7 @@ class _DescriptorWriter:
             f"{len(self.code.calls)}u", "steps", "strings", "(uint64_t)sizeof strings", "edgec_weights",
             f"{len(self.image.data)}u",
             manifest, f"{len(self.manifest)}u", f"{{{digest}}}", "&edgec_gpu" if self.gpu else "0",
+            f"{program.state_bytes}u",
         ]  # fmt: skip
         body = ",\n  ".join(fields)
         return f'__attribute__((visibility("default"))) const edgert_model {symbol} = {{\n  {body}\n}};\n'
