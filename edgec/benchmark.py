@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from edgec.artifact import read_manifest
-from edgec.data import Array, TensorSpec, load_npz, specs
+from edgec.data import Array, Samples, TensorSpec, load_npz, specs
 from edgec.devices import Progress, open_device
 from edgec.errors import EdgecError
 from edgec.evaluation import relative_error
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 TURN_NS = 10_000_000
 """A turn measures about this long, in as many calls as it takes."""
 MOST_CALLS = 200
+WARM_CALLS = 3
+"""Before a machine elsewhere is measured."""
 ON_CPU = "edgec on the CPU"
 """What the processor's code of an artifact for a GPU is called beside it."""
 FLOAT_TOLERANCE, QUANTISED_TOLERANCE = 1e-3, 0.25
@@ -147,7 +149,7 @@ def bench(
         inputs: an ``.npz`` whose first sample is used; random values (``seed``) without it.
         threads: how many share the work of a run, in every contender.
         rounds: how often each contender has its turn.
-        device: must be this machine.
+        device: this machine, or one over ssh or adb, where there are no peers.
         profile: measure every step, too, in rounds of its own.
         seed: of the random input.
         progress: told (what, done, total).
@@ -161,7 +163,8 @@ def bench(
         raise EdgecError(
             f"'{artifact}' is an FPGA project, whose speed a C simulation does not show; edgec inspect has the estimate"
         )
-    if open_device(device).is_emulated:
+    where = open_device(device)
+    if where.is_emulated:
         raise EdgecError(
             "an emulator's time is not a device's latency; bench on the device, or count the instructions of the "
             "emulator with edgec bench --device qemu"
@@ -172,6 +175,10 @@ def bench(
     manifest = read_manifest(artifact)
     tensors = specs(manifest["inputs"])
     values = load_npz(inputs, tensors).read(0) if inputs else random_inputs(tensors, seed)
+    if device != "local":
+        if files:
+            raise EdgecError(f"other runtimes are measured on this machine only; leave out --against for {device}")
+        return _remote(device, artifact, values, threads, rounds, profile, progress)
     with ExitStack() as stack:
         session = stack.enter_context(Session(artifact, threads))
         contenders: list[Contender] = [_Artifact(session, values)]
@@ -185,6 +192,28 @@ def bench(
         steps = _profile(session, rounds) if profile else ()
         device_name = session.device
     return Benchmark(threads, rounds, observation.machine, timings, steps, device_name)
+
+
+def _remote(
+    url: str, artifact: Path, values: dict[str, Array], threads: int, rounds: int, profile: bool,
+    progress: Progress | None,
+) -> Benchmark:  # fmt: skip
+    """The artifact alone, on a machine over ssh or adb: as many calls as rounds here have."""
+    import edgec
+    from edgec.remote_device import RemoteDevice
+    from edgec.runtimes.python.session import StepProfile
+
+    device, sample = RemoteDevice(url), Samples(1, None, lambda index: values)
+    flags = ["--threads", str(threads), "--warmup", str(WARM_CALLS)]
+    with device.transport.connected():
+        trial = device.profile(artifact, sample, [*flags, "--repeat", str(WARM_CALLS), "--no-steps"], progress)
+        calls = rounds * min(MOST_CALLS, max(1, TURN_NS // max(1, min(trial.run_ns))))
+        found = device.profile(artifact, sample, [*flags, "--repeat", str(calls), "--no-steps"], progress)
+        stepwise = device.profile(artifact, sample, [*flags, "--repeat", str(rounds)], progress) if profile else None
+    low, median, high = np.percentile(found.run_ns, [0, 50, 95]) / 1e6
+    timing = Timing("edgec", edgec.__version__, calls, float(low), float(median), float(high), 1.0, 0.0, True)
+    steps = tuple(StepProfile(**step) for step in stepwise.steps) if stepwise else ()
+    return Benchmark(threads, rounds, found.machine, (timing,), steps)
 
 
 def _files(against: Sequence[str], model: Path | None, peer_models: Mapping[str, Path]) -> dict[str, Path]:

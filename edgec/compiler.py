@@ -64,6 +64,7 @@ def compile(
     max_drop: float | None = None,
     recipe: str | os.PathLike[str] | Recipe | None = None,
     group_size: int | None = None,
+    states: Mapping[str, str] | str | None = None,
     tune: float | None = None,
     tune_db: str | os.PathLike[str] | None = None,
     device: str | None = None,
@@ -100,6 +101,9 @@ def compile(
         recipe: how to quantise: a :class:`edgec.passes.quantize.Recipe`, or a file of one.
         group_size: weights of less than 8 bits that share a scale where activations are float; 0 for those of a
             whole output channel.
+        states: outputs, with the input of each, that the artifact keeps from one run to the next: see
+            :mod:`edgec.states`. "auto" pairs ``present…`` with ``past…``. Samples are then successive runs, without
+            arrays for these inputs.
         tune: minutes to spend on measuring plans of the kernels; none by default.
         tune_db: the file of tuning records that plans are chosen by, and that new ones are added to; by default
             those that come with edgec, and with ``tune`` a file in the user's cache.
@@ -117,14 +121,15 @@ def compile(
     from edgec.graph import load_graph
     from edgec.lowering import lower
     from edgec.passes.pipeline import select
-    from edgec.quantisation import Options
+    from edgec.quantisation import Options, check_precisions
+    from edgec.states import keep_states
     from edgec.static_object import check_form
     from edgec.summary import summarise
     from edgec.targets.cpu.backend import compile_program
     from edgec.targets.fpga.board import Board
     from edgec.targets.gpu.backend import GpuProgram
     from edgec.targets.gpu.target import GpuTarget
-    from edgec.targets.target import resolve_target
+    from edgec.targets.target import Target, resolve_target
     from edgec.toolchain import find_toolchain
     from edgec.tuning import records_for
 
@@ -134,7 +139,12 @@ def compile(
     folder_rule = Path(preprocess) if preprocess is not None else None
     options = Options(quantize, folder_rule, eval, max_drop, recipe, group_size)
     options.check(calib is not None, prune > 0)
-    selected = None if passes is None else select(passes, activation_dtype=chosen.activation_dtype)
+    if states and not isinstance(chosen, Target):
+        raise EdgecError(f"{target} keeps no states between runs; leave --state out and carry them over yourself")
+    check_precisions(options, chosen)
+    selected = None
+    if passes is not None:
+        selected = select(passes, activation_dtype=chosen.activation_dtype, packs_weights=chosen.packs_weights)
     path = Path(output) if output is not None else chosen.default_output(_name(model))
     if isinstance(chosen, Board):
         from edgec.targets.fpga.artifact import check_project_path
@@ -152,7 +162,7 @@ def compile(
     graph = load_graph(model, shapes=shapes)
     original = summarise(graph)
     clock.lap("import")
-    calibration = None if calib is None else load_calibration(calib, graph, options.preprocess)
+    calibration = None if calib is None else load_calibration(calib, graph, options.preprocess, states)
     graph, reports, quantisation = _transformed(
         graph, chosen, prune, selected, check, options, calibration, tell, clock
     )
@@ -171,6 +181,8 @@ def compile(
         return Compiled(path, made.manifest, project_report)
     program = lower(graph)
     program.name = _name(model)
+    if states:
+        keep_states(program, states)
     fusion.fuse(program)
     gpu = GpuProgram(program, chosen) if isinstance(chosen, GpuTarget) else None
     processor = chosen.host if isinstance(chosen, GpuTarget) else chosen
@@ -214,7 +226,7 @@ def _transformed(
     from edgec.quantisation import quantise_graph
     from edgec.transformation import apply_passes
 
-    integers = integer_passes(target.activation_dtype)
+    integers = integer_passes(target.activation_dtype, target.packs_weights)
     samples = None if calibration is None else calibration.samples
     pruned = prune_graph(graph, settings_for(prune, target), samples) if prune else ()
     default = FLOAT if options.quantises else (*FLOAT, *integers)
@@ -320,6 +332,7 @@ def _manifest(program: Program, code: Code, target: Target, lifetimes: Sequence[
         "outputs": [tensor_entry(tensor) for tensor in program.outputs],
         "arena_bytes": program.arena_bytes,
         "arena_lower_bound": program.arena_lower_bound,
+        "states": [{**tensor_entry(tensor), "kind": "state"} for tensor in program.states],
         "steps": [{"name": c.step.name, "kernel": c.contract, "macs": c.step.kernel.macs} for c in code.calls],
         "memory": [memory.entry(lifetime) for lifetime in lifetimes],
         "versions": {name: metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi", "onnx")},

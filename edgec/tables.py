@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from edgec.data import ArraySummary
     from edgec.doctor import Check
     from edgec.evaluation import Evaluation
+    from edgec.generation import Generated
     from edgec.inspection import ModelInspection
     from edgec.layer_errors import LayerErrors
+    from edgec.machine import Machine
     from edgec.passes.base import PassReport
     from edgec.prebuilt import Built
     from edgec.pruning import Comparison, Prunable
@@ -119,6 +121,15 @@ def print_quantisation(done: Quantisation, explain: bool) -> None:
         print_text(str(done.guarded))
 
 
+def print_generated(found: Generated) -> None:
+    """The text, and what a token took."""
+    print_text(found.text or " ".join(map(str, found.tokens)))
+    print_text(
+        f"\n{len(found.tokens)} tokens after {found.prompt_tokens}, {found.ms_per_token:.3f} ms each; "
+        f"{found.state_bytes:,} bytes kept between runs"
+    )
+
+
 def print_layer_errors(found: LayerErrors) -> None:
     """A line for each layer, and which lost most."""
     timed = any(layer.microseconds is not None for layer in found.layers)
@@ -212,7 +223,7 @@ def print_prunable(path: Path, found: Prunable) -> None:
     print_text("\n".join(["stays:", *(f"  {refusal}" for refusal in found.refusals)]))
 
 
-def print_outputs(outputs: Sequence[ArraySummary], saved: Path | None) -> None:
+def print_outputs(outputs: Sequence[ArraySummary], saved: Path | None, machine: Machine | None = None) -> None:
     """Shapes and ranges of a run's outputs, and where they went."""
     print_table(
         "outputs",
@@ -221,6 +232,25 @@ def print_outputs(outputs: Sequence[ArraySummary], saved: Path | None) -> None:
     )
     if saved:
         print_text(f"saved to {saved}")
+    if machine:
+        print_machine(machine)
+
+
+def print_machine(machine: Machine) -> None:
+    """The state of the machine that something ran on."""
+    text = f"{machine.cpu or 'unknown CPU'}, {machine.cores} cores, governor {machine.governor or 'unknown'}"
+    text += f", load {cell_text(machine.load)}"
+    if machine.others is not None:
+        text += f", {machine.others:.0%} of the time taken by others"
+    if machine.throttled is not None:
+        text += f", throttled {machine.throttled} times"
+    if machine.temperatures is not None:
+        text += f", {machine.temperatures[0]:.0f} °C before and {machine.temperatures[1]:.0f} °C after"
+    print_text(text)
+    if machine.limits:
+        print_text(f"its speed is held down: {', '.join(machine.limits)}")
+    if machine.governor not in (None, "performance"):
+        print_text("the governor 'performance' gives steadier times")
 
 
 def print_evaluation(path: Path, found: Evaluation) -> None:
@@ -235,16 +265,13 @@ def print_evaluation(path: Path, found: Evaluation) -> None:
     if found.agreement:
         rows += [(f"error of '{name}' / its range", f"{e:.2e}") for name, e in found.agreement.relative_error.items()]
     print_table(str(path), ("", ""), rows)
+    if found.machine:
+        print_machine(found.machine)
 
 
 def print_benchmark(measured: Benchmark) -> None:
     """The machine's state, the contenders, and edgec's steps if they were measured."""
-    machine = measured.machine
-    print_text(
-        f"{machine.cpu or 'unknown CPU'}, {machine.cores} cores, governor {machine.governor or 'unknown'}, "
-        f"load {cell_text(machine.load)}, {_share(machine.others)} of the time taken by others, "
-        f"throttled {cell_text(machine.throttled)} times"
-    )
+    print_machine(measured.machine)
     print_table(
         f"latency in ms, {measured.threads} thread{'s' * (measured.threads > 1)}, {measured.rounds} rounds",
         ("runtime", "version", "calls", "min", "median", "p95", "ratio", "error"),
@@ -279,10 +306,6 @@ def _gpu_verdict(measured: Benchmark, ratio: float) -> str:
     threads = f"{measured.threads} thread{'s' * (measured.threads > 1)}"
     found = f"the GPU '{measured.device}' takes {ratio:.2f} × the time of the CPU with {threads}"
     return f"{found}: compile this model for the CPU instead" if ratio > 1 else found
-
-
-def _share(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.0%}"
 
 
 def print_counts(counted: Counts, steps: bool) -> None:

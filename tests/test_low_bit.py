@@ -273,3 +273,13 @@ def test_wrong_group_size_is_a_sentence(sample_model: Path, tmp_path: Path) -> N
         "compile", sample_model, "--quantize", "w4", "--calib", calib, "--group-size", "33", "-o", tmp_path / "x.so"
     )
     assert "--group-size 33" in said and "32" in said and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("target", ["opencl", "pynq-z2"])
+def test_targets_refuse_widths_by_name(target: str, sample_model: Path, tmp_path: Path) -> None:
+    calib = sample_model.with_name("digits_calib.npz")
+    said = sentence_of(
+        "compile", sample_model, "--target", target, "--quantize", "w3", "--calib", calib, "-o", tmp_path / "x"
+    )
+    assert f"{target} has no kernels for w3" in said and "int8, int16, w4a8" in said
+    assert not list(tmp_path.iterdir())

@@ -19,8 +19,8 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
+from edgec.lazy_tvm import tirx
 from edgec.program import SCALE_CHANNELS, Conv
 from edgec.targets.cpu.conv import ConvPlan, ConvWriter, cost
 from edgec.targets.cpu.conv import contract as contract_floats

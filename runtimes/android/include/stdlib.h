@@ -7,6 +7,7 @@
 void *malloc(size_t bytes);
 void *calloc(size_t count, size_t bytes);
 void *realloc(void *memory, size_t bytes);
+void *aligned_alloc(size_t alignment, size_t bytes);
 int posix_memalign(void **memory, size_t alignment, size_t bytes);
 void free(void *memory);
 char *getenv(const char *name);

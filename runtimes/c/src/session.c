@@ -189,6 +189,7 @@ static edgert_session *build(const edgert_model *model, const edgert_options *op
     give_buffers(session->own + model->input_count, model->outputs, model->output_count, next);
   }
   memcpy(session->io, session->own, place->own - place->io);
+  memset(session->arena, 0, (size_t)edgert_model_state_bytes(model));
   return session;
 }
 
@@ -409,6 +410,16 @@ static edgert_status run_steps(const edgert_session *session) {
     else
       run_step(session, &session->model->steps[i]);
   }
+  return EDGERT_OK;
+}
+
+edgert_status edgert_reset(edgert_session *session) {
+  if (!session) return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_reset: session is NULL");
+  if (atomic_flag_test_and_set(&session->running))
+    return edgert_fail(EDGERT_ERROR_BUSY, "model '%s' is running in another thread; reset it after the run",
+                       session->model->name);
+  memset(session->arena, 0, (size_t)edgert_model_state_bytes(session->model));
+  atomic_flag_clear(&session->running);
   return EDGERT_OK;
 }
 

@@ -207,6 +207,9 @@ EDGERT_API edgert_status edgert_bind_output(edgert_session *session, uint32_t in
 /* One inference: read all inputs, write all outputs, return when done. */
 EDGERT_API edgert_status edgert_run(edgert_session *session);
 
+/* Make zero what the model keeps from one run to the next, as it is after open: a new sequence begins. */
+EDGERT_API edgert_status edgert_reset(edgert_session *session);
+
 /* What the profile knows about one step (a kernel call), over all runs since it was last switched on. */
 typedef struct edgert_step_stats {
   const char *name;   /* the ONNX nodes it computes */
