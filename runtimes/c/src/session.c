@@ -84,7 +84,8 @@ static uint32_t most_steps(const edgert_model *model) {
   return gpu && gpu->step_count > model->step_count ? gpu->step_count : model->step_count;
 }
 
-static edgert_status plan(const edgert_model *model, const edgert_options *options, layout *place) {
+static edgert_status plan(const edgert_model *model, const edgert_options *options, uint64_t arena_bytes,
+                          layout *place) {
   size_t used = sizeof(edgert_session);
   uint64_t pointers = ((uint64_t)model->input_count + model->output_count) * sizeof(void *);
   place->io = take(&used, pointers, sizeof(void *));
@@ -96,7 +97,7 @@ static edgert_status plan(const edgert_model *model, const edgert_options *optio
     take_tensors(&used, model->inputs, model->input_count);
     take_tensors(&used, model->outputs, model->output_count);
   }
-  place->arena = take(&used, model->arena_bytes, edgert_memory_alignment(model));
+  place->arena = take(&used, arena_bytes, edgert_memory_alignment(model));
   place->total = used;
   if (used != SIZE_MAX) return EDGERT_OK;
   return edgert_fail(EDGERT_ERROR_MEMORY, "model '%s' needs more memory than this machine can address",
@@ -109,7 +110,7 @@ edgert_status edgert_memory_required(const edgert_model *model, const edgert_opt
   if (!model || !bytes) return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_memory_required: an argument is NULL");
   edgert_status status = read_options(options, &known);
   if (status == EDGERT_OK) status = edgert_check_model(model, false);
-  if (status == EDGERT_OK) status = plan(model, &known, &place);
+  if (status == EDGERT_OK) status = plan(model, &known, model->arena_bytes, &place);
   if (status == EDGERT_OK) *bytes = place.total;
   return status;
 }
@@ -201,23 +202,37 @@ static edgert_status open_gpu(const edgert_model *model, const edgert_options *o
   return status != EDGERT_OK && options->flags & EDGERT_FALLBACK_CPU ? EDGERT_OK : status;
 }
 
-static edgert_status start(const edgert_model *model, const edgert_options *options, edgert_session **session) {
+/* With a GPU the host's arena holds only what steps on the host read and write. */
+static uint64_t arena_bytes(const edgert_model *model, const edgert_opencl *gpu) {
+  const edgert_gpu *part = edgert_model_gpu(model);
+  for (uint32_t i = 0; gpu && i < part->step_count; i++)
+    if (part->steps[i].kind == EDGERT_GPU_HOST) return model->arena_bytes;
+  return gpu ? 0 : model->arena_bytes;
+}
+
+static edgert_status start_on(edgert_opencl *gpu, const edgert_model *model, const edgert_options *options,
+                              edgert_session **session) {
   layout place;
   void *block;
-  edgert_status status = plan(model, options, &place);
+  edgert_status status = plan(model, options, arena_bytes(model, gpu), &place);
   if (status == EDGERT_OK) status = get_block(model, options, place.total, &block);
   if (status != EDGERT_OK) return status;
   edgert_session *made = build(model, options, &place, block);
   made->block = options->memory ? NULL : block;
-  status = open_gpu(model, options, &made->gpu);
-  if (status == EDGERT_OK) {
-    status = edgert_pool_start(made->pool, options->threads, (options->flags & EDGERT_PIN_BIG_CORES) != 0);
-    if (status != EDGERT_OK) edgert_opencl_close(made->gpu);
-  }
+  made->gpu = gpu;
+  status = edgert_pool_start(made->pool, options->threads, (options->flags & EDGERT_PIN_BIG_CORES) != 0);
   if (status == EDGERT_OK)
     *session = made;
   else
     release(made->block);
+  return status;
+}
+
+static edgert_status start(const edgert_model *model, const edgert_options *options, edgert_session **session) {
+  edgert_opencl *gpu;
+  edgert_status status = open_gpu(model, options, &gpu);
+  if (status == EDGERT_OK) status = start_on(gpu, model, options, session);
+  if (status != EDGERT_OK) edgert_opencl_close(gpu);
   return status;
 }
 
