@@ -26,6 +26,7 @@ from edgec.toolchain import Toolchain, find_toolchain
 if TYPE_CHECKING:
     from edgec.targets.cpu.backend import Code
     from edgec.targets.target import Target
+    from edgec.vectors import Vectors
 
 ELF_MAGIC = b"\x7fELF"
 TABLES = ("steps", "memory")
@@ -37,7 +38,7 @@ TRAILER = struct.Struct("<16sQQ32s")
 
 
 def build_artifact(
-    program: Program, code: Code, target: Target, manifest: dict[str, Any]
+    program: Program, code: Code, target: Target, manifest: dict[str, Any], vectors: Vectors | None = None
 ) -> tuple[bytes, dict[str, Any]]:
     """Link ``code`` into an artifact.
 
@@ -52,7 +53,7 @@ def build_artifact(
     text = manifest_text(manifest)
     with tempfile.TemporaryDirectory(prefix="edgec-") as name:
         folder = Path(name)
-        linked = _link(folder, toolchain, write_sources(folder, program, code, target, text))
+        linked = _link(folder, toolchain, write_sources(folder, program, code, target, text, vectors=vectors))
         return with_trailer(linked.read_bytes(), text), manifest
 
 

@@ -150,6 +150,10 @@ def compile_model(
     fps: Annotated[
         float | None, typer.Option(min=0.001, help="FPGA boards: frames a second to reach; by default as many as fit.")
     ] = None,
+    bundle_tests: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Samples to put into the artifact with their outputs, for edgert-selftest."),
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say what the passes left alone, and why.")] = False,
     report: ReportFile = None,
     json: Json = False,
@@ -179,7 +183,7 @@ def compile_model(
         compiled = compile(
             model, target, output, shapes=shapes, passes=names, check=checked, prune=prune, quantize=quantize,
             calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe, tune=tune,
-            tune_db=tune_db, fps=fps, progress=progress,
+            tune_db=tune_db, fps=fps, bundle_tests=bundle_tests, progress=progress,
         )  # fmt: skip
         if page:
             page.write_compiled(compiled, progress)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from edgec.targets.target import Target
     from edgec.transformation import Check
     from edgec.tuning import Tuned
+    from edgec.vectors import Vectors
 
 Progress = Callable[[str, int, int], None]
 """Told (what, done, total) while work goes on."""
@@ -65,6 +66,7 @@ def compile(
     tune_db: str | os.PathLike[str] | None = None,
     device: str | None = None,
     fps: float | None = None,
+    bundle_tests: Source | None = None,
     progress: Progress | None = None,
 ) -> Compiled:
     """Compile ``model`` for ``target`` into one shared object, or into an HLS project for an FPGA board.
@@ -96,6 +98,8 @@ def compile(
             those that come with edgec, and with ``tune`` a file in the user's cache.
         device: where plans are measured (see :func:`edgec.tuning.meter_for`).
         fps: frames a second that an FPGA is to reach with as little as possible; by default as many as fit.
+        bundle_tests: samples whose inputs and outputs, by the reference, the artifact is to hold, the first few of
+            them: ``edgert-selftest`` runs them on the device (see :mod:`edgec.vectors`).
         progress: told (what, done, total) as the work goes on.
 
     Raises:
@@ -116,6 +120,7 @@ def compile(
     from edgec.targets.target import resolve_target
     from edgec.toolchain import find_toolchain
     from edgec.tuning import records_for
+    from edgec.vectors import make_vectors
 
     tell = progress or (lambda what, done, total: None)
     clock = _Clock()
@@ -128,6 +133,8 @@ def compile(
         from edgec.targets.fpga.artifact import check_project_path
 
         check_project_path(path)
+        if bundle_tests is not None:
+            raise EdgecError(f"--bundle-tests is for processors; a project for {target} is tested by its C simulation")
     elif fps is not None:
         raise EdgecError(f"--fps is a goal for FPGA boards, and {target} is none; leave it out")
     else:
@@ -140,6 +147,7 @@ def compile(
     graph = load_graph(model, shapes=shapes)
     original = summarise(graph)
     clock.lap("import")
+    tests = None if bundle_tests is None else load_calibration(bundle_tests, graph, options.preprocess)
     calibration = None if calib is None else load_calibration(calib, graph, options.preprocess)
     graph, reports, quantisation = _transformed(
         graph, chosen, prune, selected, check, options, calibration, tell, clock
@@ -170,7 +178,10 @@ def compile(
     tell("link", 0, 1)
     facts = _manifest(program, code, chosen, lifetimes)
     facts["model"] = model_facts
-    data, manifest, headers = _linked(program, code, chosen, facts, path)
+    vectors = None if tests is None else make_vectors(program, tests.samples)
+    facts["tests"] = vectors.count if vectors else 0
+    clock.lap("tests")
+    data, manifest, headers = _linked(program, code, chosen, facts, path, vectors)
     clock.lap("link")
     nodes = tuple(call.step.nodes for call in code.calls)
     sizes = tuple(sum(buffer.nbytes for buffer in set(call.operands)) for call in code.calls)
@@ -207,15 +218,15 @@ def _transformed(
 
 
 def _linked(
-    program: Program, code: Code, target: Target, manifest: dict[str, Any], path: Path
+    program: Program, code: Code, target: Target, manifest: dict[str, Any], path: Path, vectors: Vectors | None
 ) -> tuple[bytes, dict[str, Any], dict[Path, bytes]]:
     """The artifact as its file name asks for it, its manifest, and the files that belong beside it."""
     from edgec.artifact import build_artifact
     from edgec.static_object import build_static, is_static
 
     if not is_static(path):
-        return *build_artifact(program, code, target, manifest), {}
-    static = build_static(program, code, target, manifest, path.stem)
+        return *build_artifact(program, code, target, manifest, vectors), {}
+    static = build_static(program, code, target, manifest, path.stem, vectors)
     return static.data, static.manifest, {path.with_suffix(".h"): static.header.encode()}
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from edgec.memory import ALIGNMENT
 from edgec.program import ARENA, CONSTANT, Buffer, Program, Tensor
+from edgec.vectors import Vectors, sources
 
 if TYPE_CHECKING:
     from edgec.targets.cpu.backend import Call, Code
@@ -88,8 +89,9 @@ class Sources:
 
 
 def write_sources(
-    folder: Path, program: Program, code: Code, target: Target, manifest: bytes, symbol: str = SYMBOL, entry: str = ""
-) -> Sources:
+    folder: Path, program: Program, code: Code, target: Target, manifest: bytes, symbol: str = SYMBOL, entry: str = "",
+    vectors: Vectors | None = None,
+) -> Sources:  # fmt: skip
     """Write what an artifact is linked from.
 
     Args:
@@ -100,13 +102,17 @@ def write_sources(
         manifest: JSON; a target without files keeps it outside what is loaded.
         symbol: the descriptor's name.
         entry: the name of a function that runs the model without a library; none by default.
+        vectors: the tests that the artifact is to hold.
     """
     image = lay_out(code.constants)
     (folder / "weights.bin").write_bytes(image.data or b"\0")
     (folder / "manifest.json").write_bytes(manifest + b"\0")
     sources = Sources(folder / "model.c", folder / "kernels.o")
     sources.kernels.write_bytes(code.object_bytes)
-    writer = _DescriptorWriter(program, code, target, image, manifest, folder)
+    if vectors:
+        (folder / "inputs.bin").write_bytes(vectors.inputs or b"\0")
+        (folder / "outputs.bin").write_bytes(vectors.outputs or b"\0")
+    writer = _DescriptorWriter(program, code, target, image, manifest, folder, vectors)
     sources.descriptor.write_text(writer.source(symbol, entry), encoding="utf-8")
     return sources
 
@@ -115,8 +121,10 @@ class _DescriptorWriter:
     """Writes the C file with the descriptor and one function per step."""
 
     def __init__(
-        self, program: Program, code: Code, target: Target, image: Image, manifest: bytes, folder: Path
-    ) -> None:
+        self, program: Program, code: Code, target: Target, image: Image, manifest: bytes, folder: Path,
+        vectors: Vectors | None,
+    ) -> None:  # fmt: skip
+        self.vectors = vectors
         self.program, self.code, self.target, self.image = program, code, target, image
         self.manifest = b"" if target.bare_metal else manifest
         self.loaded, self.folder = not target.bare_metal, folder
@@ -132,6 +140,7 @@ class _DescriptorWriter:
             self._tensors("inputs", self.program.inputs),
             self._tensors("outputs", self.program.outputs),
             self._steps(),
+            *(self._tests(self.vectors) if self.vectors else []),
             self._model(symbol),
             *([self._entry(entry)] if entry else []),
         ]
@@ -208,6 +217,13 @@ class _DescriptorWriter:
             f"}}\n"
         )
 
+    def _tests(self, vectors: Vectors) -> list[str]:
+        blobs = [
+            self._blob(f"edgec_test_{name}", f"{name}.bin", f'.rodata.edgec_test_{name},\\"a\\"')
+            for name in ("inputs", "outputs")
+        ]
+        return [*blobs, *sources(vectors, self._io, len(self.code.calls))]
+
     def _model(self, symbol: str) -> str:
         target, program = self.target, self.program
         manifest = "(const char *)edgec_manifest" if self.loaded else "0"
@@ -221,6 +237,7 @@ class _DescriptorWriter:
             f"{len(self.code.calls)}u", "steps", "strings", "(uint64_t)sizeof strings", "edgec_weights",
             f"{len(self.image.data)}u",
             manifest, f"{len(self.manifest)}u", f"{{{digest}}}",
+            "&tests" if self.vectors else "0",
         ]  # fmt: skip
         body = ",\n  ".join(fields)
         return f'__attribute__((visibility("default"))) const edgert_model {symbol} = {{\n  {body}\n}};\n'

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgec.program import Program, Tensor
     from edgec.targets.cpu.backend import Code
     from edgec.targets.target import Target
+    from edgec.vectors import Vectors
 
 SUFFIX = ".o"
 
@@ -84,7 +85,9 @@ def check_form(path: Path, target: Target) -> None:
         )
 
 
-def build_static(program: Program, code: Code, target: Target, manifest: dict[str, Any], name: str) -> Static:
+def build_static(
+    program: Program, code: Code, target: Target, manifest: dict[str, Any], name: str, vectors: Vectors | None = None
+) -> Static:
     """Link ``code`` into an object whose symbols begin with ``name``.
 
     Raises:
@@ -103,7 +106,7 @@ def build_static(program: Program, code: Code, target: Target, manifest: dict[st
             "code_bytes": footprint.code, "ram_bytes": footprint.ram,
         }  # fmt: skip
         text = manifest_text(manifest)
-        sources = write_sources(folder, program, code, target, text, f"{name}_model", f"{name}_run")
+        sources = write_sources(folder, program, code, target, text, f"{name}_model", f"{name}_run", vectors)
         data = _link(folder, toolchain, target, sources, name).read_bytes()
     return Static(with_trailer(data, text), _header(program, target, footprint, name), manifest)
 

@@ -88,6 +88,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "edgert_bind_input": (ctypes.c_int, (_SESSION, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint64)),
     "edgert_bind_output": (ctypes.c_int, (_SESSION, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint64)),
     "edgert_run": (ctypes.c_int, (_SESSION,)),
+    "edgert_selftest": (ctypes.c_int, (_SESSION, ctypes.POINTER(ctypes.c_uint32))),
     "edgert_profile": (ctypes.c_int, (_SESSION, ctypes.c_int)),
     "edgert_step_count": (ctypes.c_uint32, (_SESSION,)),
     "edgert_step_stats_get": (ctypes.c_int, (_SESSION, ctypes.c_uint32, ctypes.POINTER(_StepStats))),
@@ -152,6 +153,7 @@ class Session:
         *,
         pin_big_cores: bool = False,
         check_digest: bool = True,
+        own_buffers: bool = False,
     ) -> None:
         """Open the artifact at ``path``.
 
@@ -160,6 +162,7 @@ class Session:
             threads: how many share the work of a run, 1 to 64; the calling thread is one of them.
             pin_big_cores: keep the other threads on the fastest cores.
             check_digest: compare the file's SHA-256 first; switch it off only for files that you trust.
+            own_buffers: give the session memory for its inputs and outputs, which :meth:`selftest` works in.
 
         Raises:
             EdgecError: if the file is no artifact, damaged, or not for this machine.
@@ -169,7 +172,7 @@ class Session:
         self._bound: tuple[list[Array], dict[str, Array]] | None = None
         if not 1 <= threads <= 64:
             raise EdgecError(f"a session runs on 1 to 64 threads, not {threads}")
-        flags = NO_IO_BUFFERS | PIN_BIG_CORES * pin_big_cores | SKIP_DIGEST * (not check_digest)
+        flags = NO_IO_BUFFERS * (not own_buffers) | PIN_BIG_CORES * pin_big_cores | SKIP_DIGEST * (not check_digest)
         self._library = library()
         self._open(os.fspath(path), threads, flags)
         self.inputs = self._tensors(self._library.edgert_input, self._library.edgert_input_count)
@@ -254,6 +257,18 @@ class Session:
         for tensor in self.inputs:
             if tensor.name not in inputs:
                 raise EdgecError(f"the input {tensor} is missing; the model's inputs are {listing}")
+
+    def selftest(self) -> int:
+        """Run the tests inside the artifact, and answer with how many there are; nothing is bound afterwards.
+
+        Raises:
+            EdgecError: the session has no ``own_buffers``, the artifact holds no tests, or a step stores something
+                else than the compiler's reference did.
+        """
+        count = ctypes.c_uint32()
+        with self._lock:
+            self._require(self._library.edgert_selftest(self._opened(), count))
+        return count.value
 
     def start_profile(self) -> None:
         """Measure every step of every run from now on, from zero."""

@@ -3,7 +3,13 @@
 
 #include <string.h>
 
+#define LEAST_STRUCT_BYTES offsetof(edgert_model, tests) /* of the first version; what follows was appended */
 #define MAX_COUNT (1u << 20) /* of tensors or steps: far above any model, far below any overflow */
+
+const edgert_tests *edgert_tests_of(const edgert_model *model) {
+  const bool has_place = model->struct_bytes >= offsetof(edgert_model, tests) + sizeof model->tests;
+  return has_place && model->tests && model->tests->count ? model->tests : NULL;
+}
 
 uint32_t edgert_dtype_bytes(uint32_t dtype) {
   switch (dtype) {
@@ -62,6 +68,20 @@ static edgert_status check_steps(const edgert_model *model) {
   return EDGERT_OK;
 }
 
+/* The file's digest, or the program around it, vouches for what the tables hold; this is against wrong pointers. */
+static edgert_status check_tests(const edgert_model *model) {
+  const edgert_tests *tests = edgert_tests_of(model);
+  if (!tests) return EDGERT_OK;
+  if (tests->count > MAX_COUNT || !tests->regions || !tests->expected || !tests->inputs || !tests->outputs)
+    return broken(model, "its tests are missing");
+  for (uint32_t i = 0; i < model->step_count; i++) {
+    const edgert_region *region = &tests->regions[i];
+    if (region->dtype && (!edgert_dtype_bytes(region->dtype) || region->place > model->input_count + model->output_count))
+      return broken(model, "a step's test has an unknown type or place");
+  }
+  return EDGERT_OK;
+}
+
 static edgert_status check_fields(const edgert_model *model) {
   uint32_t alignment = model->arena_alignment;
   if (!model->name || !model->target || !model->triple) return broken(model, "its name or target is missing");
@@ -73,16 +93,17 @@ static edgert_status check_fields(const edgert_model *model) {
     return broken(model, "its weights are larger than the address space");
   edgert_status status = check_tensors(model, model->inputs, model->input_count);
   if (status == EDGERT_OK) status = check_tensors(model, model->outputs, model->output_count);
-  return status == EDGERT_OK ? check_steps(model) : status;
+  if (status == EDGERT_OK) status = check_steps(model);
+  return status == EDGERT_OK ? check_tests(model) : status;
 }
 
 static edgert_status check_abi(const edgert_model *model) {
-  if (model->abi_version == EDGERT_ABI_VERSION && model->struct_bytes >= sizeof(edgert_model)) return EDGERT_OK;
+  if (model->abi_version == EDGERT_ABI_VERSION && model->struct_bytes >= LEAST_STRUCT_BYTES) return EDGERT_OK;
   return edgert_fail(EDGERT_ERROR_ABI,
                      "the model has descriptor version %u of %u bytes and libedgert %s reads version %u of %u "
                      "bytes; compile the model again with the edgec that this library came with",
                      (unsigned)model->abi_version, (unsigned)model->struct_bytes, EDGERT_VERSION, EDGERT_ABI_VERSION,
-                     (unsigned)sizeof(edgert_model));
+                     (unsigned)LEAST_STRUCT_BYTES);
 }
 
 static edgert_status check_cpu(const edgert_model *model) {

@@ -69,6 +69,8 @@ uint64_t edgert_now_ns(void);
 
 /* Everything that must hold before a kernel of `model` may be called. */
 edgert_status edgert_check_model(const edgert_model *model, bool check_digest);
+/* The tests in `model`, NULL if there are none; older descriptors have no place for them. */
+const edgert_tests *edgert_tests_of(const edgert_model *model);
 /* Bytes of one element, 0 for an unknown dtype. */
 uint32_t edgert_dtype_bytes(uint32_t dtype);
 
@@ -91,5 +93,25 @@ edgert_status edgert_pool_check(const edgert_pool *pool);
 /* Calls `job` once per thread, on the caller for thread 0, and returns when all have returned. */
 void edgert_pool_run(edgert_pool *pool, edgert_job_fn job, void *context);
 void edgert_pool_stop(edgert_pool *pool);
+
+/* session.c */
+
+struct edgert_session {
+  const edgert_model *model;
+  void *library; /* the loader's handle; NULL for a linked-in model */
+  void *block;   /* what close frees; NULL if the caller gave the memory */
+  uint8_t *arena;
+  void **io;  /* what the kernels get: inputs, then outputs */
+  void **own; /* the session's own buffers, in the same order; NULL without */
+  edgert_step_stats *stats;
+  edgert_pool *pool;
+  atomic_flag running;
+  bool profiling;
+};
+
+/* One step, on all threads of the session. */
+void edgert_run_step(const edgert_session *session, const edgert_step *step);
+/* Calls `work` unless the session is at work already, or its threads are gone. */
+edgert_status edgert_exclusively(edgert_session *session, edgert_status (*work)(edgert_session *session));
 
 #endif

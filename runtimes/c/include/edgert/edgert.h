@@ -106,7 +106,8 @@ typedef enum edgert_status {
   EDGERT_ERROR_SIZE = 13,     /* a bound buffer has not exactly the tensor's bytes */
   EDGERT_ERROR_ALIGNMENT = 14, /* a bound pointer is not aligned to its element type */
   EDGERT_ERROR_UNBOUND = 15,  /* run without own buffers, and an input or output is not bound */
-  EDGERT_ERROR_BUSY = 16      /* the session is running in another thread */
+  EDGERT_ERROR_BUSY = 16,     /* the session is running in another thread */
+  EDGERT_ERROR_TEST = 17      /* a result differs from that of the model's tests */
 } edgert_status;
 
 /* Bits of `edgert_options.flags`. */
@@ -190,6 +191,11 @@ EDGERT_API edgert_status edgert_bind_output(edgert_session *session, uint32_t in
 
 /* One inference: read all inputs, write all outputs, return when done. */
 EDGERT_API edgert_status edgert_run(edgert_session *session);
+
+/* Run the tests inside the model (edgec compile --bundle-tests), step by step; the sentence of EDGERT_ERROR_TEST names
+ * the first step that stores something else than the compiler's reference. `count`, unless NULL, gets how many tests
+ * there are. Afterwards nothing is bound, and the own buffers hold the last test. Without tests: EDGERT_ERROR_ARGUMENT. */
+EDGERT_API edgert_status edgert_selftest(edgert_session *session, uint32_t *count);
 
 /* What the profile knows about one step (a kernel call), over all runs since it was last switched on. */
 typedef struct edgert_step_stats {

@@ -90,6 +90,36 @@ typedef struct edgert_step {
   uint32_t reserved;
 } edgert_step;
 
+#define EDGERT_REGION_AXES 6u
+
+/* The elements that a step stores. */
+typedef struct edgert_region {
+  uint32_t dtype;  /* edgert_dtype; 0: this step is not checked by itself */
+  uint32_t exact;  /* 1: equal to the last bit on every target */
+  uint32_t place;  /* 0: the arena; i + 1: input or output i */
+  uint32_t offset; /* bytes from there */
+  uint32_t extents[EDGERT_REGION_AXES];
+  int32_t strides[EDGERT_REGION_AXES]; /* elements */
+} edgert_region;
+
+/* What a step's region comes to in one test. */
+typedef struct edgert_expected {
+  uint32_t crc; /* CRC-32 (IEEE 802.3) of exact elements */
+  float mean;   /* of the others; NaN: not compared */
+  float rms;    /* root mean square */
+} edgert_expected;
+
+/* Test vectors. In `inputs` and `outputs` every tensor of every test starts at a multiple of 64 bytes. */
+typedef struct edgert_tests {
+  uint32_t count;
+  float tolerance;               /* of floats, as a share of an output's range or of a step's rms */
+  uint64_t exact_outputs;        /* bit i: output i is equal to the last bit on every target */
+  const edgert_region *regions;  /* one per step */
+  const edgert_expected *expected; /* one per test and step */
+  const uint8_t *inputs;
+  const uint8_t *outputs;
+} edgert_tests;
+
 typedef struct edgert_model {
   uint32_t abi_version;  /* EDGERT_ABI_VERSION */
   uint32_t struct_bytes; /* sizeof(edgert_model) when it was written */
@@ -113,6 +143,7 @@ typedef struct edgert_model {
   const char *manifest; /* JSON, `manifest_bytes` long without its terminator */
   uint64_t manifest_bytes;
   uint8_t sha256[32]; /* of the weights followed by the manifest */
+  const edgert_tests *tests; /* NULL without; since 0.1.1 */
 } edgert_model;
 
 /* The last bytes of an artifact file. Integers are little endian. */
