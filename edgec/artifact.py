@@ -25,11 +25,12 @@ from edgec.toolchain import Toolchain, find_toolchain
 
 if TYPE_CHECKING:
     from edgec.targets.cpu.backend import Code
+    from edgec.targets.gpu.backend import GpuCode
     from edgec.targets.target import Target
     from edgec.vectors import Vectors
 
 ELF_MAGIC = b"\x7fELF"
-TABLES = ("steps", "memory")
+TABLES = ("steps", "memory", "fallback")
 """The manifest's lists of rows, which the artifact stores as tables."""
 DESCRIPTOR_FLAGS = ("-std=c11", "-Os", "-fno-asynchronous-unwind-tables", f"-I{SOURCE_FOLDER / 'include'}")
 TRAILER_MAGIC = b"EDGERT-TRAILER-1"
@@ -38,9 +39,10 @@ TRAILER = struct.Struct("<16sQQ32s")
 
 
 def build_artifact(
-    program: Program, code: Code, target: Target, manifest: dict[str, Any], vectors: Vectors | None = None
+    program: Program, code: Code, target: Target, manifest: dict[str, Any], gpu: GpuCode | None = None,
+    vectors: Vectors | None = None,
 ) -> tuple[bytes, dict[str, Any]]:
-    """Link ``code`` into an artifact.
+    """Link ``code``, and what there is for a GPU, into an artifact.
 
     Returns:
         The artifact's bytes, and its manifest as stored.
@@ -53,7 +55,8 @@ def build_artifact(
     text = manifest_text(manifest)
     with tempfile.TemporaryDirectory(prefix="edgec-") as name:
         folder = Path(name)
-        linked = _link(folder, toolchain, write_sources(folder, program, code, target, text, vectors=vectors))
+        sources = write_sources(folder, program, code, target, text, gpu=gpu, vectors=vectors)
+        linked = _link(folder, toolchain, sources)
         return with_trailer(linked.read_bytes(), text), manifest
 
 
@@ -111,7 +114,7 @@ def _link(folder: Path, toolchain: Toolchain, sources: Sources) -> Path:
     (folder / "exports.map").write_text(f"{{ global: {SYMBOL}; local: *; }};\n")
     output = folder / "model.so"
     toolchain.compile(
-        [sources.descriptor, sources.kernels],
+        [sources.descriptor, *sources.kernels],
         output,
         shared=True,
         flags=[

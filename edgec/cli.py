@@ -244,10 +244,11 @@ def prune_model(
     """Prune channels of a model, write the smaller ONNX model, and compare the two."""
     from edgec.pruning import Comparison, compare_pruned, plot_curve, settings_for
     from edgec.shapes import parse_shape_flags
-    from edgec.targets.target import load_target
+    from edgec.targets.target import resolve_target
 
     shapes = parse_shape_flags(shape or ())
-    settings = settings_for(remove, load_target(target), score=score, repair=repair, distil_minutes=distil, seed=seed)
+    choices = {"score": score, "repair": repair, "distil_minutes": distil, "seed": seed}
+    settings = settings_for(remove, resolve_target(target), **choices)
     found: Comparison
     if curve is not None:
         found = plot_curve(model, curve, settings, calib=calib, data=data, shapes=shapes)
@@ -270,15 +271,22 @@ def run(
         Path | None, typer.Option("--output", "-o", metavar="OUT.npz", help="Where the outputs go, samples first.")
     ] = None,
     device: Device = "local",
+    fallback: Annotated[
+        str | None, typer.Option(metavar="cpu", help="Run an artifact for a GPU on the CPU where there is no GPU.")
+    ] = None,
     threads: Threads = 1,
     json: Json = False,
 ) -> None:
     """Run an artifact on the samples of a file, and save or summarise its outputs."""
     from edgec.artifact import check_writable, read_manifest
     from edgec.data import batch_size, load_npz, save_npz, specs, summarise_array
-    from edgec.devices import open_device
+    from edgec.devices import LocalDevice, open_device
 
     where = open_device(device, artifact)
+    if fallback is not None:
+        if not isinstance(where, LocalDevice):
+            raise EdgecError("--fallback is for artifacts for a GPU that run on this machine; leave it out")
+        where = LocalDevice(fallback)
     inputs = specs(read_manifest(artifact)["inputs"])
     samples = load_npz(input, inputs)
     if output:
@@ -480,11 +488,13 @@ def diff(
 def targets(json: Json = False) -> None:
     """List what edgec compiles for."""
     from edgec.targets.fpga.board import board_names, load_board
+    from edgec.targets.gpu.target import gpu_names, load_gpu
     from edgec.targets.target import load_target, target_names
 
     processors = [load_target(name) for name in target_names()]
+    gpus = [load_gpu(name) for name in gpu_names()]
     boards = [load_board(name) for name in board_names()]
-    _show([*processors, *boards], json, lambda: tables.print_targets(processors, boards))
+    _show([*processors, *gpus, *boards], json, lambda: tables.print_targets(processors, gpus, boards))
 
 
 @app.command()

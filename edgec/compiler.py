@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from edgec.quantisation import Options, Quantisation
     from edgec.targets.cpu.backend import Code
     from edgec.targets.fpga.board import Board
+    from edgec.targets.gpu.backend import GpuCode
+    from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import Target
     from edgec.transformation import Check
     from edgec.tuning import Tuned
@@ -70,6 +72,8 @@ def compile(
     progress: Progress | None = None,
 ) -> Compiled:
     """Compile ``model`` for ``target`` into one shared object, or into an HLS project for an FPGA board.
+
+    The shared object for a GPU holds the kernels as OpenCL C, and the host processor's code to fall back on.
 
     Args:
         model: an ONNX file, or a model in memory.
@@ -117,6 +121,8 @@ def compile(
     from edgec.summary import summarise
     from edgec.targets.cpu.backend import compile_program
     from edgec.targets.fpga.board import Board
+    from edgec.targets.gpu.backend import GpuProgram, gpu_facts
+    from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import resolve_target
     from edgec.toolchain import find_toolchain
     from edgec.tuning import records_for
@@ -168,23 +174,33 @@ def compile(
     program = lower(graph)
     program.name = _name(model)
     fusion.fuse(program)
-    tiling.tile(program)
+    gpu = GpuProgram(program, chosen) if isinstance(chosen, GpuTarget) else None
+    processor = chosen.host if isinstance(chosen, GpuTarget) else chosen
+    if gpu is None:
+        tiling.tile(program)
     lifetimes = memory.plan(program, chosen.arena_alignment)
     clock.lap("lowering")
-    records, tuned = records_for(program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
+    tuned_program = gpu.program if gpu else program
+    records, tuned = records_for(tuned_program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
     clock.lap("tuning")
-    code = compile_program(program, chosen, tell, records)
+    code = compile_program(program, processor, tell, records)
+    gpu_code = gpu.compile(tell, records) if gpu else None
     clock.lap("kernels")
     tell("link", 0, 1)
-    facts = _manifest(program, code, chosen, lifetimes)
+    facts = _manifest(program, code, processor, lifetimes)
     facts["model"] = model_facts
+    if gpu is not None and gpu_code is not None:
+        facts = {**facts, **gpu_facts(gpu_code, gpu.target), "fallback": facts["steps"]}
     vectors = None if tests is None else make_vectors(program, tests.samples)
     facts["tests"] = vectors.count if vectors else 0
     clock.lap("tests")
-    data, manifest, headers = _linked(program, code, chosen, facts, path, vectors)
+    data, manifest, headers = _linked(program, code, processor, facts, path, gpu_code, vectors)
     clock.lap("link")
-    nodes = tuple(call.step.nodes for call in code.calls)
-    sizes = tuple(sum(buffer.nbytes for buffer in set(call.operands)) for call in code.calls)
+    calls = [(call.step.nodes, call.operands) for call in code.calls]
+    if gpu_code is not None:
+        calls = [(step.nodes, step.operands) for step in gpu_code.steps]
+    nodes = tuple(each for each, _ in calls)
+    sizes = tuple(sum(buffer.nbytes for buffer in set(operands)) for _, operands in calls)
     report = Report(manifest, reports, nodes, len(data), clock.laps, tuned, quantisation, sizes)
     files = {manifest_path(path): json.dumps(report.as_dict(), indent=1).encode()}
     write_atomically(files | headers | (quantisation.files(path) if quantisation else {}) | {path: data})
@@ -193,8 +209,8 @@ def compile(
 
 
 def _transformed(
-    graph: ir.Model, target: Target | Board, prune: float, passes: Sequence[Pass] | None, check: Check | None,
-    options: Options, calibration: Calibration | None, tell: Progress, clock: _Clock,
+    graph: ir.Model, target: Target | GpuTarget | Board, prune: float, passes: Sequence[Pass] | None,
+    check: Check | None, options: Options, calibration: Calibration | None, tell: Progress, clock: _Clock,
 ) -> tuple[ir.Model, tuple[PassReport, ...], Quantisation | None]:  # fmt: skip
     """The graph that is lowered: pruned, through the passes, quantised, and through the passes for integers."""
     from edgec.passes.pipeline import FLOAT, integer_passes
@@ -218,14 +234,15 @@ def _transformed(
 
 
 def _linked(
-    program: Program, code: Code, target: Target, manifest: dict[str, Any], path: Path, vectors: Vectors | None
+    program: Program, code: Code, target: Target, manifest: dict[str, Any], path: Path, gpu: GpuCode | None,
+    vectors: Vectors | None,
 ) -> tuple[bytes, dict[str, Any], dict[Path, bytes]]:
     """The artifact as its file name asks for it, its manifest, and the files that belong beside it."""
     from edgec.artifact import build_artifact
     from edgec.static_object import build_static, is_static
 
     if not is_static(path):
-        return *build_artifact(program, code, target, manifest, vectors), {}
+        return *build_artifact(program, code, target, manifest, gpu, vectors), {}
     static = build_static(program, code, target, manifest, path.stem, vectors)
     return static.data, static.manifest, {path.with_suffix(".h"): static.header.encode()}
 

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgec.gpu_descriptor import SOURCE_FILE, WEIGHTS_FILE, GpuWriter
 from edgec.memory import ALIGNMENT
 from edgec.program import ARENA, CONSTANT, Buffer, Program, Tensor
 from edgec.vectors import Vectors, sources
 
 if TYPE_CHECKING:
     from edgec.targets.cpu.backend import Call, Code
+    from edgec.targets.gpu.backend import GpuCode
     from edgec.targets.target import Target
 
 ABI_VERSION = 1
@@ -82,15 +84,15 @@ def lay_out(constants: Sequence[Buffer]) -> Image:
 
 @dataclass(frozen=True)
 class Sources:
-    """Files to compile and link: the descriptor in C, and the kernels' object."""
+    """Files to compile and link: the descriptor in C, and the kernels' object if there are any."""
 
     descriptor: Path
-    kernels: Path
+    kernels: tuple[Path, ...]
 
 
 def write_sources(
     folder: Path, program: Program, code: Code, target: Target, manifest: bytes, symbol: str = SYMBOL, entry: str = "",
-    vectors: Vectors | None = None,
+    gpu: GpuCode | None = None, vectors: Vectors | None = None,
 ) -> Sources:  # fmt: skip
     """Write what an artifact is linked from.
 
@@ -102,17 +104,22 @@ def write_sources(
         manifest: JSON; a target without files keeps it outside what is loaded.
         symbol: the descriptor's name.
         entry: the name of a function that runs the model without a library; none by default.
+        gpu: the same program for a GPU.
         vectors: the tests that the artifact is to hold.
     """
     image = lay_out(code.constants)
     (folder / "weights.bin").write_bytes(image.data or b"\0")
     (folder / "manifest.json").write_bytes(manifest + b"\0")
-    sources = Sources(folder / "model.c", folder / "kernels.o")
-    sources.kernels.write_bytes(code.object_bytes)
+    sources = Sources(folder / "model.c", (folder / "kernels.o",) if code.object_bytes else ())
+    for kernels in sources.kernels:
+        kernels.write_bytes(code.object_bytes)
+    part = GpuWriter(program, gpu, lay_out(gpu.constants)) if gpu is not None else None
+    if part is not None:
+        part.write_blobs(folder)
     if vectors:
         (folder / "inputs.bin").write_bytes(vectors.inputs or b"\0")
         (folder / "outputs.bin").write_bytes(vectors.outputs or b"\0")
-    writer = _DescriptorWriter(program, code, target, image, manifest, folder, vectors)
+    writer = _DescriptorWriter(program, code, target, image, manifest, folder, part, vectors)
     sources.descriptor.write_text(writer.source(symbol, entry), encoding="utf-8")
     return sources
 
@@ -122,12 +129,12 @@ class _DescriptorWriter:
 
     def __init__(
         self, program: Program, code: Code, target: Target, image: Image, manifest: bytes, folder: Path,
-        vectors: Vectors | None,
+        gpu: GpuWriter | None, vectors: Vectors | None,
     ) -> None:  # fmt: skip
         self.vectors = vectors
         self.program, self.code, self.target, self.image = program, code, target, image
         self.manifest = b"" if target.bare_metal else manifest
-        self.loaded, self.folder = not target.bare_metal, folder
+        self.loaded, self.folder, self.gpu = not target.bare_metal, folder, gpu
         self._io = {id(t.buffer): i for i, t in enumerate([*program.inputs, *program.outputs])}
 
     def source(self, symbol: str, entry: str) -> str:
@@ -140,6 +147,7 @@ class _DescriptorWriter:
             self._tensors("inputs", self.program.inputs),
             self._tensors("outputs", self.program.outputs),
             self._steps(),
+            *self._gpu(),
             *(self._tests(self.vectors) if self.vectors else []),
             self._model(symbol),
             *([self._entry(entry)] if entry else []),
@@ -156,6 +164,15 @@ class _DescriptorWriter:
             f'.incbin \\"{self.folder / file}\\"\\n.previous\\n");\n'
             f'extern const uint8_t {name}[] __attribute__((visibility("hidden")));\n'
         )
+
+    def _gpu(self) -> list[str]:
+        if self.gpu is None:
+            return []
+        blobs = {"edgec_gpu_source": SOURCE_FILE, "edgec_gpu_weights": WEIGHTS_FILE}
+        return [
+            *(self._blob(name, file, f'.rodata.{name},\\"a\\"') for name, file in blobs.items()),
+            self.gpu.source(),
+        ]
 
     def _prototypes(self) -> list[str]:
         counts = {call.symbol: len(call.operands) for call in self.code.calls}
@@ -184,7 +201,7 @@ class _DescriptorWriter:
         for tensor in tensors:
             shape = ", ".join(map(str, tensor.shape)) or "0"
             rows.append(
-                f"  {{{_quote(tensor.name)}, {tensor.buffer.nbytes}u, {{{shape}}}, {len(tensor.shape)}u, "
+                f"  {{{quoted(tensor.name)}, {tensor.buffer.nbytes}u, {{{shape}}}, {len(tensor.shape)}u, "
                 f"{DTYPE_CODES[tensor.dtype]}u, {tensor.scale!r}f, {tensor.zero_point}}},"
             )
         return "\n".join([f"static const edgert_tensor {name}[] = {{", *rows, "};"])
@@ -200,7 +217,7 @@ class _DescriptorWriter:
             f"{int(call.parallel)}u, 0u}},"
             for index, call in enumerate(self.code.calls)
         ]
-        strings = [f'  {_quote(name)} "\\0"' for name in names] or ['  ""']
+        strings = [f'  {quoted(name)} "\\0"' for name in names] or ['  ""']
         parts = ["static const char strings[] =", *strings, ";", "static const edgert_step steps[] = {", *rows, "};"]
         return "\n".join(parts)
 
@@ -231,19 +248,19 @@ class _DescriptorWriter:
         features = " | ".join(FEATURE_MACROS[f] for f in target.features) or "0"
         digest = ", ".join(f"0x{byte:02x}" for byte in content)
         fields = [
-            f"{ABI_VERSION}u", "(uint32_t)sizeof(edgert_model)", _quote(program.name), _quote(target.name),
-            _quote(target.triple), ARCH_CODES[target.arch], features, f"{len(program.inputs)}u",
+            f"{ABI_VERSION}u", "(uint32_t)sizeof(edgert_model)", quoted(program.name), quoted(target.name),
+            quoted(target.triple), ARCH_CODES[target.arch], features, f"{len(program.inputs)}u",
             f"{len(program.outputs)}u", "inputs", "outputs", f"{program.arena_bytes}u", f"{ALIGNMENT}u",
             f"{len(self.code.calls)}u", "steps", "strings", "(uint64_t)sizeof strings", "edgec_weights",
             f"{len(self.image.data)}u",
-            manifest, f"{len(self.manifest)}u", f"{{{digest}}}",
+            manifest, f"{len(self.manifest)}u", f"{{{digest}}}", "&edgec_gpu" if self.gpu else "0",
             "&tests" if self.vectors else "0",
         ]  # fmt: skip
         body = ",\n  ".join(fields)
         return f'__attribute__((visibility("default"))) const edgert_model {symbol} = {{\n  {body}\n}};\n'
 
 
-def _quote(text: str) -> str:
+def quoted(text: str) -> str:
     """``text`` as a C string literal."""
     return '"' + "".join(c if c.isascii() and c.isprintable() and c not in '"\\?' else _escape(c) for c in text) + '"'
 

@@ -125,9 +125,11 @@ class Device(ABC):
         """
 
 
+@dataclass(frozen=True)
 class LocalDevice(Device):
-    """This machine, in this process."""
+    """This machine, in this process; with ``fallback`` "cpu" an artifact for a GPU may run without one."""
 
+    fallback: str | None = None
     is_emulated = False
 
     def run(self, artifact: Path, samples: Samples, *, threads: int = 1, progress: Progress | None = None) -> Results:
@@ -139,7 +141,7 @@ class LocalDevice(Device):
                 f"or give --device qemu if it is for a Cortex-M"
             )
 
-        with Session(artifact, threads) as session:
+        with Session(artifact, threads, fallback=self.fallback) as session:
             outputs = _empty_outputs(specs_of(session.outputs), len(samples))
             run_ns = []
             for index, inputs in enumerate(samples):

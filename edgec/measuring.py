@@ -12,7 +12,7 @@ import re
 import subprocess
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,8 +28,10 @@ from edgec.program import CONSTANT, Buffer, Kernel, Program
 from edgec.records import signature
 from edgec.runtimes.build import SOURCE_FOLDER
 from edgec.targets.cpu.backend import template_for
-from edgec.targets.cpu.template import Template
+from edgec.targets.gpu import backend as gpu
+from edgec.targets.gpu.target import GpuTarget
 from edgec.targets.target import Target
+from edgec.targets.template import Template
 from edgec.toolchain import find_toolchain
 from edgec.tvm_adapter import build_object
 
@@ -72,13 +74,13 @@ class Task:
         return [buffer.dtype for buffer in self.operands]
 
 
-def tasks_of(program: Program, target: Target) -> list[Task]:
+def tasks_of(program: Program, target: Target | GpuTarget) -> list[Task]:
     """The kernels of ``program`` that have more than one plan, each once."""
     found: dict[str, Task] = {}
     for step in program.steps:
         kernel, inputs, output = rebased(step)
-        template = template_for(kernel, target)
-        if template.candidates is None:
+        template = _template(kernel, target)
+        if template is None or template.candidates is None:
             continue
         key = signature(kernel)
         if key in found:
@@ -88,6 +90,13 @@ def tasks_of(program: Program, target: Target) -> list[Task]:
         if len(plans) > 1:
             found[key] = Task(step.name, kernel, template, plans, (*inputs, output))
     return list(found.values())
+
+
+def _template(kernel: Kernel, target: Target | GpuTarget) -> Template | None:
+    """What generates ``kernel``; None for one that a GPU leaves to its host."""
+    if isinstance(target, GpuTarget):
+        return gpu.template_for(kernel, target) if gpu.runs_on_device(kernel, target) else None
+    return template_for(kernel, target)
 
 
 @dataclass(frozen=True)
@@ -159,7 +168,7 @@ class _Batch:
                 self.functions[place] = self.task.template.generate(plan, self.task.dtypes)
                 self.left.append(place)
             except Exception as error:  # whatever a generator or TVM trips over is the plan's failure
-                self.outcomes[place] = Outcome(error=_reason(error))
+                self.outcomes[place] = Outcome(error=reason_of(error))
 
     def succeed(self, costs: Iterable[float]) -> None:
         """Give those left their costs."""
@@ -192,12 +201,12 @@ class _Batch:
             raise
         except Exception as error:  # TVM's compiler has no common class of errors
             if len(self.left) == 1:
-                raise EdgecError(f"no plan of '{self.task.name}' can be compiled: {_reason(error)}") from error
+                raise EdgecError(f"no plan of '{self.task.name}' can be compiled: {reason_of(error)}") from error
         for place in list(self.left):
             try:
                 build_object({f"k{place}": self.functions[place]}, self.target)
             except Exception as error:
-                self.fail(self.left.index(place), _reason(error))
+                self.fail(self.left.index(place), reason_of(error))
         return self._object()
 
     def _table(self) -> str:
@@ -289,7 +298,12 @@ class SshMeter(ProgramMeter):
         return list(_best(start([*self.command, script], given=program)))
 
 
-def start(command: Sequence[str], folder: Path | None = None, given: Path | None = None) -> str:
+def start(
+    command: Sequence[str],
+    folder: Path | None = None,
+    given: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> str:
     """Run a command, with the file ``given`` as its input, and answer with its output.
 
     Raises:
@@ -298,7 +312,7 @@ def start(command: Sequence[str], folder: Path | None = None, given: Path | None
     try:
         with (given or Path(os.devnull)).open("rb") as source:
             done = subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, errors="replace", stdin=source,
+                command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace", stdin=source,
                 timeout=PATIENCE_SECONDS, check=False,
             )  # fmt: skip
     except subprocess.TimeoutExpired as error:
@@ -327,7 +341,7 @@ def _last_tried(output: str) -> int:
     return int(tried[-1])
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """The last line of a message, where TVM says what happened."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[-1][:200]

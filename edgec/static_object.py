@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from edgec.artifact import DESCRIPTOR_FLAGS, manifest_text, with_trailer
 from edgec.descriptor import lay_out, write_sources
 from edgec.errors import EdgecError
+from edgec.targets.gpu.target import GpuTarget
 from edgec.toolchain import Toolchain, find_toolchain
 
 if TYPE_CHECKING:
@@ -68,12 +69,16 @@ def is_static(path: Path) -> bool:
     return path.suffix == SUFFIX
 
 
-def check_form(path: Path, target: Target) -> None:
-    """Refuse a shared object for a system that cannot load one, and a name that C cannot spell.
+def check_form(path: Path, target: Target | GpuTarget) -> None:
+    """Refuse a shared object for a system that cannot load one, an object for a GPU, and a name that C cannot spell.
 
     Raises:
         EdgecError: in one sentence.
     """
+    if isinstance(target, GpuTarget):
+        if is_static(path):
+            raise EdgecError(f"an artifact for {target.name} is a shared object; give a name that ends in .so")
+        return
     if target.bare_metal and not is_static(path):
         raise EdgecError(
             f"{target.name} has no loader for '{path}'; what it runs is linked: give a name that ends in {SUFFIX}"
@@ -106,7 +111,7 @@ def build_static(
             "code_bytes": footprint.code, "ram_bytes": footprint.ram,
         }  # fmt: skip
         text = manifest_text(manifest)
-        sources = write_sources(folder, program, code, target, text, f"{name}_model", f"{name}_run", vectors)
+        sources = write_sources(folder, program, code, target, text, f"{name}_model", f"{name}_run", vectors=vectors)
         data = _link(folder, toolchain, target, sources, name).read_bytes()
     return Static(with_trailer(data, text), _header(program, target, footprint, name), manifest)
 
@@ -121,7 +126,7 @@ def _link(folder: Path, toolchain: Toolchain, target: Target, sources: Any, name
         *target.c_flags, *DESCRIPTOR_FLAGS, "-ffunction-sections", "-fdata-sections", "-r", "-nostdlib",
         "-Wl,-z,noexecstack",
     ]  # fmt: skip
-    toolchain.compile([sources.descriptor, sources.kernels], output, shared=False, flags=flags)
+    toolchain.compile([sources.descriptor, *sources.kernels], output, shared=False, flags=flags)
     keep = [f"--keep-global-symbol={name}_{what}" for what in ("run", "model")]
     tables = ("--remove-section=.ARM.exidx*", "--remove-section=.rel.ARM.exidx*") if target.bare_metal else ()
     toolchain.run_tool("objcopy", *keep, *tables, "--strip-unneeded", output)

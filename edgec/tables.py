@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgec.pruning import Comparison, Prunable
     from edgec.quantisation import Quantisation
     from edgec.targets.fpga.board import Board
+    from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import Target
     from edgec.transformation import Transformed
     from edgec.tuning import Tuned
@@ -76,10 +77,26 @@ def print_compiled(compiled: Compiled, explain: bool) -> None:
             ("arena", facts["arena_bytes"], f"{slack:.2f} × the largest live set of {facts['arena_lower_bound']:,}"),
         ],
     )
+    if "gpu" in facts:
+        print_gpu(facts["gpu"])
     if compiled.tuned:
         print_tuned(compiled.tuned)
     times = [*report.seconds.items(), ("all", sum(report.seconds.values()))]
     print_table("time", ("stage", "s"), ((stage, round(seconds, 3)) for stage, seconds in times))
+
+
+def print_gpu(facts: Mapping[str, Any]) -> None:
+    """The GPU's part of an artifact: where the steps run, and what is copied."""
+    print_table(
+        f"on the GPU, in {facts['api']} with floats stored as {facts['storage']}",
+        ("kernels", "steps on the CPU", "copies a run", "bytes copied", "arena", "source bytes"),
+        [
+            (
+                facts["kernels"], facts["host_steps"], facts["copies"], facts["copied_bytes"], facts["arena_bytes"],
+                facts["source_bytes"],
+            )
+        ],
+    )  # fmt: skip
 
 
 def print_quantisation(done: Quantisation, explain: bool) -> None:
@@ -355,12 +372,17 @@ def _print_memory(facts: Mapping[str, Any]) -> None:
         print_text("\n".join(["offset, by step:", *drawing]))
 
 
-def print_targets(targets: Sequence[Target], boards: Sequence[Board]) -> None:
+def print_targets(targets: Sequence[Target], gpus: Sequence[GpuTarget], boards: Sequence[Board]) -> None:
     """What there is to compile for."""
     print_table(
         "targets",
         ("name", "", "system", "CPU", "features", "vector bits"),
         ((t.name, t.description, t.triple, t.cpu, " ".join(t.features), 8 * t.vector_bytes) for t in targets),
+    )
+    print_table(
+        "GPUs",
+        ("name", "", "host", "work group", "local memory", "vector", "floats"),
+        ((g.name, g.description, g.host.name, g.work_group, g.local_memory, g.vector, g.storage) for g in gpus),
     )
     print_table(
         "FPGA boards",

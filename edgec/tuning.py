@@ -21,7 +21,8 @@ from edgec.errors import EdgecError
 from edgec.measuring import TRIPLES, HostMeter, Meter, Outcome, QemuMeter, SshMeter, Task, tasks_of
 from edgec.records import Parameters, Record, Records
 from edgec.runtimes.build import cache_folder
-from edgec.targets.cpu.template import parameters
+from edgec.targets.gpu.target import GpuTarget
+from edgec.targets.template import parameters
 
 if TYPE_CHECKING:
     from edgec.devices import Progress
@@ -88,7 +89,7 @@ class Tuned:
 
 def records_for(
     program: Program,
-    target: Target,
+    target: Target | GpuTarget,
     minutes: float | None,
     path: Path | None,
     device: str | None,
@@ -121,7 +122,7 @@ def records_for(
     return known, tune_program(program, target, meter, minutes=minutes, known=known, path=path, progress=progress)
 
 
-def meter_for(target: Target, device: str | None = None) -> Meter:
+def meter_for(target: Target | GpuTarget, device: str | None = None) -> Meter:
     """What finds the cost of plans for ``target``.
 
     Args:
@@ -133,6 +134,8 @@ def meter_for(target: Target, device: str | None = None) -> Meter:
     Raises:
         EdgecError: the device cannot measure plans for this target.
     """
+    if isinstance(target, GpuTarget):
+        return _gpu_meter(target, device)
     if device and device.startswith("ssh://"):
         host, colon, port = device.removeprefix("ssh://").partition(":")
         if not host or host.startswith("-") or (colon and not port.isdigit()):
@@ -148,6 +151,14 @@ def meter_for(target: Target, device: str | None = None) -> Meter:
     raise EdgecError(f"the device '{device}' cannot measure kernels for {target.name}; leave --device out")
 
 
+def _gpu_meter(target: GpuTarget, device: str | None) -> Meter:
+    from edgec.gpu_measuring import GpuMeter
+
+    if device not in (None, "local"):
+        raise EdgecError(f"the device '{device}' cannot measure kernels for {target.name}; leave --device out")
+    return GpuMeter(target)
+
+
 def _ratio(costs: Iterable[tuple[int, float | None, float | None]]) -> float:
     untuned = best = 0.0
     for steps, before, after in costs:
@@ -158,7 +169,7 @@ def _ratio(costs: Iterable[tuple[int, float | None, float | None]]) -> float:
 
 def tune_program(
     program: Program,
-    target: Target,
+    target: Target | GpuTarget,
     meter: Meter,
     *,
     minutes: float,
@@ -246,7 +257,7 @@ class _Search:
     """One kernel: what is known of its plans, and which to measure next."""
 
     task: Task
-    target: Target
+    target: Target | GpuTarget
     meter: Meter
     known: Records
     ratios: dict[int, float] = field(default_factory=dict)

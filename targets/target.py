@@ -19,6 +19,7 @@ else:
 from edgec.errors import EdgecError
 from edgec.memory import ALIGNMENT
 from edgec.targets.fpga.board import Board, board_names, load_board
+from edgec.targets.gpu.target import GpuTarget, gpu_names, load_gpu
 
 TARGET_FOLDER = Path(__file__).parent
 
@@ -75,6 +76,11 @@ class Target:
         return found | ({"vector-width": 128} if self.bare_metal else {})  # or TVM warns that it has to guess
 
     @property
+    def processor(self) -> str:
+        """What code depends on: architecture, core and features."""
+        return " ".join((self.arch, self.cpu, *(f"+{feature}" for feature in self.features)))
+
+    @property
     def activation_dtype(self) -> str:
         """In which 8-bit integers the products of this processor read their activations: x86 takes unsigned ones."""
         return "uint8" if self.arch == "x86_64" else "int8"
@@ -89,16 +95,19 @@ class Target:
 
 
 def target_names() -> list[str]:
-    """Every processor that ``--target`` takes; it also takes :func:`edgec.targets.fpga.board.board_names`."""
+    """Every processor that ``--target`` takes; it also takes the GPUs of
+    :func:`edgec.targets.gpu.target.gpu_names` and the boards of :func:`edgec.targets.fpga.board.board_names`."""
     return ["host", *sorted(path.stem for path in TARGET_FOLDER.glob("*.toml"))]
 
 
-def resolve_target(name: str) -> Target | Board:
-    """The processor or the FPGA board called ``name``.
+def resolve_target(name: str) -> Target | GpuTarget | Board:
+    """The processor, the GPU or the FPGA board called ``name``.
 
     Raises:
         EdgecError: if there is none, with the names there are.
     """
+    if name in gpu_names():
+        return load_gpu(name)
     return load_board(name) if name in board_names() else load_target(name)
 
 
@@ -112,7 +121,7 @@ def load_target(name: str) -> Target:
         return host_target()
     path = TARGET_FOLDER / f"{name}.toml"
     if name not in target_names():
-        known = [*target_names(), *board_names()]
+        known = [*target_names(), *gpu_names(), *board_names()]
         raise EdgecError(f"there is no target '{name}'; edgec knows {', '.join(known)} (see: edgec targets)")
     fields = tomllib.loads(path.read_text(encoding="utf-8"))
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}

@@ -20,8 +20,8 @@ from edgec import measuring, records
 from edgec.errors import EdgecError
 from edgec.measuring import HostMeter, Meter, Outcome, QemuMeter, tasks_of
 from edgec.records import Records
-from edgec.targets.cpu.template import parameters
 from edgec.targets.target import load_target
+from edgec.targets.template import parameters
 from edgec.tuning import BATCH, meter_for, tune_program
 from tests.test_cli import call, results_of, sentence_of, start
 from tests.test_records import conv_program

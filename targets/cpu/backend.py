@@ -12,8 +12,8 @@ from edgec.nest import rebased
 from edgec.program import CONSTANT, Buffer, Conv, Depthwise, Fill, Kernel, Loops, Program, Step
 from edgec.records import Records
 from edgec.targets.cpu import aarch64, conv, depthwise, fill, loops, x86
-from edgec.targets.cpu.template import Template
 from edgec.targets.target import Target
+from edgec.targets.template import Template
 from edgec.tvm_adapter import build_object
 
 

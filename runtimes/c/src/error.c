@@ -1,7 +1,9 @@
 /* Status codes, their names, and the last sentence of each thread. */
 #include "internal.h"
 
-#if EDGERT_WITH_SYSTEM
+#if EDGERT_WITH_OPENCL
+static _Thread_local char last_error[2048]; /* the log of a GPU's compiler is long */
+#elif EDGERT_WITH_SYSTEM
 static _Thread_local char last_error[512];
 #else
 static char last_error[256];
@@ -38,6 +40,8 @@ const char *edgert_status_name(edgert_status status) {
       [EDGERT_ERROR_ALIGNMENT] = "EDGERT_ERROR_ALIGNMENT",
       [EDGERT_ERROR_UNBOUND] = "EDGERT_ERROR_UNBOUND",
       [EDGERT_ERROR_BUSY] = "EDGERT_ERROR_BUSY",
+      [EDGERT_ERROR_GPU] = "EDGERT_ERROR_GPU",
+      [EDGERT_ERROR_GPU_BUILD] = "EDGERT_ERROR_GPU_BUILD",
       [EDGERT_ERROR_TEST] = "EDGERT_ERROR_TEST",
   };
   size_t index = (size_t)status;

@@ -22,6 +22,9 @@
 #ifndef EDGERT_WITH_HEAP /* sessions take memory from malloc unless they are given some */
 #define EDGERT_WITH_HEAP EDGERT_WITH_SYSTEM
 #endif
+#ifndef EDGERT_WITH_OPENCL /* artifacts for a GPU run there; needs the loader of EDGERT_WITH_FILES, and the heap */
+#define EDGERT_WITH_OPENCL (EDGERT_WITH_FILES && EDGERT_WITH_HEAP)
+#endif
 
 /* error.c */
 
@@ -74,6 +77,9 @@ const edgert_tests *edgert_tests_of(const edgert_model *model);
 /* Bytes of one element, 0 for an unknown dtype. */
 uint32_t edgert_dtype_bytes(uint32_t dtype);
 
+/* What the model has for a GPU, or NULL. */
+const edgert_gpu *edgert_model_gpu(const edgert_model *model);
+
 /* artifact.c */
 
 /* Check the file, load it, find its descriptor. `*library` is the loader's handle. */
@@ -94,6 +100,23 @@ edgert_status edgert_pool_check(const edgert_pool *pool);
 void edgert_pool_run(edgert_pool *pool, edgert_job_fn job, void *context);
 void edgert_pool_stop(edgert_pool *pool);
 
+/* opencl.c: a model on a GPU. Without EDGERT_WITH_OPENCL, open fails and says so. */
+
+typedef struct edgert_opencl edgert_opencl;
+/* Runs step `index` of the model on the processor. */
+typedef void (*edgert_host_fn)(void *context, uint32_t index);
+
+edgert_status edgert_opencl_open(const edgert_model *model, edgert_opencl **gpu);
+const char *edgert_opencl_device(const edgert_opencl *gpu);
+/* One inference; `io` and `arena` are the host's. With `stats`, every step is measured. */
+edgert_status edgert_opencl_run(edgert_opencl *gpu, void *const *io, uint8_t *arena, edgert_step_stats *stats,
+                                edgert_host_fn host, void *context);
+void edgert_opencl_close(edgert_opencl *gpu);
+
+/* opencl_cache.c: what a driver made of a source, by a key; `*bytes` is malloc's, NULL where there is none. */
+
+void edgert_cache_read(const uint8_t key[32], uint8_t **bytes, size_t *size);
+void edgert_cache_write(const uint8_t key[32], const uint8_t *bytes, size_t size);
 /* session.c */
 
 struct edgert_session {
@@ -105,10 +128,13 @@ struct edgert_session {
   void **own; /* the session's own buffers, in the same order; NULL without */
   edgert_step_stats *stats;
   edgert_pool *pool;
+  edgert_opencl *gpu; /* NULL: it runs on the processor */
   atomic_flag running;
   bool profiling;
 };
 
+/* Every step, on the processor or the GPU; all inputs and outputs must be bound. */
+edgert_status edgert_run_steps(edgert_session *session);
 /* One step, on all threads of the session. */
 void edgert_run_step(const edgert_session *session, const edgert_step *step);
 /* Calls `work` unless the session is at work already, or its threads are gone. */

@@ -181,6 +181,10 @@ static edgert_status run_test(edgert_session *session, uint32_t test) {
   const edgert_model *model = session->model;
   const edgert_tests *tests = edgert_tests_of(model);
   give_inputs(session, test);
+  if (session->gpu) { /* its steps are not the processor's */
+    edgert_status status = edgert_run_steps(session);
+    return status == EDGERT_OK ? check_outputs(session, test) : status;
+  }
   for (uint32_t i = 0; i < model->step_count; i++) {
     const edgert_step *step = &model->steps[i];
     edgert_run_step(session, step);

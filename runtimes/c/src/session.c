@@ -24,7 +24,8 @@ static bool all_zero(const uint8_t *bytes, size_t count) {
 /* The caller's options as this library knows them. A larger struct comes from a newer header: its additional
  * fields may only say nothing. */
 static edgert_status read_options(const edgert_options *given, edgert_options *options) {
-  const uint32_t flags = EDGERT_SKIP_DIGEST | EDGERT_PIN_BIG_CORES | EDGERT_NO_IO_BUFFERS;
+  const uint32_t flags = EDGERT_SKIP_DIGEST | EDGERT_PIN_BIG_CORES | EDGERT_NO_IO_BUFFERS |
+                         EDGERT_ON_CPU | EDGERT_FALLBACK_CPU;
   *options = (edgert_options)EDGERT_OPTIONS_DEFAULT;
   if (!given) return EDGERT_OK;
   if (given->struct_bytes < sizeof *options)
@@ -63,12 +64,18 @@ static void take_tensors(size_t *used, const edgert_tensor *tensors, uint32_t co
   for (uint32_t i = 0; i < count; i++) take(used, tensors[i].bytes, EDGERT_ALIGNMENT);
 }
 
+/* A session counts steps of the processor or of the GPU. */
+static uint32_t most_steps(const edgert_model *model) {
+  const edgert_gpu *gpu = edgert_model_gpu(model);
+  return gpu && gpu->step_count > model->step_count ? gpu->step_count : model->step_count;
+}
+
 static edgert_status plan(const edgert_model *model, const edgert_options *options, layout *place) {
   size_t used = sizeof(edgert_session);
   uint64_t pointers = ((uint64_t)model->input_count + model->output_count) * sizeof(void *);
   place->io = take(&used, pointers, sizeof(void *));
   place->own = take(&used, pointers, sizeof(void *));
-  place->stats = take(&used, (uint64_t)model->step_count * sizeof(edgert_step_stats), sizeof(uint64_t));
+  place->stats = take(&used, (uint64_t)most_steps(model) * sizeof(edgert_step_stats), sizeof(uint64_t));
   place->pool = take(&used, edgert_pool_bytes(options->threads), EDGERT_ALIGNMENT);
   place->buffers = take(&used, 0, EDGERT_ALIGNMENT);
   if (!(options->flags & EDGERT_NO_IO_BUFFERS)) {
@@ -171,6 +178,14 @@ static edgert_session *build(const edgert_model *model, const edgert_options *op
   return session;
 }
 
+/* The GPU of `options`; NULL where the processor is to do it. */
+static edgert_status open_gpu(const edgert_model *model, const edgert_options *options, edgert_opencl **gpu) {
+  *gpu = NULL;
+  if (!edgert_model_gpu(model) || options->flags & EDGERT_ON_CPU) return EDGERT_OK;
+  edgert_status status = edgert_opencl_open(model, gpu);
+  return status != EDGERT_OK && options->flags & EDGERT_FALLBACK_CPU ? EDGERT_OK : status;
+}
+
 static edgert_status start(const edgert_model *model, const edgert_options *options, edgert_session **session) {
   layout place;
   void *block;
@@ -179,7 +194,11 @@ static edgert_status start(const edgert_model *model, const edgert_options *opti
   if (status != EDGERT_OK) return status;
   edgert_session *made = build(model, options, &place, block);
   made->block = options->memory ? NULL : block;
-  status = edgert_pool_start(made->pool, options->threads, (options->flags & EDGERT_PIN_BIG_CORES) != 0);
+  status = open_gpu(model, options, &made->gpu);
+  if (status == EDGERT_OK) {
+    status = edgert_pool_start(made->pool, options->threads, (options->flags & EDGERT_PIN_BIG_CORES) != 0);
+    if (status != EDGERT_OK) edgert_opencl_close(made->gpu);
+  }
   if (status == EDGERT_OK)
     *session = made;
   else
@@ -221,6 +240,7 @@ void edgert_close(edgert_session *session) {
   if (!session) return;
   void *library = session->library, *block = session->block;
   edgert_pool_stop(session->pool);
+  edgert_opencl_close(session->gpu);
   release(block);
   edgert_unload(library);
 }
@@ -237,7 +257,15 @@ uint32_t edgert_output_count(const edgert_session *session) {
   return session ? session->model->output_count : 0;
 }
 
-uint32_t edgert_step_count(const edgert_session *session) { return session ? session->model->step_count : 0; }
+uint32_t edgert_step_count(const edgert_session *session) {
+  if (!session) return 0;
+  return session->gpu ? edgert_model_gpu(session->model)->step_count : session->model->step_count;
+}
+
+const char *edgert_device(const edgert_session *session) {
+  if (!session) return NULL;
+  return session->gpu ? edgert_opencl_device(session->gpu) : "CPU";
+}
 
 const edgert_tensor *edgert_input(const edgert_session *session, uint32_t index) {
   return index < edgert_input_count(session) ? &session->model->inputs[index] : NULL;
@@ -336,6 +364,12 @@ static void run_measured(const edgert_session *session, uint32_t index) {
   stats->calls++;
 }
 
+/* A step that the GPU leaves to the processor. */
+static void run_host_step(void *context, uint32_t index) {
+  const edgert_session *session = context;
+  edgert_run_step(session, &session->model->steps[index]);
+}
+
 static edgert_status check_bindings(const edgert_session *session) {
   const edgert_model *model = session->model;
   for (uint32_t i = 0; i < model->input_count + model->output_count; i++) {
@@ -348,9 +382,12 @@ static edgert_status check_bindings(const edgert_session *session) {
   return EDGERT_OK;
 }
 
-static edgert_status run_steps(edgert_session *session) {
+edgert_status edgert_run_steps(edgert_session *session) {
   edgert_status status = check_bindings(session);
   if (status != EDGERT_OK) return status;
+  if (session->gpu)
+    return edgert_opencl_run(session->gpu, session->io, session->arena, session->profiling ? session->stats : NULL,
+                             run_host_step, (void *)(uintptr_t)session);
   for (uint32_t i = 0; i < session->model->step_count; i++) {
     if (session->profiling)
       run_measured(session, i);
@@ -372,14 +409,14 @@ edgert_status edgert_exclusively(edgert_session *session, edgert_status (*work)(
 
 edgert_status edgert_run(edgert_session *session) {
   if (!session) return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_run: session is NULL");
-  return edgert_exclusively(session, run_steps);
+  return edgert_exclusively(session, edgert_run_steps);
 }
 
 /* ---- profile ---- */
 
 edgert_status edgert_profile(edgert_session *session, int on) {
   if (!session) return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_profile: session is NULL");
-  if (on) memset(session->stats, 0, session->model->step_count * sizeof session->stats[0]);
+  if (on) memset(session->stats, 0, edgert_step_count(session) * sizeof session->stats[0]);
   session->profiling = on != 0;
   return EDGERT_OK;
 }
@@ -388,8 +425,15 @@ edgert_status edgert_step_stats_get(const edgert_session *session, uint32_t inde
   if (!stats || index >= edgert_step_count(session))
     return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_step_stats_get: no step %u, or an argument is NULL",
                        (unsigned)index);
-  const edgert_step *step = &session->model->steps[index];
   *stats = session->stats[index];
+  if (session->gpu) {
+    const edgert_gpu *gpu = edgert_model_gpu(session->model);
+    stats->name = gpu->strings + gpu->steps[index].name;
+    stats->kernel = gpu->strings + gpu->steps[index].kernel;
+    stats->macs = gpu->steps[index].macs;
+    return EDGERT_OK;
+  }
+  const edgert_step *step = &session->model->steps[index];
   stats->name = session->model->strings + step->name;
   stats->kernel = session->model->strings + step->kernel;
   stats->macs = step->macs;
