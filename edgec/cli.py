@@ -55,7 +55,9 @@ Shapes = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        metavar="URL", help="Where it runs: local, or qemu[:CPU], which emulates the artifact's CPU or another."
+        metavar="URL",
+        help="Where it runs: local, ssh://[USER@]HOST[:PORT], adb://SERIAL, or qemu[:CPU], which emulates the "
+        "artifact's CPU or another.",
     ),
 ]
 Preprocess = Annotated[
@@ -126,7 +128,11 @@ def compile_model(
         float, typer.Option(metavar="FRACTION", min=0, max=0.9, help="Share of the MACs to remove, structured.")
     ] = 0.0,
     quantize: Annotated[
-        str, typer.Option(metavar="none|int8", help="Make 8-bit integers of weights and activations.")
+        str,
+        typer.Option(
+            metavar="none|int8|w8|w4|w3|w2|w4a8",
+            help="Make integers: of weights and activations, of weights only (w…), of 4 and 8 bits (w4a8).",
+        ),
     ] = "none",
     calib: Annotated[
         Path | None,
@@ -142,6 +148,15 @@ def compile_model(
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="How to quantise: OUT.recipe.toml of before, edited.")
+    ] = None,
+    group_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Weights that share a scale (w4, w3, w2); 0: an output channel's.")
+    ] = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OUTPUT=INPUT", help="Keep an output as the next run's input; auto pairs present… with past…."
+        ),
     ] = None,
     tune: Annotated[
         float | None, typer.Option(metavar="MINUTES", help="Measure plans of the kernels so long, and take the best.")
@@ -162,6 +177,7 @@ def compile_model(
     from edgec.compiler import compile
     from edgec.html import order_page
     from edgec.shapes import parse_shape_flags
+    from edgec.states import parse_states
     from edgec.transformation import transform
 
     names = None if passes is None else [name.strip() for name in passes.split(",") if name.strip()]
@@ -182,8 +198,9 @@ def compile_model(
             checked = check or page.material.few
         compiled = compile(
             model, target, output, shapes=shapes, passes=names, check=checked, prune=prune, quantize=quantize,
-            calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe, tune=tune,
-            tune_db=tune_db, fps=fps, bundle_tests=bundle_tests, progress=progress,
+            calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe,
+            group_size=group_size, states=parse_states(state or ()), tune=tune, tune_db=tune_db, fps=fps,
+            bundle_tests=bundle_tests, progress=progress,
         )  # fmt: skip
         if page:
             page.write_compiled(compiled, progress)
@@ -297,7 +314,25 @@ def run(
     if output:
         save_npz(output, outputs)
     found = [summarise_array(name, array) for name, array in outputs.items()]
-    _show({"saved": output, "outputs": found}, json, lambda: tables.print_outputs(found, output))
+    facts = {"saved": output, "outputs": found, **({"machine": results.machine} if results.machine else {})}
+    _show(facts, json, lambda: tables.print_outputs(found, output, results.machine))
+
+
+@app.command()
+def generate(
+    artifact: Artifact,
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What comes before.")],
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to generate.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; else one is drawn.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """Continue a text with a language model of bytes that was compiled with --state."""
+    from edgec.generation import write
+
+    found = write(artifact, prompt, tokens, temperature=temperature, seed=seed, threads=threads)
+    _show(found, json, lambda: tables.print_generated(found))
 
 
 @app.command()
@@ -314,7 +349,8 @@ def tune(
     device: Annotated[
         str | None,
         typer.Option(
-            metavar="URL", help="Where plans are measured: local, ssh://[USER@]HOST[:PORT], or counted: qemu[:CPU]."
+            metavar="URL",
+            help="Where plans are measured: local, ssh://[USER@]HOST[:PORT], adb://SERIAL, or counted: qemu[:CPU].",
         ),
     ] = None,
     json: Json = False,
@@ -394,7 +430,10 @@ def bench(
     seed: Annotated[int, typer.Option(help="Of the random input.")] = 0,
     profile: Annotated[bool, typer.Option("--profile", help="Measure every step, too.")] = False,
     device: Annotated[
-        str, typer.Option(metavar="URL", help="local, or qemu[:cpu], where instructions are counted instead.")
+        str,
+        typer.Option(
+            metavar="URL", help="local, ssh://…, adb://…, or qemu[:cpu], where instructions are counted instead."
+        ),
     ] = "local",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table to paste.")] = False,
     json: Json = False,

@@ -64,6 +64,8 @@ def compile(
     eval: Source | None = None,
     max_drop: float | None = None,
     recipe: str | os.PathLike[str] | Recipe | None = None,
+    group_size: int | None = None,
+    states: Mapping[str, str] | str | None = None,
     tune: float | None = None,
     tune_db: str | os.PathLike[str] | None = None,
     device: str | None = None,
@@ -88,8 +90,10 @@ def compile(
             pruned model, if ``prune`` is given): an ``.npz`` with arrays named as the inputs, or an iterable of
             arrays by input name.
         prune: the share of the MACs to remove by structured pruning, 0 to 0.9.
-        quantize: "none" or "int8": 8-bit integers by post-training quantisation. The recipe and the ONNX models
-            before and after it are written beside the artifact (see :func:`edgec.quantisation.companions`).
+        quantize: "none"; "int8", 8-bit integers by post-training quantisation; "w8", "w4", "w3" or "w2", weights of
+            so many bits with float activations; or "w4a8", weights of 4 bits and activations of 8. The recipe and the
+            ONNX models before and after it are written beside the artifact (see
+            :func:`edgec.quantisation.companions`).
         calib: typical inputs to prune and to quantise by: an ``.npz``, a folder of images, or an iterable of arrays
             by input name. Without any, pruning goes by the weights alone.
         preprocess: how images become inputs (TOML), for folders of them.
@@ -97,6 +101,11 @@ def compile(
         max_drop: points that quantisation may lose; layers go back to more bits until it is enough (see
             :mod:`edgec.guard`).
         recipe: how to quantise: a :class:`edgec.passes.quantize.Recipe`, or a file of one.
+        group_size: weights of less than 8 bits that share a scale where activations are float; 0 for those of a
+            whole output channel.
+        states: outputs, with the input of each, that the artifact keeps from one run to the next: see
+            :mod:`edgec.states`. "auto" pairs ``present…`` with ``past…``. Samples are then successive runs, without
+            arrays for these inputs.
         tune: minutes to spend on measuring plans of the kernels; none by default.
         tune_db: the file of tuning records that plans are chosen by, and that new ones are added to; by default
             those that come with edgec, and with ``tune`` a file in the user's cache.
@@ -116,14 +125,15 @@ def compile(
     from edgec.graph import load_graph
     from edgec.lowering import lower
     from edgec.passes.pipeline import select
-    from edgec.quantisation import Options
+    from edgec.quantisation import Options, check_precisions
+    from edgec.states import keep_states
     from edgec.static_object import check_form
     from edgec.summary import summarise
     from edgec.targets.cpu.backend import compile_program
     from edgec.targets.fpga.board import Board
-    from edgec.targets.gpu.backend import GpuProgram, gpu_facts
+    from edgec.targets.gpu.backend import GpuProgram
     from edgec.targets.gpu.target import GpuTarget
-    from edgec.targets.target import resolve_target
+    from edgec.targets.target import Target, resolve_target
     from edgec.toolchain import find_toolchain
     from edgec.tuning import records_for
     from edgec.vectors import make_vectors
@@ -131,9 +141,15 @@ def compile(
     tell = progress or (lambda what, done, total: None)
     clock = _Clock()
     chosen = resolve_target(target)
-    options = Options(quantize, Path(preprocess) if preprocess is not None else None, eval, max_drop, recipe)
+    folder_rule = Path(preprocess) if preprocess is not None else None
+    options = Options(quantize, folder_rule, eval, max_drop, recipe, group_size)
     options.check(calib is not None, prune > 0)
-    selected = None if passes is None else select(passes, activation_dtype=chosen.activation_dtype)
+    if states and not isinstance(chosen, Target):
+        raise EdgecError(f"{target} keeps no states between runs; leave --state out and carry them over yourself")
+    check_precisions(options, chosen)
+    selected = None
+    if passes is not None:
+        selected = select(passes, activation_dtype=chosen.activation_dtype, packs_weights=chosen.packs_weights)
     path = Path(output) if output is not None else chosen.default_output(_name(model))
     if isinstance(chosen, Board):
         from edgec.targets.fpga.artifact import check_project_path
@@ -153,8 +169,8 @@ def compile(
     graph = load_graph(model, shapes=shapes)
     original = summarise(graph)
     clock.lap("import")
-    tests = None if bundle_tests is None else load_calibration(bundle_tests, graph, options.preprocess)
-    calibration = None if calib is None else load_calibration(calib, graph, options.preprocess)
+    tests = None if bundle_tests is None else load_calibration(bundle_tests, graph, options.preprocess, states)
+    calibration = None if calib is None else load_calibration(calib, graph, options.preprocess, states)
     graph, reports, quantisation = _transformed(
         graph, chosen, prune, selected, check, options, calibration, tell, clock
     )
@@ -173,12 +189,15 @@ def compile(
         return Compiled(path, made.manifest, project_report)
     program = lower(graph)
     program.name = _name(model)
+    if states:
+        keep_states(program, states)
     fusion.fuse(program)
     gpu = GpuProgram(program, chosen) if isinstance(chosen, GpuTarget) else None
     processor = chosen.host if isinstance(chosen, GpuTarget) else chosen
     if gpu is None:
         tiling.tile(program)
-    lifetimes = memory.plan(program, chosen.arena_alignment)
+    planned = gpu is not None and gpu.program is program
+    lifetimes = gpu.lifetimes if gpu and planned else memory.plan(program, chosen.arena_alignment)
     clock.lap("lowering")
     tuned_program = gpu.program if gpu else program
     records, tuned = records_for(tuned_program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
@@ -190,7 +209,7 @@ def compile(
     facts = _manifest(program, code, processor, lifetimes)
     facts["model"] = model_facts
     if gpu is not None and gpu_code is not None:
-        facts = {**facts, **gpu_facts(gpu_code, gpu.target), "fallback": facts["steps"]}
+        facts = {**facts, **gpu.facts(gpu_code), "fallback": facts["steps"]}
     vectors = None if tests is None else make_vectors(program, tests.samples)
     facts["tests"] = vectors.count if vectors else 0
     clock.lap("tests")
@@ -218,7 +237,7 @@ def _transformed(
     from edgec.quantisation import quantise_graph
     from edgec.transformation import apply_passes
 
-    integers = integer_passes(target.activation_dtype)
+    integers = integer_passes(target.activation_dtype, target.packs_weights)
     samples = None if calibration is None else calibration.samples
     pruned = prune_graph(graph, settings_for(prune, target), samples) if prune else ()
     default = FLOAT if options.quantises else (*FLOAT, *integers)
@@ -309,6 +328,7 @@ def _digest(model: Any) -> str | None:
 
 def _manifest(program: Program, code: Code, target: Target, lifetimes: Sequence[Lifetime]) -> dict[str, Any]:
     """What the artifact says of itself."""
+    from edgec import memory
     from edgec.artifact import tensor_entry
     from edgec.descriptor import ABI_VERSION
 
@@ -324,16 +344,8 @@ def _manifest(program: Program, code: Code, target: Target, lifetimes: Sequence[
         "outputs": [tensor_entry(tensor) for tensor in program.outputs],
         "arena_bytes": program.arena_bytes,
         "arena_lower_bound": program.arena_lower_bound,
+        "states": [{**tensor_entry(tensor), "kind": "state"} for tensor in program.states],
         "steps": [{"name": c.step.name, "kernel": c.contract, "macs": c.step.kernel.macs} for c in code.calls],
-        "memory": [
-            {
-                "buffer": x.buffer.name,
-                "offset": x.buffer.offset,
-                "bytes": x.nbytes,
-                "first": x.first,
-                "last": x.last,
-            }
-            for x in lifetimes
-        ],
+        "memory": [memory.entry(lifetime) for lifetime in lifetimes],
         "versions": {name: metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi", "onnx")},
     }

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgec.gpu_descriptor import SOURCE_FILE, WEIGHTS_FILE, GpuWriter
 from edgec.memory import ALIGNMENT
-from edgec.program import ARENA, CONSTANT, Buffer, Program, Tensor
+from edgec.program import ARENA, CONSTANT, STATE, Buffer, Program, Tensor
 from edgec.vectors import Vectors, sources
 
 if TYPE_CHECKING:
@@ -84,10 +84,10 @@ def lay_out(constants: Sequence[Buffer]) -> Image:
 
 @dataclass(frozen=True)
 class Sources:
-    """Files to compile and link: the descriptor in C, and the kernels' object if there are any."""
+    """Files to compile and link: the descriptor in C, and the kernels' objects."""
 
     descriptor: Path
-    kernels: tuple[Path, ...]
+    kernels: list[Path]
 
 
 def write_sources(
@@ -110,9 +110,7 @@ def write_sources(
     image = lay_out(code.constants)
     (folder / "weights.bin").write_bytes(image.data or b"\0")
     (folder / "manifest.json").write_bytes(manifest + b"\0")
-    sources = Sources(folder / "model.c", (folder / "kernels.o",) if code.object_bytes else ())
-    for kernels in sources.kernels:
-        kernels.write_bytes(code.object_bytes)
+    sources = Sources(folder / "model.c", code.write_objects(folder))
     part = GpuWriter(program, gpu, lay_out(gpu.constants)) if gpu is not None else None
     if part is not None:
         part.write_blobs(folder)
@@ -189,7 +187,7 @@ class _DescriptorWriter:
     def _address(self, buffer: Buffer) -> str:
         root = buffer.root
         skip = buffer.root_offset * np.dtype(buffer.dtype).itemsize
-        if root.space == ARENA:
+        if root.space in (ARENA, STATE):
             assert root.offset is not None
             return f"arena + {root.offset + skip}"
         if root.space == CONSTANT:
@@ -254,7 +252,7 @@ class _DescriptorWriter:
             f"{len(self.code.calls)}u", "steps", "strings", "(uint64_t)sizeof strings", "edgec_weights",
             f"{len(self.image.data)}u",
             manifest, f"{len(self.manifest)}u", f"{{{digest}}}", "&edgec_gpu" if self.gpu else "0",
-            "&tests" if self.vectors else "0",
+            f"{program.state_bytes}u", "&tests" if self.vectors else "0",
         ]  # fmt: skip
         body = ",\n  ".join(fields)
         return f'__attribute__((visibility("default"))) const edgert_model {symbol} = {{\n  {body}\n}};\n'

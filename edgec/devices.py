@@ -2,7 +2,8 @@
 
 ``local`` runs in this process through libedgert. ``qemu[:cpu]`` runs the same library, built for the artifact's
 system, under qemu-user, and objects for Cortex-M in qemu-system-arm (:mod:`edgec.cortex_m`): it shows what a board
-computes, and says nothing about how long the board takes.
+computes, and says nothing about how long the board takes. ``ssh://`` and ``adb://`` are machines elsewhere
+(:mod:`edgec.remote_device`).
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ import numpy as np
 from edgec import cortex_m
 from edgec.data import Array, Samples, TensorSpec, read_raw, specs, write_raw
 from edgec.errors import EdgecError
+from edgec.machine import Machine
 
-WORKING = "local and qemu[:cpu]"
+WORKING = "local, qemu[:cpu], ssh://[user@]host[:port] and adb://serial"
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,12 @@ class Results:
     Attributes:
         outputs: for every output an array [runs, *shape].
         run_ns: wall time of every run on the device, in nanoseconds; the emulator's time on an emulator.
+        machine: its state meanwhile, of a device that is another machine.
     """
 
     outputs: dict[str, Array]
     run_ns: tuple[int, ...]
+    machine: Machine | None = None
 
     def by_sample(self, batch: int) -> dict[str, Array]:
         """The outputs with samples as first axis, as files of inputs have it.
@@ -227,10 +231,10 @@ def emulate(
 
 
 def open_device(url: str, artifact: Path | None = None) -> Device:
-    """The device for ``local`` or ``qemu[:cpu]``; an FPGA project's own is its C simulation, here.
+    """The device that a URL names; an FPGA project's own is its C simulation, here.
 
     Raises:
-        EdgecError: any other URL; says which work.
+        EdgecError: any other URL than :data:`WORKING`; says which work.
     """
     kind, colon, cpu = url.partition(":")
     if url == "local" and artifact is not None and artifact.is_dir():
@@ -241,8 +245,10 @@ def open_device(url: str, artifact: Path | None = None) -> Device:
         return LocalDevice()
     if kind == "qemu" and bool(colon) == bool(cpu):
         return QemuDevice(cpu or None)
-    if "://" in url:
-        raise EdgecError(f"the device '{url}' cannot be used yet; the devices that work are {WORKING}")
+    if kind in ("ssh", "adb"):
+        from edgec.remote_device import RemoteDevice
+
+        return RemoteDevice(url)
     raise EdgecError(f"there is no device '{url}'; the devices that work are {WORKING}")
 
 
@@ -284,10 +290,10 @@ def _emulate(command: Sequence[str], folder: Path) -> None:
         raise EdgecError(message.removeprefix("edgert-run: "))
     if "unable to find CPU model" in message:
         raise EdgecError(f"qemu knows no cpu '{command[2]}'; '{command[0]} -cpu help' lists those it knows")
-    raise EdgecError(f"qemu with cpu '{command[2]}' {_end(done.returncode)}: {message or 'it left no message'}")
+    raise EdgecError(f"qemu with cpu '{command[2]}' {end_of(done.returncode)}: {message or 'it left no message'}")
 
 
-def _end(code: int) -> str:
+def end_of(code: int) -> str:
     """How a process ended, in words."""
     number = -code if code < 0 else code - 128
     known = {each.value: each.name for each in signal.Signals}

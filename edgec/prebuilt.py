@@ -98,12 +98,10 @@ def _build(variant: Variant, folder: Path) -> Built:
         toolchain = find_toolchain(variant.triple)
     except EdgecError as error:
         return Built(variant.name, None, missing=str(error))
-    if toolchain.freestanding:
-        missing = "it needs Android's C headers; set ANDROID_NDK_HOME to an NDK"
-        return Built(variant.name, None, toolchain.version, missing=missing)
     with tempfile.TemporaryDirectory(prefix="edgec-prebuilt-") as scratch:
         build, stage = Path(scratch) / "build", Path(scratch) / "stage"
-        _cmake("-S", SOURCE_FOLDER, "-B", build, f"-DCMAKE_INSTALL_PREFIX={folder}", *_settings(variant, toolchain))
+        settings = _settings(variant, toolchain, Path(scratch))
+        _cmake("-S", SOURCE_FOLDER, "-B", build, f"-DCMAKE_INSTALL_PREFIX={folder}", *settings)
         _cmake("--build", build, "-j", str(os.cpu_count() or 1))
         _cmake("--install", build, "--prefix", stage)
         shutil.rmtree(folder, ignore_errors=True)
@@ -113,7 +111,7 @@ def _build(variant: Variant, folder: Path) -> Built:
     return Built(variant.name, folder, toolchain.version, size, static.stat().st_size)
 
 
-def _settings(variant: Variant, toolchain: Toolchain) -> list[str]:
+def _settings(variant: Variant, toolchain: Toolchain, scratch: Path) -> list[str]:
     """What CMake has to be told to build for another system."""
     settings = [
         "-DCMAKE_BUILD_TYPE=MinSizeRel" if variant.system == "Generic" else "-DCMAKE_BUILD_TYPE=Release",
@@ -124,7 +122,11 @@ def _settings(variant: Variant, toolchain: Toolchain) -> list[str]:
         f"-DCMAKE_C_FLAGS={shlex.join((*toolchain.flags, *variant.flags))}",
         "-DCMAKE_TRY_COMPILE_TARGET_TYPE=STATIC_LIBRARY",
     ]
-    return settings + [f"-DCMAKE_{kind}_LINKER_FLAGS=-s" for kind in ("SHARED", "EXE")]
+    if toolchain.freestanding:
+        libraries = [*toolchain.system_libraries(scratch), "-ldl"]
+        settings.append(f"-DCMAKE_C_STANDARD_LIBRARIES={shlex.join(libraries)}")
+    flags = {"SHARED": ["-s"], "EXE": ["-s", *toolchain.executable_flags()]}
+    return settings + [f"-DCMAKE_{kind}_LINKER_FLAGS={shlex.join(each)}" for kind, each in flags.items()]
 
 
 def _cmake(*arguments: str | Path) -> None:

@@ -185,11 +185,11 @@ def _header(program: Program, target: Target, footprint: Footprint, name: str) -
         " *",
         f" * Code {footprint.code} bytes, constants {footprint.constants} bytes; arena, inputs and outputs "
         f"{footprint.ram} bytes.",
-        " * It calls memcpy, memset and functions of libm, allocates nothing and keeps nothing from call to call.",
+        " * It calls memcpy, memset and functions of libm, allocates nothing and has no variables.",
         " */",
         f"#ifndef EDGEC_{upper}_H", f"#define EDGEC_{upper}_H", "", "#include <stdint.h>", "",
         "#ifdef __cplusplus", 'extern "C" {', "#endif", "",
-        "/* Scratch memory of a call; its content does not matter before, and is lost after. */",
+        f"/* {_arena_comment(program)} */",
         f"#define {upper}_ARENA_BYTES {max(program.arena_bytes, 1)}u",
         f"#define {upper}_ARENA_ALIGNMENT {target.arena_alignment}u",
         "",
@@ -208,6 +208,15 @@ def _header(program: Program, target: Target, footprint: Footprint, name: str) -
         "#ifdef __cplusplus", "}", "#endif", "", "#endif", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _arena_comment(program: Program) -> str:
+    if program.state_bytes:
+        return (
+            f"Memory of a sequence of calls: its first {program.state_bytes} bytes are zero before the first call, and "
+            "are kept between calls."
+        )
+    return "Scratch memory of a call; its content does not matter before, and is lost after."
 
 
 def _parameters(tensors: Sequence[Tensor]) -> list[str]:

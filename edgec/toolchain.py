@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgec import runtimes
 from edgec.errors import EdgecError
 
 HOST_TRIPLES = {
@@ -34,26 +35,29 @@ ZIG_TARGETS = {
     "x86_64-linux-gnu": "x86_64-linux-gnu.2.28",
     "aarch64-linux-gnu": "aarch64-linux-gnu.2.28",
     "arm-linux-gnueabihf": "arm-linux-gnueabihf.2.28",
-    "aarch64-linux-android": "aarch64-linux-android",
+    "aarch64-linux-android": "aarch64-linux-android.29",
 }
-"""The oldest glibc an artifact shall run with is 2.28 (Debian 10)."""
+"""The oldest glibc an artifact shall run with is 2.28 (Debian 10), the oldest Android is 10."""
+
+ANDROID_FOLDER = Path(runtimes.__file__).parent / "android"
+"""Neither zig nor a Debian package has Android's C library: here are the declarations that edgec needs of it."""
 
 ANDROID_FLAGS = (
+    "-fPIC",
     "-ffreestanding",
     "-nostdlib",
+    f"-I{ANDROID_FOLDER / 'include'}",
     "-Wl,-z,max-page-size=16384",
     "-Wl,-z,norelro",
     "-Wl,--hash-style=both",
 )
-"""Neither zig nor a Debian package has Android's C library: what is linked may only name its functions.
-
-Android's loader rounds RELRO up to whole pages, of 16 KiB on new devices, and would protect data behind it.
-"""
+"""Android's loader rounds RELRO up to whole pages, of 16 KiB on new devices, and would protect data behind it."""
 
 ANDROID_API = 24
 """Android 7; older systems' loaders know no GNU hash tables and lack functions of the C library."""
 
 ANDROID_LIBRARIES = ("libm.so", "libc.so")
+"""What everything is linked with; ``-ldl`` adds the third there is."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Toolchain:
         cc: the compiler's command, e.g. ``("aarch64-linux-gnu-gcc",)``.
         ar: the archiver's command.
         flags: what every call of the compiler gets.
-        freestanding: whether there is no C library to compile and link with.
+        freestanding: whether there is no C library to link with, only the names of its functions.
     """
 
     triple: str
@@ -99,9 +103,9 @@ class Toolchain:
         Raises:
             EdgecError: with the compiler's last lines.
         """
-        kind = ["-shared"] if shared else []
+        kind = ["-shared"] if shared else self.executable_flags()
         with tempfile.TemporaryDirectory(prefix="edgec-link-") as scratch:
-            system = self._system_libraries(Path(scratch))
+            system = self.system_libraries(Path(scratch))
             files = [os.fspath(path) for path in inputs]
             self._run([*self._command(), *kind, *files, "-o", os.fspath(output), *system, *flags])
         return Path(output)
@@ -151,15 +155,20 @@ class Toolchain:
         """
         return self._run([self.tool(name), *(os.fspath(argument) for argument in arguments)])
 
-    def _system_libraries(self, scratch: Path) -> list[str]:
+    def executable_flags(self) -> list[str]:
+        """Flags of an executable. Of functions that no library here defines, a linker takes only shared objects."""
+        return ["-shared", str(ANDROID_FOLDER / "start.c"), "-Wl,-e,_start"] if self.freestanding else []
+
+    def system_libraries(self, scratch: Path) -> list[str]:
         """Link flags for a system without libraries: empty ones that leave only their names."""
         if not self.freestanding:
             return []
         source = scratch / "empty.c"
         source.write_text("", encoding="utf-8")
-        for name in ANDROID_LIBRARIES:
+        for name in (*ANDROID_LIBRARIES, "libdl.so"):
             self._run([*self._command(), "-shared", str(source), f"-Wl,-soname,{name}", "-o", str(scratch / name)])
-        return [f"-L{scratch}", "-Wl,--no-as-needed", *(str(scratch / name) for name in ANDROID_LIBRARIES)]
+        libraries = [str(scratch / name) for name in ANDROID_LIBRARIES]
+        return [f"-L{scratch}", "-Wl,--no-as-needed", *libraries, "-lcompiler_rt"]
 
     def _run(self, command: Sequence[str]) -> str:
         try:

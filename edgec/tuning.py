@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from edgec import records
 from edgec.devices import EMULATORS
 from edgec.errors import EdgecError
-from edgec.measuring import TRIPLES, HostMeter, Meter, Outcome, QemuMeter, SshMeter, Task, tasks_of
+from edgec.measuring import TRIPLES, HostMeter, Meter, Outcome, QemuMeter, RemoteMeter, Task, tasks_of
 from edgec.records import Parameters, Record, Records
 from edgec.runtimes.build import cache_folder
 from edgec.targets.gpu.target import GpuTarget
@@ -127,20 +127,17 @@ def meter_for(target: Target | GpuTarget, device: str | None = None) -> Meter:
 
     Args:
         target: the processor.
-        device: ``local`` times plans on this machine, ``ssh://[user@]host[:port]`` on another, and ``qemu[:cpu]``
-            counts instructions under the emulator; by default the first for the target ``host`` and the last for any
-            other.
+        device: ``local`` times plans on this machine, ``ssh://[user@]host[:port]`` and ``adb://serial`` on another, and
+            ``qemu[:cpu]`` counts instructions under the emulator; by default the first for the target ``host`` and
+            the last for any other.
 
     Raises:
         EdgecError: the device cannot measure plans for this target.
     """
     if isinstance(target, GpuTarget):
         return _gpu_meter(target, device)
-    if device and device.startswith("ssh://"):
-        host, colon, port = device.removeprefix("ssh://").partition(":")
-        if not host or host.startswith("-") or (colon and not port.isdigit()):
-            raise EdgecError(f"the device '{device}' is not spelled ssh://[user@]host[:port]; correct it")
-        return SshMeter(target, host, int(port) if port else None)
+    if device and "://" in device:
+        return RemoteMeter(target, device)
     kind, _, cpu = (device or ("local" if target.name == "host" else "qemu")).partition(":")
     if kind == "local" and target.name == "host":
         return HostMeter(target)

@@ -16,7 +16,7 @@ import numpy as np
 from edgec import reference, scalar
 from edgec.memory import ALIGNMENT
 from edgec.nest import coefficient
-from edgec.program import ARENA, Buffer, Fill, Kernel, Loops, Program, Step
+from edgec.program import ARENA, STATE, Buffer, Fill, Kernel, Loops, Program, Step
 from edgec.scalar import Expr
 
 MOST_TESTS = 4
@@ -191,8 +191,9 @@ def _region_row(region: Region | None, offsets: Mapping[int, int]) -> str:
         return "{0u, 0u, 0u, 0u, {0}, {0}}"
     buffer, root = region.buffer, region.buffer.root
     size = np.dtype(buffer.dtype).itemsize
-    base = root.offset or 0 if root.space == ARENA else 0
-    place = 0 if root.space == ARENA else offsets[id(root)] + 1
+    in_arena = root.space in (ARENA, STATE)
+    base = root.offset or 0 if in_arena else 0
+    place = 0 if in_arena else offsets[id(root)] + 1
     pad = (1,) * (AXES - len(region.extents))
     extents = ", ".join(map(str, (*pad, *region.extents)))
     strides = ", ".join(map(str, (*(0 for _ in pad), *region.strides)))

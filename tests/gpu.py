@@ -27,7 +27,8 @@ def gpu_session(program: Program, folder: Path, target: str = "opencl", **option
     """``program``, compiled for ``target`` and opened, and its kernels."""
     chosen = load_gpu(target)
     made = GpuProgram(program, chosen)
-    memory.plan(program)
+    if made.program is not program:
+        memory.plan(program)
     code = made.compile(quiet)
     facts = {
         "name": program.name, "inputs": [tensor_entry(t) for t in program.inputs],

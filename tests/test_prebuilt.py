@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 from pathlib import Path
@@ -124,6 +125,18 @@ def test_the_ndks_compiler_is_found(tmp_path: Path, monkeypatch) -> None:
     assert found.cc == (str(tools / "x86_64-linux-android24-clang"),) and not found.freestanding
     with pytest.raises(EdgecError, match=r"where there is no toolchains/llvm/.*aarch64-linux-android24-clang"):
         find_toolchain("aarch64-linux-android")
+
+
+def test_android_without_the_ndk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("ziglang") is None or shutil.which("readelf") is None:
+        pytest.skip("ziglang or readelf is not installed")
+    monkeypatch.delenv("ANDROID_NDK_HOME", raising=False)
+    (built,) = build_all(tmp_path, ["android-arm64-v8a"])
+    assert built.folder and 0 < built.shared_bytes <= 64_000
+    for file in ("lib/libedgert.so", "bin/edgert-run"):
+        command = ["readelf", "-dW", built.folder / file]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert all(f"[{name}]" in listing for name in ("libc.so", "libdl.so"))
 
 
 def test_unknown_systems(tmp_path: Path) -> None:

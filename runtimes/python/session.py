@@ -90,6 +90,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "edgert_bind_output": (ctypes.c_int, (_SESSION, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint64)),
     "edgert_run": (ctypes.c_int, (_SESSION,)),
     "edgert_selftest": (ctypes.c_int, (_SESSION, ctypes.POINTER(ctypes.c_uint32))),
+    "edgert_reset": (ctypes.c_int, (_SESSION,)),
     "edgert_profile": (ctypes.c_int, (_SESSION, ctypes.c_int)),
     "edgert_step_count": (ctypes.c_uint32, (_SESSION,)),
     "edgert_step_stats_get": (ctypes.c_int, (_SESSION, ctypes.c_uint32, ctypes.POINTER(_StepStats))),
@@ -244,6 +245,11 @@ class Session:
             EdgecError: if nothing is bound.
         """
         self._require(self._library.edgert_run(self._opened()))
+
+    def reset(self) -> None:
+        """Make zero what the artifact keeps from one run to the next (see :mod:`edgec.states`)."""
+        with self._lock:
+            self._require(self._library.edgert_reset(self._opened()))
 
     def _bind(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         handle = self._opened()

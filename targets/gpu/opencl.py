@@ -513,9 +513,9 @@ def program_source(kernels: Mapping[str, tuple[Source, Sequence[str]]]) -> str:
 def _function(name: str, source: Source, dtypes: Sequence[str]) -> str:
     last = len(dtypes) - 1
     kinds = [f"__global {'' if index == last else 'const '}" for index in range(len(dtypes))]
-    arguments = ", ".join(f"{kind}uchar *m{index}, const uint at{index}" for index, kind in enumerate(kinds))
+    arguments = ", ".join(f"{kind}uchar *m{index}, const uint from{index}" for index, kind in enumerate(kinds))
     lines = [f"__kernel void {name}({arguments}) {{"]
     for index, (kind, dtype) in enumerate(zip(kinds, dtypes, strict=True)):
         pointer = f"{kind}{IN_MEMORY[dtype]} *"
-        lines.append(f"  {pointer}const p{index} = ({pointer})(m{index} + at{index});")
+        lines.append(f"  {pointer}const p{index} = ({pointer})(m{index} + from{index});")
     return "\n".join([*lines, source.text, "}\n"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -45,6 +45,9 @@ class GpuTarget:
     registers: int
     double: bool
     storage: str = "float32"
+
+    packs_weights: ClassVar[bool] = False
+    """See :class:`edgec.targets.target.Target`."""
 
     @property
     def triple(self) -> str:

@@ -85,6 +85,11 @@ const edgert_gpu *edgert_model_gpu(const edgert_model *model) {
   return model->struct_bytes >= offsetof(edgert_model, gpu) + sizeof model->gpu ? model->gpu : NULL;
 }
 
+uint64_t edgert_model_state_bytes(const edgert_model *model) {
+  const size_t end = offsetof(edgert_model, state_bytes) + sizeof model->state_bytes;
+  return model->struct_bytes >= end ? model->state_bytes : 0;
+}
+
 static bool operand_fits(const edgert_model *model, const edgert_gpu *gpu, const edgert_gpu_operand *operand) {
   uint64_t size = operand->space == EDGERT_GPU_WEIGHTS ? gpu->weights_bytes : gpu->arena_bytes;
   if (operand->space > EDGERT_GPU_IO) return false;
@@ -132,6 +137,7 @@ static edgert_status check_fields(const edgert_model *model) {
   if (alignment == 0 || (alignment & (alignment - 1)) != 0 || alignment > 65536)
     return broken(model, "the arena's alignment is not a power of two up to 65536");
   if (model->weights_bytes > 0 && !model->weights) return broken(model, "its weights are missing");
+  if (edgert_model_state_bytes(model) > model->arena_bytes) return broken(model, "its states leave the arena");
   if (model->manifest_bytes > 0 && !model->manifest) return broken(model, "its manifest is missing");
   if (model->weights_bytes > SIZE_MAX || model->manifest_bytes > SIZE_MAX)
     return broken(model, "its weights are larger than the address space");

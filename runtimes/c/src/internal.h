@@ -79,6 +79,7 @@ uint32_t edgert_dtype_bytes(uint32_t dtype);
 
 /* What the model has for a GPU, or NULL. */
 const edgert_gpu *edgert_model_gpu(const edgert_model *model);
+uint64_t edgert_model_state_bytes(const edgert_model *model);
 
 /* artifact.c */
 

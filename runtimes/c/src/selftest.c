@@ -181,6 +181,7 @@ static edgert_status run_test(edgert_session *session, uint32_t test) {
   const edgert_model *model = session->model;
   const edgert_tests *tests = edgert_tests_of(model);
   give_inputs(session, test);
+  memset(session->arena, 0, (size_t)edgert_model_state_bytes(model)); /* every test begins a sequence */
   if (session->gpu) { /* its steps are not the processor's */
     edgert_status status = edgert_run_steps(session);
     return status == EDGERT_OK ? check_outputs(session, test) : status;

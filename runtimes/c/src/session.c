@@ -175,6 +175,7 @@ static edgert_session *build(const edgert_model *model, const edgert_options *op
     give_buffers(session->own + model->input_count, model->outputs, model->output_count, next);
   }
   memcpy(session->io, session->own, place->own - place->io);
+  memset(session->arena, 0, (size_t)edgert_model_state_bytes(model));
   return session;
 }
 
@@ -394,6 +395,16 @@ edgert_status edgert_run_steps(edgert_session *session) {
     else
       edgert_run_step(session, &session->model->steps[i]);
   }
+  return EDGERT_OK;
+}
+
+edgert_status edgert_reset(edgert_session *session) {
+  if (!session) return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_reset: session is NULL");
+  if (atomic_flag_test_and_set(&session->running))
+    return edgert_fail(EDGERT_ERROR_BUSY, "model '%s' is running in another thread; reset it after the run",
+                       session->model->name);
+  memset(session->arena, 0, (size_t)edgert_model_state_bytes(session->model));
+  atomic_flag_clear(&session->running);
   return EDGERT_OK;
 }
 

@@ -208,6 +208,8 @@ EDGERT_API edgert_status edgert_bind_output(edgert_session *session, uint32_t in
 /* One inference: read all inputs, write all outputs, return when done. */
 EDGERT_API edgert_status edgert_run(edgert_session *session);
 
+/* Make zero what the model keeps from one run to the next, as it is after open: a new sequence begins. */
+EDGERT_API edgert_status edgert_reset(edgert_session *session);
 /* Run the tests inside the model (edgec compile --bundle-tests), step by step; the sentence of EDGERT_ERROR_TEST names
  * the first step that stores something else than the compiler's reference. `count`, unless NULL, gets how many tests
  * there are. Afterwards nothing is bound, and the own buffers hold the last test. Without tests: EDGERT_ERROR_ARGUMENT. */

@@ -195,6 +195,7 @@ typedef struct edgert_model {
   uint8_t sha256[32]; /* of the weights followed by the manifest */
   /* Appended; there only if `struct_bytes` says so. */
   const edgert_gpu *gpu; /* the same model for a GPU, or NULL; `steps` are the processor's in any case */
+  uint64_t state_bytes;  /* of the arena, from its start on: kept between runs, zero at first */
   const edgert_tests *tests; /* NULL without */
 } edgert_model;
 
