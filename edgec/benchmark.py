@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from edgec.artifact import read_manifest
-from edgec.data import Array, TensorSpec, load_npz, specs
+from edgec.data import Array, Samples, TensorSpec, load_npz, specs
 from edgec.devices import Progress, open_device
 from edgec.errors import EdgecError
 from edgec.evaluation import relative_error
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 TURN_NS = 10_000_000
 """A turn measures about this long, in as many calls as it takes."""
 MOST_CALLS = 200
+WARM_CALLS = 3
+"""Before a machine elsewhere is measured."""
+ON_CPU = "edgec on the CPU"
+"""What the processor's code of an artifact for a GPU is called beside it."""
 FLOAT_TOLERANCE, QUANTISED_TOLERANCE = 1e-3, 0.25
 
 
@@ -64,23 +68,31 @@ class Timing:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What :func:`bench` measured; ``steps`` are edgec's, where a profile was asked for."""
+    """What :func:`bench` measured on ``device``; ``steps`` are edgec's, where a profile was asked for."""
 
     threads: int
     rounds: int
     machine: Machine
     timings: tuple[Timing, ...]
     steps: tuple[StepProfile, ...]
+    device: str = "CPU"
 
     @property
     def ratio(self) -> float | None:
         """The time of edgec over that of the fastest peer: below 1 edgec is faster; None without peers."""
-        ours, *theirs = (timing.min_ms for timing in self.timings)
-        return ours / min(theirs) if theirs else None
+        theirs = [timing.min_ms for timing in self.timings[1:] if timing.name != ON_CPU]
+        return self.timings[0].min_ms / min(theirs) if theirs else None
+
+    @property
+    def gpu_over_cpu(self) -> float | None:
+        """The GPU's time over that of the processor with the same artifact: above 1 it had better run there; None
+        for an artifact that is not for a GPU."""
+        own = [timing.min_ms for timing in self.timings if timing.name == ON_CPU]
+        return self.timings[0].min_ms / own[0] if own else None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {**asdict(self), "ratio": self.ratio}
+        return {**asdict(self), "ratio": self.ratio, "gpu_over_cpu": self.gpu_over_cpu}
 
     def markdown(self) -> str:
         """A table for a README or an issue; a star marks a peer whose outputs are others."""
@@ -100,8 +112,11 @@ class Benchmark:
 class Contender(Protocol):
     """A model that is loaded and has its input bound."""
 
-    name: ClassVar[str]
     version: str
+
+    @property
+    def name(self) -> str:
+        """What the tables call it."""
 
     def invoke(self) -> None:
         """One inference."""
@@ -134,7 +149,7 @@ def bench(
         inputs: an ``.npz`` whose first sample is used; random values (``seed``) without it.
         threads: how many share the work of a run, in every contender.
         rounds: how often each contender has its turn.
-        device: must be this machine.
+        device: this machine, or one over ssh or adb, where there are no peers.
         profile: measure every step, too, in rounds of its own.
         seed: of the random input.
         progress: told (what, done, total).
@@ -148,7 +163,8 @@ def bench(
         raise EdgecError(
             f"'{artifact}' is an FPGA project, whose speed a C simulation does not show; edgec inspect has the estimate"
         )
-    if open_device(device).is_emulated:
+    where = open_device(device)
+    if where.is_emulated:
         raise EdgecError(
             "an emulator's time is not a device's latency; bench on the device, or count the instructions of the "
             "emulator with edgec bench --device qemu"
@@ -159,15 +175,45 @@ def bench(
     manifest = read_manifest(artifact)
     tensors = specs(manifest["inputs"])
     values = load_npz(inputs, tensors).read(0) if inputs else random_inputs(tensors, seed)
+    if device != "local":
+        if files:
+            raise EdgecError(f"other runtimes are measured on this machine only; leave out --against for {device}")
+        return _remote(device, artifact, values, threads, rounds, profile, progress)
     with ExitStack() as stack:
         session = stack.enter_context(Session(artifact, threads))
         contenders: list[Contender] = [_Artifact(session, values)]
+        if "gpu" in manifest:
+            processor = stack.enter_context(Session(artifact, threads, gpu=False))
+            contenders.append(_Artifact(processor, values, ON_CPU))
         contenders += [_bound_peer(name, path, threads, values) for name, path in files.items()]
         with observed() as observation:
             times = _measure(contenders, rounds, progress)
         timings = tuple(_timings(contenders, times, _tolerance(manifest)))
         steps = _profile(session, rounds) if profile else ()
-    return Benchmark(threads, rounds, observation.machine, timings, steps)
+        device_name = session.device
+    return Benchmark(threads, rounds, observation.machine, timings, steps, device_name)
+
+
+def _remote(
+    url: str, artifact: Path, values: dict[str, Array], threads: int, rounds: int, profile: bool,
+    progress: Progress | None,
+) -> Benchmark:  # fmt: skip
+    """The artifact alone, on a machine over ssh or adb: as many calls as rounds here have."""
+    import edgec
+    from edgec.remote_device import RemoteDevice
+    from edgec.runtimes.python.session import StepProfile
+
+    device, sample = RemoteDevice(url), Samples(1, None, lambda index: values)
+    flags = ["--threads", str(threads), "--warmup", str(WARM_CALLS)]
+    with device.transport.connected():
+        trial = device.profile(artifact, sample, [*flags, "--repeat", str(WARM_CALLS), "--no-steps"], progress)
+        calls = rounds * min(MOST_CALLS, max(1, TURN_NS // max(1, min(trial.run_ns))))
+        found = device.profile(artifact, sample, [*flags, "--repeat", str(calls), "--no-steps"], progress)
+        stepwise = device.profile(artifact, sample, [*flags, "--repeat", str(rounds)], progress) if profile else None
+    low, median, high = np.percentile(found.run_ns, [0, 50, 95]) / 1e6
+    timing = Timing("edgec", edgec.__version__, calls, float(low), float(median), float(high), 1.0, 0.0, True)
+    steps = tuple(StepProfile(**step) for step in stepwise.steps) if stepwise else ()
+    return Benchmark(threads, rounds, found.machine, (timing,), steps)
 
 
 def _files(against: Sequence[str], model: Path | None, peer_models: Mapping[str, Path]) -> dict[str, Path]:
@@ -220,11 +266,10 @@ def _random(generator: np.random.Generator, spec: TensorSpec) -> Array:
 class _Artifact:
     """The artifact as a contender."""
 
-    name: ClassVar[str] = "edgec"
-
-    def __init__(self, session: Session, values: Mapping[str, Array]) -> None:
+    def __init__(self, session: Session, values: Mapping[str, Array], name: str = "edgec") -> None:
         import edgec
 
+        self.name = name
         self.version = edgec.__version__
         self.invoke = session.invoke
         self._outputs = session.bind(values)

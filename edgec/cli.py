@@ -55,7 +55,9 @@ Shapes = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        metavar="URL", help="Where it runs: local, or qemu[:CPU], which emulates the artifact's CPU or another."
+        metavar="URL",
+        help="Where it runs: local, ssh://[USER@]HOST[:PORT], adb://SERIAL, or qemu[:CPU], which emulates the "
+        "artifact's CPU or another.",
     ),
 ]
 Preprocess = Annotated[
@@ -110,7 +112,7 @@ def compile_model(
     target: Annotated[str, typer.Option(help="What to build for: see edgec targets; host is this machine.")] = "host",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="OUT", help="The artifact; by default MODEL's name with .so."),
+        typer.Option("--output", "-o", metavar="OUT", help="The artifact: MODEL.so by default, or NAME.o to link."),
     ] = None,
     shape: Shapes = None,
     passes: Annotated[
@@ -126,7 +128,11 @@ def compile_model(
         float, typer.Option(metavar="FRACTION", min=0, max=0.9, help="Share of the MACs to remove, structured.")
     ] = 0.0,
     quantize: Annotated[
-        str, typer.Option(metavar="none|int8", help="Make 8-bit integers of weights and activations.")
+        str,
+        typer.Option(
+            metavar="none|int8|w8|w4|w3|w2|w4a8",
+            help="Make integers: of weights and activations, of weights only (w…), of 4 and 8 bits (w4a8).",
+        ),
     ] = "none",
     calib: Annotated[
         Path | None,
@@ -143,6 +149,15 @@ def compile_model(
     recipe: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="How to quantise: OUT.recipe.toml of before, edited.")
     ] = None,
+    group_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Weights that share a scale (w4, w3, w2); 0: an output channel's.")
+    ] = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OUTPUT=INPUT", help="Keep an output as the next run's input; auto pairs present… with past…."
+        ),
+    ] = None,
     tune: Annotated[
         float | None, typer.Option(metavar="MINUTES", help="Measure plans of the kernels so long, and take the best.")
     ] = None,
@@ -158,6 +173,7 @@ def compile_model(
     from edgec.compiler import compile
     from edgec.html import order_page
     from edgec.shapes import parse_shape_flags
+    from edgec.states import parse_states
     from edgec.transformation import transform
 
     names = None if passes is None else [name.strip() for name in passes.split(",") if name.strip()]
@@ -178,13 +194,33 @@ def compile_model(
             checked = check or page.material.few
         compiled = compile(
             model, target, output, shapes=shapes, passes=names, check=checked, prune=prune, quantize=quantize,
-            calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe, tune=tune,
-            tune_db=tune_db, fps=fps, progress=progress,
+            calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe,
+            group_size=group_size, states=parse_states(state or ()), tune=tune, tune_db=tune_db, fps=fps,
+            progress=progress,
         )  # fmt: skip
         if page:
             page.write_compiled(compiled, progress)
     results = {"artifact": compiled.path, **compiled.report.as_dict()}
     _show(results, json, lambda: tables.print_compiled(compiled, explain))
+
+
+@app.command("runtime")
+def build_runtimes(
+    system: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SYSTEM]...", help="linux-aarch64, android-arm64-v8a, cortex-m4 …; all by default."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where each system's folder goes.")
+    ] = Path("edgert"),
+    json: Json = False,
+) -> None:
+    """Build libedgert, its headers and tools for every system that a C compiler is found for."""
+    from edgec.prebuilt import build_all
+
+    with console.progress():
+        built = build_all(output.resolve(), system or ())
+    _show(built, json, lambda: tables.print_runtimes(built))
 
 
 @app.command("prune")
@@ -221,10 +257,11 @@ def prune_model(
     """Prune channels of a model, write the smaller ONNX model, and compare the two."""
     from edgec.pruning import Comparison, compare_pruned, plot_curve, settings_for
     from edgec.shapes import parse_shape_flags
-    from edgec.targets.target import load_target
+    from edgec.targets.target import resolve_target
 
     shapes = parse_shape_flags(shape or ())
-    settings = settings_for(remove, load_target(target), score=score, repair=repair, distil_minutes=distil, seed=seed)
+    choices = {"score": score, "repair": repair, "distil_minutes": distil, "seed": seed}
+    settings = settings_for(remove, resolve_target(target), **choices)
     found: Comparison
     if curve is not None:
         found = plot_curve(model, curve, settings, calib=calib, data=data, shapes=shapes)
@@ -247,15 +284,22 @@ def run(
         Path | None, typer.Option("--output", "-o", metavar="OUT.npz", help="Where the outputs go, samples first.")
     ] = None,
     device: Device = "local",
+    fallback: Annotated[
+        str | None, typer.Option(metavar="cpu", help="Run an artifact for a GPU on the CPU where there is no GPU.")
+    ] = None,
     threads: Threads = 1,
     json: Json = False,
 ) -> None:
     """Run an artifact on the samples of a file, and save or summarise its outputs."""
     from edgec.artifact import check_writable, read_manifest
     from edgec.data import batch_size, load_npz, save_npz, specs, summarise_array
-    from edgec.devices import open_device
+    from edgec.devices import LocalDevice, open_device
 
     where = open_device(device, artifact)
+    if fallback is not None:
+        if not isinstance(where, LocalDevice):
+            raise EdgecError("--fallback is for artifacts for a GPU that run on this machine; leave it out")
+        where = LocalDevice(fallback)
     inputs = specs(read_manifest(artifact)["inputs"])
     samples = load_npz(input, inputs)
     if output:
@@ -266,7 +310,25 @@ def run(
     if output:
         save_npz(output, outputs)
     found = [summarise_array(name, array) for name, array in outputs.items()]
-    _show({"saved": output, "outputs": found}, json, lambda: tables.print_outputs(found, output))
+    facts = {"saved": output, "outputs": found, **({"machine": results.machine} if results.machine else {})}
+    _show(facts, json, lambda: tables.print_outputs(found, output, results.machine))
+
+
+@app.command()
+def generate(
+    artifact: Artifact,
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What comes before.")],
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to generate.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; else one is drawn.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """Continue a text with a language model of bytes that was compiled with --state."""
+    from edgec.generation import write
+
+    found = write(artifact, prompt, tokens, temperature=temperature, seed=seed, threads=threads)
+    _show(found, json, lambda: tables.print_generated(found))
 
 
 @app.command()
@@ -283,7 +345,8 @@ def tune(
     device: Annotated[
         str | None,
         typer.Option(
-            metavar="URL", help="Where plans are measured: local, ssh://[USER@]HOST[:PORT], or counted: qemu[:CPU]."
+            metavar="URL",
+            help="Where plans are measured: local, ssh://[USER@]HOST[:PORT], adb://SERIAL, or counted: qemu[:CPU].",
         ),
     ] = None,
     json: Json = False,
@@ -363,7 +426,10 @@ def bench(
     seed: Annotated[int, typer.Option(help="Of the random input.")] = 0,
     profile: Annotated[bool, typer.Option("--profile", help="Measure every step, too.")] = False,
     device: Annotated[
-        str, typer.Option(metavar="URL", help="local, or qemu[:cpu], where instructions are counted instead.")
+        str,
+        typer.Option(
+            metavar="URL", help="local, ssh://…, adb://…, or qemu[:cpu], where instructions are counted instead."
+        ),
     ] = "local",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table to paste.")] = False,
     json: Json = False,
@@ -457,11 +523,13 @@ def diff(
 def targets(json: Json = False) -> None:
     """List what edgec compiles for."""
     from edgec.targets.fpga.board import board_names, load_board
+    from edgec.targets.gpu.target import gpu_names, load_gpu
     from edgec.targets.target import load_target, target_names
 
     processors = [load_target(name) for name in target_names()]
+    gpus = [load_gpu(name) for name in gpu_names()]
     boards = [load_board(name) for name in board_names()]
-    _show([*processors, *boards], json, lambda: tables.print_targets(processors, boards))
+    _show([*processors, *gpus, *boards], json, lambda: tables.print_targets(processors, gpus, boards))
 
 
 @app.command()

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from edgec.quantisation import Options, Quantisation
     from edgec.targets.cpu.backend import Code
     from edgec.targets.fpga.board import Board
+    from edgec.targets.gpu.backend import GpuCode
+    from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import Target
     from edgec.transformation import Check
     from edgec.tuning import Tuned
@@ -61,6 +63,8 @@ def compile(
     eval: Source | None = None,
     max_drop: float | None = None,
     recipe: str | os.PathLike[str] | Recipe | None = None,
+    group_size: int | None = None,
+    states: Mapping[str, str] | str | None = None,
     tune: float | None = None,
     tune_db: str | os.PathLike[str] | None = None,
     device: str | None = None,
@@ -69,19 +73,25 @@ def compile(
 ) -> Compiled:
     """Compile ``model`` for ``target`` into one shared object, or into an HLS project for an FPGA board.
 
+    The shared object for a GPU holds the kernels as OpenCL C, and the host processor's code to fall back on.
+
     Args:
         model: an ONNX file, or a model in memory.
         target: one of ``edgec targets``.
-        output: the artifact; ``<model>.so`` in the working folder by default, and for an FPGA board the folder
-            ``<model>-<target>``. The manifest and the report are written beside it, as ``<output>.json``.
+        output: the artifact; ``<model>.so`` in the working folder by default, for a microcontroller ``<model>.o``,
+            and for an FPGA board the folder ``<model>-<target>``. A name that ends in ``.o`` makes an object to link
+            into a program, and a header beside it (see :mod:`edgec.static_object`). The manifest and the report are
+            written beside the artifact, as ``<output>.json``.
         shapes: pins dynamic inputs, e.g. ``{"input": (1, 3, 224, 224)}``.
         passes: names of passes, in the order in which they run; all of them by default.
         check: samples on which ONNX Runtime compares the model after each pass with the original (with the
             pruned model, if ``prune`` is given): an ``.npz`` with arrays named as the inputs, or an iterable of
             arrays by input name.
         prune: the share of the MACs to remove by structured pruning, 0 to 0.9.
-        quantize: "none" or "int8": 8-bit integers by post-training quantisation. The recipe and the ONNX models
-            before and after it are written beside the artifact (see :func:`edgec.quantisation.companions`).
+        quantize: "none"; "int8", 8-bit integers by post-training quantisation; "w8", "w4", "w3" or "w2", weights of
+            so many bits with float activations; or "w4a8", weights of 4 bits and activations of 8. The recipe and the
+            ONNX models before and after it are written beside the artifact (see
+            :func:`edgec.quantisation.companions`).
         calib: typical inputs to prune and to quantise by: an ``.npz``, a folder of images, or an iterable of arrays
             by input name. Without any, pruning goes by the weights alone.
         preprocess: how images become inputs (TOML), for folders of them.
@@ -89,6 +99,11 @@ def compile(
         max_drop: points that quantisation may lose; layers go back to more bits until it is enough (see
             :mod:`edgec.guard`).
         recipe: how to quantise: a :class:`edgec.passes.quantize.Recipe`, or a file of one.
+        group_size: weights of less than 8 bits that share a scale where activations are float; 0 for those of a
+            whole output channel.
+        states: outputs, with the input of each, that the artifact keeps from one run to the next: see
+            :mod:`edgec.states`. "auto" pairs ``present…`` with ``past…``. Samples are then successive runs, without
+            arrays for these inputs.
         tune: minutes to spend on measuring plans of the kernels; none by default.
         tune_db: the file of tuning records that plans are chosen by, and that new ones are added to; by default
             those that come with edgec, and with ``tune`` a file in the user's cache.
@@ -101,25 +116,35 @@ def compile(
             written then.
     """
     from edgec import fusion, memory, tiling
-    from edgec.artifact import build_artifact, check_writable, write_atomically
+    from edgec.artifact import check_writable, write_atomically
     from edgec.calibration import load_calibration
     from edgec.graph import load_graph
     from edgec.lowering import lower
     from edgec.passes.pipeline import select
-    from edgec.quantisation import Options
+    from edgec.quantisation import Options, check_precisions
+    from edgec.states import keep_states
+    from edgec.static_object import check_form
     from edgec.summary import summarise
     from edgec.targets.cpu.backend import compile_program
     from edgec.targets.fpga.board import Board
-    from edgec.targets.target import resolve_target
+    from edgec.targets.gpu.backend import GpuProgram
+    from edgec.targets.gpu.target import GpuTarget
+    from edgec.targets.target import Target, resolve_target
     from edgec.toolchain import find_toolchain
     from edgec.tuning import records_for
 
     tell = progress or (lambda what, done, total: None)
     clock = _Clock()
     chosen = resolve_target(target)
-    options = Options(quantize, Path(preprocess) if preprocess is not None else None, eval, max_drop, recipe)
+    folder_rule = Path(preprocess) if preprocess is not None else None
+    options = Options(quantize, folder_rule, eval, max_drop, recipe, group_size)
     options.check(calib is not None, prune > 0)
-    selected = None if passes is None else select(passes, activation_dtype=chosen.activation_dtype)
+    if states and not isinstance(chosen, Target):
+        raise EdgecError(f"{target} keeps no states between runs; leave --state out and carry them over yourself")
+    check_precisions(options, chosen)
+    selected = None
+    if passes is not None:
+        selected = select(passes, activation_dtype=chosen.activation_dtype, packs_weights=chosen.packs_weights)
     path = Path(output) if output is not None else chosen.default_output(_name(model))
     if isinstance(chosen, Board):
         from edgec.targets.fpga.artifact import check_project_path
@@ -129,6 +154,7 @@ def compile(
         raise EdgecError(f"--fps is a goal for FPGA boards, and {target} is none; leave it out")
     else:
         find_toolchain(chosen.triple)
+        check_form(path, chosen)
         check_writable(path)
     check_writable(manifest_path(path))
 
@@ -136,7 +162,7 @@ def compile(
     graph = load_graph(model, shapes=shapes)
     original = summarise(graph)
     clock.lap("import")
-    calibration = None if calib is None else load_calibration(calib, graph, options.preprocess)
+    calibration = None if calib is None else load_calibration(calib, graph, options.preprocess, states)
     graph, reports, quantisation = _transformed(
         graph, chosen, prune, selected, check, options, calibration, tell, clock
     )
@@ -155,31 +181,44 @@ def compile(
         return Compiled(path, made.manifest, project_report)
     program = lower(graph)
     program.name = _name(model)
+    if states:
+        keep_states(program, states)
     fusion.fuse(program)
-    tiling.tile(program)
-    lifetimes = memory.plan(program)
+    gpu = GpuProgram(program, chosen) if isinstance(chosen, GpuTarget) else None
+    processor = chosen.host if isinstance(chosen, GpuTarget) else chosen
+    if gpu is None:
+        tiling.tile(program)
+    planned = gpu is not None and gpu.program is program
+    lifetimes = gpu.lifetimes if gpu and planned else memory.plan(program, chosen.arena_alignment)
     clock.lap("lowering")
-    records, tuned = records_for(program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
+    tuned_program = gpu.program if gpu else program
+    records, tuned = records_for(tuned_program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
     clock.lap("tuning")
-    code = compile_program(program, chosen, tell, records)
+    code = compile_program(program, processor, tell, records)
+    gpu_code = gpu.compile(tell, records) if gpu else None
     clock.lap("kernels")
     tell("link", 0, 1)
-    facts = _manifest(program, code, chosen, lifetimes)
+    facts = _manifest(program, code, processor, lifetimes)
     facts["model"] = model_facts
-    data, manifest = build_artifact(program, code, chosen, facts)
+    if gpu is not None and gpu_code is not None:
+        facts = {**facts, **gpu.facts(gpu_code), "fallback": facts["steps"]}
+    data, manifest, headers = _linked(program, code, processor, facts, path, gpu_code)
     clock.lap("link")
-    nodes = tuple(call.step.nodes for call in code.calls)
-    sizes = tuple(sum(buffer.nbytes for buffer in set(call.operands)) for call in code.calls)
+    calls = [(call.step.nodes, call.operands) for call in code.calls]
+    if gpu_code is not None:
+        calls = [(step.nodes, step.operands) for step in gpu_code.steps]
+    nodes = tuple(each for each, _ in calls)
+    sizes = tuple(sum(buffer.nbytes for buffer in set(operands)) for _, operands in calls)
     report = Report(manifest, reports, nodes, len(data), clock.laps, tuned, quantisation, sizes)
     files = {manifest_path(path): json.dumps(report.as_dict(), indent=1).encode()}
-    write_atomically(files | (quantisation.files(path) if quantisation else {}) | {path: data})
+    write_atomically(files | headers | (quantisation.files(path) if quantisation else {}) | {path: data})
     tell("link", 1, 1)
     return Compiled(path, manifest, report, tuned)
 
 
 def _transformed(
-    graph: ir.Model, target: Target | Board, prune: float, passes: Sequence[Pass] | None, check: Check | None,
-    options: Options, calibration: Calibration | None, tell: Progress, clock: _Clock,
+    graph: ir.Model, target: Target | GpuTarget | Board, prune: float, passes: Sequence[Pass] | None,
+    check: Check | None, options: Options, calibration: Calibration | None, tell: Progress, clock: _Clock,
 ) -> tuple[ir.Model, tuple[PassReport, ...], Quantisation | None]:  # fmt: skip
     """The graph that is lowered: pruned, through the passes, quantised, and through the passes for integers."""
     from edgec.passes.pipeline import FLOAT, integer_passes
@@ -187,7 +226,7 @@ def _transformed(
     from edgec.quantisation import quantise_graph
     from edgec.transformation import apply_passes
 
-    integers = integer_passes(target.activation_dtype)
+    integers = integer_passes(target.activation_dtype, target.packs_weights)
     samples = None if calibration is None else calibration.samples
     pruned = prune_graph(graph, settings_for(prune, target), samples) if prune else ()
     default = FLOAT if options.quantises else (*FLOAT, *integers)
@@ -200,6 +239,19 @@ def _transformed(
     graph, quantisation = quantise_graph(graph, options, calibration, tell)
     clock.lap("quantisation")
     return graph, (*reports, *apply_passes(graph, integers, None)), quantisation
+
+
+def _linked(
+    program: Program, code: Code, target: Target, manifest: dict[str, Any], path: Path, gpu: GpuCode | None
+) -> tuple[bytes, dict[str, Any], dict[Path, bytes]]:
+    """The artifact as its file name asks for it, its manifest, and the files that belong beside it."""
+    from edgec.artifact import build_artifact
+    from edgec.static_object import build_static, is_static
+
+    if not is_static(path):
+        return *build_artifact(program, code, target, manifest, gpu), {}
+    static = build_static(program, code, target, manifest, path.stem)
+    return static.data, static.manifest, {path.with_suffix(".h"): static.header.encode()}
 
 
 def tune(
@@ -264,7 +316,9 @@ def _digest(model: Any) -> str | None:
 
 def _manifest(program: Program, code: Code, target: Target, lifetimes: Sequence[Lifetime]) -> dict[str, Any]:
     """What the artifact says of itself."""
-    from edgec.artifact import ABI_VERSION, tensor_entry
+    from edgec import memory
+    from edgec.artifact import tensor_entry
+    from edgec.descriptor import ABI_VERSION
 
     return {
         "edgec": metadata.version("edgec"),
@@ -278,16 +332,8 @@ def _manifest(program: Program, code: Code, target: Target, lifetimes: Sequence[
         "outputs": [tensor_entry(tensor) for tensor in program.outputs],
         "arena_bytes": program.arena_bytes,
         "arena_lower_bound": program.arena_lower_bound,
+        "states": [{**tensor_entry(tensor), "kind": "state"} for tensor in program.states],
         "steps": [{"name": c.step.name, "kernel": c.contract, "macs": c.step.kernel.macs} for c in code.calls],
-        "memory": [
-            {
-                "buffer": x.buffer.name,
-                "offset": x.buffer.offset,
-                "bytes": x.nbytes,
-                "first": x.first,
-                "last": x.last,
-            }
-            for x in lifetimes
-        ],
+        "memory": [memory.entry(lifetime) for lifetime in lifetimes],
         "versions": {name: metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi", "onnx")},
     }

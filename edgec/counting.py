@@ -11,9 +11,11 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from edgec import cortex_m
 from edgec.artifact import read_manifest
 from edgec.benchmark import random_inputs
 from edgec.data import Array, Samples, load_npz, specs
@@ -87,6 +89,8 @@ def count_instructions(artifact: Path, values: Mapping[str, Array], device: Qemu
         EdgecError: the artifact does not fit, or the emulator or a C compiler for its plugin is missing.
     """
     manifest = read_manifest(artifact)
+    if manifest["triple"] == cortex_m.TRIPLE:
+        return _count_bare_metal(artifact, manifest, values)
     sample = Samples(1, None, lambda index: dict(values))
     whole = _marks(artifact, manifest, sample, device, ())
     steps = _marks(artifact, manifest, sample, device, ("--profile", "profile.json"))[1:-1]
@@ -95,6 +99,30 @@ def count_instructions(artifact: Path, values: Mapping[str, Array], device: Qemu
     return Counts(
         cpu=device.cpu or manifest["cpu"],
         instructions=whole[-1] - whole[0],
+        macs=sum(step["macs"] for step in facts),
+        steps=tuple(
+            StepCount(step["name"], step["kernel"], step["macs"], instructions)
+            for step, instructions in zip(facts, counted, strict=True)
+        ),
+    )
+
+
+def _count_bare_metal(artifact: Path, manifest: dict[str, Any], values: Mapping[str, Array]) -> Counts:
+    """The same on a Cortex-M: there is no system to call, and the program marks its runs and steps by ``yield``."""
+    sample = Samples(1, None, lambda index: dict(values))
+    facts = manifest["steps"]
+    marks = []
+    for by_step in (False, True):
+        with tempfile.TemporaryDirectory(prefix="edgec-count-") as name:
+            folder = Path(name)
+            options = ["-plugin", f"{plugin()},out=counts.txt,yield=on"]
+            cortex_m.emulate(artifact, manifest, sample, folder, options, by_step=by_step)
+            marks.append([int(line) for line in (folder / "counts.txt").read_text(encoding="utf-8").split()])
+    whole, steps = marks
+    counted = [end - start for start, end in pairwise(steps[: len(facts) + 1])]
+    return Counts(
+        cpu=manifest["cpu"],
+        instructions=whole[1] - whole[0],
         macs=sum(step["macs"] for step in facts),
         steps=tuple(
             StepCount(step["name"], step["kernel"], step["macs"], instructions)

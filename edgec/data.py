@@ -221,3 +221,18 @@ def _common_count(stacked: Mapping[str, Array], path: Path) -> int:
         listing = ", ".join(f"{count} for '{name}'" for name, count in counts.items())
         raise EdgecError(f"'{path}' has a different number of samples for each input: {listing}")
     return next(iter(counts.values()), 1)
+
+
+def write_raw(path: Path, inputs: Sequence[TensorSpec], samples: Samples) -> None:
+    """Write the dense inputs of every run, one after the other, as the runners read them."""
+    with path.open("wb") as file:
+        for arrays in samples:
+            for spec in inputs:
+                file.write(np.ascontiguousarray(arrays[spec.name]).tobytes())
+
+
+def read_raw(path: Path, outputs: Sequence[TensorSpec], runs: int) -> dict[str, Array]:
+    """The dense outputs that a runner wrote, run by run, as [runs, *shape] each."""
+    record = np.dtype([(f"{index}", spec.dtype, spec.shape) for index, spec in enumerate(outputs)])
+    data = np.fromfile(path, record, runs)
+    return {spec.name: np.ascontiguousarray(data[f"{index}"]) for index, spec in enumerate(outputs)}

@@ -1,7 +1,9 @@
 """Where an artifact runs: this machine, or an emulated one, behind one interface.
 
 ``local`` runs in this process through libedgert. ``qemu[:cpu]`` runs the same library, built for the artifact's
-system, under qemu-user: it shows what a board computes, and says nothing about how long the board takes.
+system, under qemu-user, and objects for Cortex-M in qemu-system-arm (:mod:`edgec.cortex_m`): it shows what a board
+computes, and says nothing about how long the board takes. ``ssh://`` and ``adb://`` are machines elsewhere
+(:mod:`edgec.remote_device`).
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from edgec.data import Array, Samples, TensorSpec, specs
+from edgec import cortex_m
+from edgec.data import Array, Samples, TensorSpec, read_raw, specs, write_raw
 from edgec.errors import EdgecError
+from edgec.machine import Machine
 
-WORKING = "local and qemu[:cpu]"
+WORKING = "local, qemu[:cpu], ssh://[user@]host[:port] and adb://serial"
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,12 @@ class Results:
     Attributes:
         outputs: for every output an array [runs, *shape].
         run_ns: wall time of every run on the device, in nanoseconds; the emulator's time on an emulator.
+        machine: its state meanwhile, of a device that is another machine.
     """
 
     outputs: dict[str, Array]
     run_ns: tuple[int, ...]
+    machine: Machine | None = None
 
     def by_sample(self, batch: int) -> dict[str, Array]:
         """The outputs with samples as first axis, as files of inputs have it.
@@ -123,15 +129,23 @@ class Device(ABC):
         """
 
 
+@dataclass(frozen=True)
 class LocalDevice(Device):
-    """This machine, in this process."""
+    """This machine, in this process; with ``fallback`` "cpu" an artifact for a GPU may run without one."""
 
+    fallback: str | None = None
     is_emulated = False
 
     def run(self, artifact: Path, samples: Samples, *, threads: int = 1, progress: Progress | None = None) -> Results:
         from edgec.runtimes.python.session import Session
 
-        with Session(artifact, threads) as session:
+        if artifact.suffix == ".o":
+            raise EdgecError(
+                f"'{artifact}' is an object to link into a program; compile with -o {artifact.stem}.so to run it here, "
+                f"or give --device qemu if it is for a Cortex-M"
+            )
+
+        with Session(artifact, threads, fallback=self.fallback) as session:
             outputs = _empty_outputs(specs_of(session.outputs), len(samples))
             run_ns = []
             for index, inputs in enumerate(samples):
@@ -159,13 +173,25 @@ class QemuDevice(Device):
         manifest = read_manifest(artifact)
         if progress:
             progress("runs", 0, len(samples))
+        if manifest["triple"] == cortex_m.TRIPLE:
+            return self._run_bare_metal(artifact, manifest, samples)
         with tempfile.TemporaryDirectory(prefix="edgec-qemu-") as name:
             folder = Path(name)
             flags = ["--profile", "profile.json", "--threads", str(threads)]
             emulate(artifact, manifest, samples, folder, cpu=self.cpu, flags=flags)
             profile = json.loads((folder / "profile.json").read_text(encoding="utf-8"))
-            outputs = _read_outputs(folder / "outputs.bin", specs(manifest["outputs"]), len(samples))
+            outputs = read_raw(folder / "outputs.bin", specs(manifest["outputs"]), len(samples))
         return Results(outputs, tuple(profile["runs_ns"]))
+
+    def _run_bare_metal(self, artifact: Path, manifest: dict[str, Any], samples: Samples) -> Results:
+        if self.cpu is not None:
+            raise EdgecError(f"'{artifact}' runs only on the core it was compiled for; use --device qemu")
+        with tempfile.TemporaryDirectory(prefix="edgec-qemu-") as name:
+            start = time.perf_counter_ns()
+            run = cortex_m.emulate(artifact, manifest, samples, Path(name))
+            each = (time.perf_counter_ns() - start) // max(1, len(samples))
+            outputs = read_raw(run.outputs, specs(manifest["outputs"]), len(samples))
+        return Results(outputs, (each,) * len(samples))
 
 
 def emulate(
@@ -196,7 +222,7 @@ def emulate(
 
     emulator = _require_emulator(artifact, manifest)
     runner = build_runtime(emulator.triple).runner
-    _write_inputs(folder / "inputs.bin", specs(manifest["inputs"]), samples)
+    write_raw(folder / "inputs.bin", specs(manifest["inputs"]), samples)
     command = [
         *emulator.run(cpu or manifest["cpu"]), *options, str(runner), str(artifact.resolve()),
         "--inputs", "inputs.bin", "--outputs", "outputs.bin", "--count", str(len(samples)), *flags,
@@ -205,10 +231,10 @@ def emulate(
 
 
 def open_device(url: str, artifact: Path | None = None) -> Device:
-    """The device for ``local`` or ``qemu[:cpu]``; an FPGA project's own is its C simulation, here.
+    """The device that a URL names; an FPGA project's own is its C simulation, here.
 
     Raises:
-        EdgecError: any other URL; says which work.
+        EdgecError: any other URL than :data:`WORKING`; says which work.
     """
     kind, colon, cpu = url.partition(":")
     if url == "local" and artifact is not None and artifact.is_dir():
@@ -219,8 +245,10 @@ def open_device(url: str, artifact: Path | None = None) -> Device:
         return LocalDevice()
     if kind == "qemu" and bool(colon) == bool(cpu):
         return QemuDevice(cpu or None)
-    if "://" in url:
-        raise EdgecError(f"the device '{url}' cannot be used yet; the devices that work are {WORKING}")
+    if kind in ("ssh", "adb"):
+        from edgec.remote_device import RemoteDevice
+
+        return RemoteDevice(url)
     raise EdgecError(f"there is no device '{url}'; the devices that work are {WORKING}")
 
 
@@ -242,7 +270,7 @@ def _empty_outputs(outputs: Sequence[TensorSpec], runs: int) -> dict[str, Array]
 def _require_emulator(artifact: Path, manifest: dict[str, Any]) -> Emulator:
     """The emulator of the artifact's system; refuses other systems, and says what to install when it cannot run."""
     emulator = EMULATORS.get(manifest["triple"])
-    if emulator is None:
+    if emulator is None or artifact.suffix == ".o":
         raise EdgecError(
             f"'{artifact}' is for {manifest['triple']} (target {manifest['target']}), and qemu runs only "
             f"{' and '.join(EMULATORS)} artifacts; compile it for rpi4, for example, or use --device local"
@@ -262,25 +290,11 @@ def _emulate(command: Sequence[str], folder: Path) -> None:
         raise EdgecError(message.removeprefix("edgert-run: "))
     if "unable to find CPU model" in message:
         raise EdgecError(f"qemu knows no cpu '{command[2]}'; '{command[0]} -cpu help' lists those it knows")
-    raise EdgecError(f"qemu with cpu '{command[2]}' {_end(done.returncode)}: {message or 'it left no message'}")
+    raise EdgecError(f"qemu with cpu '{command[2]}' {end_of(done.returncode)}: {message or 'it left no message'}")
 
 
-def _end(code: int) -> str:
+def end_of(code: int) -> str:
     """How a process ended, in words."""
     number = -code if code < 0 else code - 128
     known = {each.value: each.name for each in signal.Signals}
     return f"ended by {known[number]}" if number in known else f"ended with exit code {code}"
-
-
-def _write_inputs(path: Path, inputs: Sequence[TensorSpec], samples: Samples) -> None:
-    with path.open("wb") as file:
-        for arrays in samples:
-            for spec in inputs:
-                file.write(np.ascontiguousarray(arrays[spec.name]).tobytes())
-
-
-def _read_outputs(path: Path, outputs: Sequence[TensorSpec], runs: int) -> dict[str, Array]:
-    """The dense outputs, run by run, as [runs, *shape] each."""
-    record = np.dtype([(f"{index}", spec.dtype, spec.shape) for index, spec in enumerate(outputs)])
-    data = np.fromfile(path, record, runs)
-    return {spec.name: np.ascontiguousarray(data[f"{index}"]) for index, spec in enumerate(outputs)}

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
+from edgec import cortex_m
 from edgec.devices import EMULATORS
 from edgec.errors import EdgecError
+from edgec.opencl import device_names
 from edgec.runtimes.build import cache_folder
 from edgec.targets.fpga.artifact import COMPILERS
 from edgec.targets.target import host_target, load_target, target_names
@@ -45,7 +47,7 @@ class Check:
 
 def examine() -> list[Check]:
     """Every check, the needed ones first."""
-    checks = [*_python(), *_compilers(), _cache(), _processor(), *_emulator(), _simulator(), *_extras()]
+    checks = [*_python(), *_compilers(), _cache(), _processor(), *_emulator(), _gpu(), _simulator(), *_extras()]
     return sorted(checks, key=lambda check: not check.needed)
 
 
@@ -117,6 +119,17 @@ def _emulator() -> Iterator[Check]:
             f"C library of {emulator.triple} (--device qemu)", there, str(emulator.sysroot) if there else "missing",
             False, "" if there else f"apt-get install {emulator.package}",
         )  # fmt: skip
+    path = shutil.which(cortex_m.EMULATOR)
+    yield Check(
+        f"{cortex_m.EMULATOR} (--device qemu, Cortex-M)", path is not None, _qemu_version(path) if path else "missing",
+        False, "" if path else "apt-get install qemu-system-arm",
+    )  # fmt: skip
+
+
+def _gpu() -> Check:
+    names = device_names()
+    remedy = "" if names else "apt-get install ocl-icd-libopencl1 pocl-opencl-icd, or the GPU's own driver"
+    return Check("OpenCL device (targets for GPUs)", bool(names), ", ".join(names) or "missing", False, remedy)
 
 
 def _simulator() -> Check:

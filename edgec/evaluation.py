@@ -11,8 +11,9 @@ import numpy as np
 
 from edgec.artifact import is_artifact, read_manifest
 from edgec.data import Array, Samples, TensorSpec, batch_size, load_samples, specs
-from edgec.devices import Device, Progress, Results, open_device
+from edgec.devices import Device, LocalDevice, Progress, Results, open_device
 from edgec.errors import EdgecError
+from edgec.machine import Machine
 from edgec.runtimes.peers import Peer, open_peer
 
 
@@ -39,12 +40,14 @@ class Evaluation:
         ms_per_sample: median wall time of a run divided by its batch; None on an emulator.
         top1: share of samples whose largest value stands at the label; None without labels.
         agreement: with the reference; None without one.
+        machine: where it ran, if that was over ssh or adb.
     """
 
     samples: int
     ms_per_sample: float | None
     top1: float | None
     agreement: Agreement | None
+    machine: Machine | None = None
 
 
 def evaluate(
@@ -92,6 +95,7 @@ def evaluate(
         ms_per_sample=None if where.is_emulated else _median_ms(results) / batch_size(inputs),
         top1=None if samples.labels is None else _accuracy(results, samples.labels),
         agreement=_compare(results, reference, inputs, samples, threads, progress) if reference else None,
+        machine=results.machine,
     )
 
 
@@ -139,8 +143,10 @@ def classes(output: Array, samples: int) -> Array | None:
 
 
 def _reference(model: Path, device: Device, threads: int, shapes: Mapping[str, Sequence[int]] | None) -> Peer:
-    if device.is_emulated:
-        raise EdgecError(f"'{model}' is a model, which ONNX Runtime runs on this machine; compile it for --device qemu")
+    if not isinstance(device, LocalDevice):
+        raise EdgecError(
+            f"'{model}' is a model, which ONNX Runtime runs on this machine; compile it for --device qemu or another"
+        )
     return open_peer("onnxruntime", model, threads=threads, shapes=shapes)
 
 

@@ -148,7 +148,7 @@ def _inline(uses: _Uses, program: Program, consumer: Step) -> bool:
 def _substitute(producer: Step, consumer: Step, operand: int) -> bool:
     kernel, source = consumer.kernel, producer.kernel
     assert isinstance(source, Loops)
-    if isinstance(kernel, Conv | Depthwise) and operand < 2:
+    if isinstance(kernel, Conv | Depthwise) and operand < kernel.own_operands:
         return False
     if not _worth_repeating(source, consumer, operand):
         return False
@@ -219,9 +219,9 @@ def _replace_loads(step: Step, values: dict[int, Expr]) -> None:
 
 
 def _drop_unused(step: Step) -> None:
-    """Renumber operands so that none is left unread (a Conv's first two always stay)."""
+    """Renumber operands so that none is left unread (those of a convolution's sums always stay)."""
     kernel = step.kernel
-    fixed = 2 if isinstance(kernel, Conv | Depthwise) else 0
+    fixed = kernel.own_operands if isinstance(kernel, Conv | Depthwise) else 0
     used = set(range(fixed))
     for name in ("body", "epilogue", "store"):
         expr = getattr(kernel, name, None)

@@ -149,14 +149,24 @@ class Guarded:
 
 Quantise = Callable[[Recipe], Quantized]
 
+LADDERS: Mapping[str, Sequence[str]] = {
+    "int8": ("int16", "float"),
+    "w4a8": ("int8", "int16", "float"),
+    "w2": ("w4", "w8", "float"),
+    "w3": ("w4", "w8", "float"),
+    "w4": ("w8", "float"),
+    "w8": ("float",),
+}
+"""By a recipe's default precision: what layers that lose too much are given."""
+
 
 def guard(
     judge: Judge, quantise: Quantise, recipe: Recipe, most: float | None, rank: Callable[[Quantized], LayerErrors]
 ) -> tuple[Quantized, Guarded]:
     """Quantise, and put layers back until at most ``most`` points are lost.
 
-    The layers that cost most go first, one, then two, four … of them: to 16-bit activations, and where that is not
-    enough, to float.
+    The layers that cost most go first, one, then two, four … of them: to the next precision of :data:`LADDERS`, and
+    where that is not enough, to the one after it, up to float.
 
     Args:
         judge: measures.
@@ -174,7 +184,7 @@ def guard(
     attempts = [Attempt({}, first)]
     if most is not None and judge.float_score - score > most:
         worst = rank(found).worst_first()
-        for bits in ("int16", "float"):
+        for bits in LADDERS[recipe.default]:
             count = 1
             while judge.float_score - score > most and count < 2 * len(worst):
                 put_back = {**put_back, **dict.fromkeys(worst[:count], bits)}

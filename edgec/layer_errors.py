@@ -1,9 +1,9 @@
 """Which layer lost the accuracy: the error of a quantised model, layer by layer.
 
 Two graphs are compared whose nodes have the same names: a float one and its quantised twin (QDQ, from edgec or another
-tool that keeps names). A layer is a node that reads integers in the twin. "Alone" is the float model with that one
-layer quantised, measured at the model's outputs; "up to here" compares the layer's own result in the twin with the
-float model's. Both are ratios of mean squares, in dB.
+tool that keeps names). A layer is a node that reads integers, or has integer weights, in the twin. "Alone" is the float
+model with that one layer quantised, measured at the model's outputs; "up to here" compares the layer's own result in
+the twin with the float model's. Both are ratios of mean squares, in dB.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
+from edgec.passes.integer_weights import integer_weights
 from edgec.passes.quantize.execution import ModelRunner, Sample
 from edgec.passes.quantize.report import decibels, signal_to_noise
-from edgec.passes.rewriting import new_constant
+from edgec.passes.rewriting import Refused, new_constant
 from edgec.quantisation import companions
 from edgec.summary import operator_name
 from edgec.values import constant_of, input_of
@@ -42,11 +43,11 @@ class LayerError:
     Attributes:
         name: the node's.
         op: its operator.
-        bits: of its activations: ``int8`` or ``int16``.
+        bits: of its activations, ``int8`` or ``int16``; or ``weights``, where only these are integers.
         alone: SQNR of the model's outputs with only this layer quantised, in dB.
         accumulated: SQNR of the layer's own result in the whole quantised model, in dB.
         weights_alone: as ``alone``, with the layer's weights only; None where it has none.
-        activations_alone: as ``alone``, with what it reads only.
+        activations_alone: as ``alone``, with what it reads only; None where that is float, as the next three.
         low: the least real number of the grid that it reads (of its first activation).
         high: the largest.
         clipped: share of what it reads that lies outside.
@@ -61,19 +62,26 @@ class LayerError:
     alone: float
     accumulated: float
     weights_alone: float | None
-    activations_alone: float
-    low: float
-    high: float
-    clipped: float
+    activations_alone: float | None
+    low: float | None
+    high: float | None
+    clipped: float | None
     time_share: float | None = None
     microseconds: float | None = None
     float_microseconds: float | None = None
 
     def __str__(self) -> str:
-        return (
-            f"{self.name} ({self.op}, {self.bits}): alone {self.alone:.1f} dB, up to here {self.accumulated:.1f} dB, "
-            f"range [{self.low:.4g}, {self.high:.4g}], {self.clipped:.2%} clipped"
-        )
+        text = f"{self.name} ({self.op}, {self.bits}): alone {self.alone:.1f} dB, up to here {self.accumulated:.1f} dB"
+        if self.clipped is None:
+            return text
+        return f"{text}, range [{self.low:.4g}, {self.high:.4g}], {self.clipped:.2%} clipped"
+
+    @property
+    def loses_by_weights(self) -> bool:
+        """Whether most of its error comes from its weights."""
+        if self.weights_alone is None or self.activations_alone is None:
+            return self.activations_alone is None
+        return self.weights_alone < self.activations_alone
 
 
 @dataclass(frozen=True)
@@ -94,10 +102,7 @@ class LayerErrors:
         if not self.layers:
             return "no layer of the model is quantised"
         worst = min(self.layers, key=lambda layer: layer.alone)
-        if worst.weights_alone is not None and worst.weights_alone < worst.activations_alone:
-            cause = "most of it by its weights"
-        else:
-            cause = "most of it by what it reads"
+        cause = f"most of it by {'its weights' if worst.loses_by_weights else 'what it reads'}"
         return (
             f"{worst.op} '{worst.name}' lost most: alone it leaves {worst.alone:.1f} dB, {cause}; "
             f"the whole model has {self.whole:.1f} dB"
@@ -130,6 +135,12 @@ class _Layer:
     pairs: Mapping[int, _Pair]
     weights: Mapping[int, Array]
 
+    @property
+    def limits(self) -> tuple[float, float] | tuple[None, None]:
+        """The range of the first activation that is on a grid."""
+        pair = next(iter(self.pairs.values()), None)
+        return (None, None) if pair is None else pair.limits
+
 
 def measure_layers(
     model: ir.Model, quantised: ir.Model, samples: Sequence[Sample], progress: Progress | None = None
@@ -161,14 +172,16 @@ def measure_layers(
 
     found = []
     for index, layer in enumerate(layers):
-        low, high = next(iter(layer.pairs.values())).limits
-        activations = outputs_error(layer, False, True)
+        low, high = layer.limits
+        activations = outputs_error(layer, False, True) if layer.pairs else None
         weights = outputs_error(layer, True, False) if layer.weights else None
+        alone = next(e for e in (activations, weights) if e is not None)
+        if activations is not None and weights is not None:
+            alone = outputs_error(layer, True, True)
         found.append(
             LayerError(
-                str(layer.node.name), operator_name(layer.node), _bits(layer),
-                activations if weights is None else outputs_error(layer, True, True), accumulated[index],
-                weights, activations, low, high, clipped[index],
+                str(layer.node.name), operator_name(layer.node), _bits(layer), alone, accumulated[index],
+                weights, activations, low, high, clipped[index] if layer.pairs else None,
             )
         )  # fmt: skip
         tell("layers", index + 1, len(layers))
@@ -294,7 +307,7 @@ def _layers(model: ir.Model, quantised: ir.Model) -> Iterator[_Layer]:
                     pairs[index] = pair
             elif (constant := _dequantised(source)) is not None:
                 weights[index] = constant
-        if pairs:
+        if pairs or weights:
             yield _Layer(node, twin, pairs, weights)
 
 
@@ -314,19 +327,17 @@ def _pair(value: ir.Value) -> _Pair | None:
 
 
 def _dequantised(value: ir.Value) -> Array | None:
-    """The 8-bit constant that DequantizeLinear makes real; biases, of 32 bits, are as good as float."""
-    node = _producer(value, "DequantizeLinear")
-    integers, scale = (None, None) if node is None else (constant_of(node.inputs[0]), constant_of(node.inputs[1]))
-    if node is None or integers is None or scale is None or integers.dtype.itemsize > 1:
+    """The constant of 8 bits or less that is made real; biases, of 32 bits, are as good as float."""
+    try:
+        found = integer_weights(value)
+    except Refused:
         return None
-    zero, shape = constant_of(input_of(node, 2)), [1] * integers.ndim
-    if scale.size > 1:
-        shape[node.attributes.get_int("axis", 1)] = -1
-    centred = integers.astype(np.float32) - (0 if zero is None else zero.reshape(shape).astype(np.float32))
-    return (centred * scale.reshape(shape)).astype(np.float32)
+    return None if found is None else found.real
 
 
 def _bits(layer: _Layer) -> str:
+    if not layer.pairs:
+        return "weights"
     return f"int{8 * max(pair.zero.dtype.itemsize for pair in layer.pairs.values())}"
 
 
@@ -356,7 +367,7 @@ def _along(
 ) -> tuple[list[float], list[float]]:
     """For every layer the SQNR of its result in the quantised model, and the share of its reads that are clipped."""
     results = [(str(layer.node.outputs[0].name), str(layer.twin.outputs[0].name)) for layer in layers]
-    sources = [str(layer.node.inputs[next(iter(layer.pairs))].name) for layer in layers]  # type: ignore[union-attr]
+    sources = [str(layer.node.inputs[next(iter(layer.pairs), 0)].name) for layer in layers]  # type: ignore[union-attr]
     computed = [name for name in dict.fromkeys(sources) if name not in {str(v.name) for v in model.graph.inputs}]
     floats = ModelRunner(model, outputs=list(dict.fromkeys([*(name for name, _ in results), *computed])))
     twins = ModelRunner(quantised, outputs=list(dict.fromkeys(name for _, name in results)))
@@ -368,7 +379,9 @@ def _along(
             wanted = exact[results[index][0]].astype(np.float64)
             powers[index] += np.square(wanted).sum()
             errors[index] += np.square(found[results[index][1]] - wanted).sum()
-            low, high = next(iter(layer.pairs.values())).limits
+            low, high = layer.limits
+            if low is None or high is None:
+                continue
             half = 0.5 * float(next(iter(layer.pairs.values())).scale)
             read = exact[sources[index]]
             outside[index] += ((read < low - half) | (read > high + half)).sum()

@@ -25,6 +25,8 @@ class Machine:
         load: mean number of runnable processes in the last minute, before the measurement.
         others: share of the time of all cores that other processes, or other virtual machines, took meanwhile.
         throttled: how often a core was slowed down meanwhile because of heat.
+        temperatures: of the processor before and after, in degrees Celsius, of a machine that is not this one.
+        limits: what holds its processor's speed down.
     """
 
     cpu: str | None
@@ -33,6 +35,8 @@ class Machine:
     load: float | None
     others: float | None = None
     throttled: int | None = None
+    temperatures: tuple[float, float] | None = None
+    limits: tuple[str, ...] = ()
 
 
 class Observation:

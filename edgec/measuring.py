@@ -7,12 +7,11 @@ has failed; the others are measured without it.
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,16 +25,20 @@ from edgec.machine import cpu_model
 from edgec.nest import rebased
 from edgec.program import CONSTANT, Buffer, Kernel, Program
 from edgec.records import signature
+from edgec.remote import Timeout, open_transport, workplace
+from edgec.remote_state import RUNS_ON, read_state
 from edgec.runtimes.build import SOURCE_FOLDER
 from edgec.targets.cpu.backend import template_for
-from edgec.targets.cpu.template import Template
+from edgec.targets.gpu import backend as gpu
+from edgec.targets.gpu.target import GpuTarget
 from edgec.targets.target import Target
+from edgec.targets.template import Template
 from edgec.toolchain import find_toolchain
 from edgec.tvm_adapter import build_object
 
 PROGRAM_FOLDER = SOURCE_FOLDER.parent / "tuning"
 TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "armv7": "arm-linux-gnueabihf"}
-"""The system that the measuring program is built for, by architecture; kernels call nothing of a system."""
+"""The system that the measuring program is built for, by architecture, but for Android."""
 BATCH_SECONDS = 0.4
 """About how long the calls of one batch of plans take together."""
 MOST_ROUNDS = 300
@@ -44,6 +47,11 @@ PATIENCE_SECONDS = 120
 
 _WEIGHT = 1
 """The operand that templates pack."""
+
+
+def program_triple(target: Target) -> str:
+    """The system that the measuring program is built for; kernels call nothing of a system."""
+    return target.triple if target.triple.endswith("-android") else TRIPLES[target.arch]
 
 
 @dataclass
@@ -72,13 +80,13 @@ class Task:
         return [buffer.dtype for buffer in self.operands]
 
 
-def tasks_of(program: Program, target: Target) -> list[Task]:
+def tasks_of(program: Program, target: Target | GpuTarget) -> list[Task]:
     """The kernels of ``program`` that have more than one plan, each once."""
     found: dict[str, Task] = {}
     for step in program.steps:
         kernel, inputs, output = rebased(step)
-        template = template_for(kernel, target)
-        if template.candidates is None:
+        template = _template(kernel, target)
+        if template is None or template.candidates is None:
             continue
         key = signature(kernel)
         if key in found:
@@ -88,6 +96,13 @@ def tasks_of(program: Program, target: Target) -> list[Task]:
         if len(plans) > 1:
             found[key] = Task(step.name, kernel, template, plans, (*inputs, output))
     return list(found.values())
+
+
+def _template(kernel: Kernel, target: Target | GpuTarget) -> Template | None:
+    """What generates ``kernel``; None for one that a GPU leaves to its host."""
+    if isinstance(target, GpuTarget):
+        return gpu.template_for(kernel, target) if gpu.runs_on_device(kernel, target) else None
+    return template_for(kernel, target)
 
 
 @dataclass(frozen=True)
@@ -159,7 +174,7 @@ class _Batch:
                 self.functions[place] = self.task.template.generate(plan, self.task.dtypes)
                 self.left.append(place)
             except Exception as error:  # whatever a generator or TVM trips over is the plan's failure
-                self.outcomes[place] = Outcome(error=_reason(error))
+                self.outcomes[place] = Outcome(error=reason_of(error))
 
     def succeed(self, costs: Iterable[float]) -> None:
         """Give those left their costs."""
@@ -179,7 +194,7 @@ class _Batch:
         """
         (folder / "kernels.o").write_bytes(self._object())
         (folder / "table.c").write_text(self._table(), encoding="utf-8")
-        toolchain = find_toolchain(TRIPLES[self.target.arch])
+        toolchain = find_toolchain(program_triple(self.target))
         sources = [PROGRAM_FOLDER / "measure_kernels.c", folder / "table.c", folder / "kernels.o"]
         flags = ["-std=c11", f"-I{PROGRAM_FOLDER}", "-lm"]
         return toolchain.compile(sources, folder / "measure_kernels", shared=False, flags=flags)
@@ -192,12 +207,12 @@ class _Batch:
             raise
         except Exception as error:  # TVM's compiler has no common class of errors
             if len(self.left) == 1:
-                raise EdgecError(f"no plan of '{self.task.name}' can be compiled: {_reason(error)}") from error
+                raise EdgecError(f"no plan of '{self.task.name}' can be compiled: {reason_of(error)}") from error
         for place in list(self.left):
             try:
                 build_object({f"k{place}": self.functions[place]}, self.target)
             except Exception as error:
-                self.fail(self.left.index(place), _reason(error))
+                self.fail(self.left.index(place), reason_of(error))
         return self._object()
 
     def _table(self) -> str:
@@ -262,45 +277,44 @@ class QemuMeter(ProgramMeter):
         return [float(end - begin) for begin, end in zip(marks[::2], marks[1::2], strict=True)]
 
 
-class SshMeter(ProgramMeter):
-    """A device over ssh, without passwords: the program goes there through ssh's own input and is deleted after it."""
+class RemoteMeter(ProgramMeter):
+    """A device over ssh or adb: the program is copied there, and deleted after it."""
 
     method = "time"
 
-    def __init__(self, target: Target, host: str, port: int | None = None) -> None:
+    def __init__(self, target: Target, url: str) -> None:
         super().__init__(target)
-        ports = [] if port is None else ["-p", str(port)]
-        self.command = ["ssh", "-o", "BatchMode=yes", *ports, host]
-        self.machine = self._machine(host)
-
-    def _machine(self, host: str) -> str:
-        """What the device is, which shows that it can be reached and has the target's architecture."""
-        try:
-            arch = start([*self.command, "uname -m"]).strip()
-        except (Crashed, OSError) as error:
-            raise EdgecError(f"the device ssh://{host} cannot be reached: {error}; try: ssh {host} uname -m") from error
-        if arch != self.target.arch:
-            raise EdgecError(f"the device ssh://{host} is {arch} and the target {self.target.name} {self.target.arch}")
-        return host.rpartition("@")[2]
+        self.transport = open_transport(url)
+        state = read_state(self.transport)
+        if RUNS_ON.get(program_triple(target)) != state.runs:
+            raise EdgecError(f"the device {url} is {state.runs} and the target {target.name} {target.arch}")
+        self.machine = self.transport.name
 
     def costs(self, program: Path, plans: int) -> list[float]:
-        run = f"$f {BATCH_SECONDS} {MOST_ROUNDS}"
-        script = f"f=$(mktemp) && cat > $f && chmod +x $f && {run}; code=$?; rm -f $f; exit $code"
-        return list(_best(start([*self.command, script], given=program)))
+        with self.transport.connected(), workplace(self.transport) as there:
+            there.push(program)
+            try:
+                ended = there.run(program.name, str(BATCH_SECONDS), str(MOST_ROUNDS), seconds=PATIENCE_SECONDS)
+            except Timeout as error:
+                raise Crashed(error.output, str(error)) from error
+        if ended.code != 0:
+            raise Crashed(ended.output, f"ended with code {ended.code}: {ended.errors.strip()[-200:]}")
+        return list(_best(ended.output))
 
 
-def start(command: Sequence[str], folder: Path | None = None, given: Path | None = None) -> str:
-    """Run a command, with the file ``given`` as its input, and answer with its output.
+def start(
+    command: Sequence[str], folder: Path | None = None, environment: Mapping[str, str] | None = None
+) -> str:
+    """Run a command, and answer with its output.
 
     Raises:
         Crashed: it ended badly, or did not end.
     """
     try:
-        with (given or Path(os.devnull)).open("rb") as source:
-            done = subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, errors="replace", stdin=source,
-                timeout=PATIENCE_SECONDS, check=False,
-            )  # fmt: skip
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace",
+            stdin=subprocess.DEVNULL, timeout=PATIENCE_SECONDS, check=False,
+        )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         printed = error.stdout or b""
         output = printed.decode(errors="replace") if isinstance(printed, bytes) else printed
@@ -327,7 +341,7 @@ def _last_tried(output: str) -> int:
     return int(tried[-1])
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """The last line of a message, where TVM says what happened."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[-1][:200]

@@ -27,39 +27,67 @@ class Lifetime:
     buffer: Buffer
     first: int
     last: int
+    alignment: int = ALIGNMENT
 
     @property
     def nbytes(self) -> int:
-        return -(-self.buffer.nbytes // ALIGNMENT) * ALIGNMENT
+        return -(-self.buffer.nbytes // self.alignment) * self.alignment
 
     def overlaps(self, other: Lifetime) -> bool:
         return self.first <= other.last and other.first <= self.last
 
 
-def plan(program: Program) -> list[Lifetime]:
+def entry(lifetime: Lifetime) -> dict[str, str | int | None]:
+    """A live range as the manifest lists it."""
+    buffer = lifetime.buffer
+    return {
+        "buffer": buffer.name, "offset": buffer.offset, "bytes": lifetime.nbytes, "first": lifetime.first,
+        "last": lifetime.last,
+    }  # fmt: skip
+
+
+def plan(program: Program, alignment: int = ALIGNMENT) -> list[Lifetime]:
     """Set the offset of every arena buffer and the program's arena size and lower bound.
+
+    Args:
+        program: lowered.
+        alignment: bytes of which every offset is a multiple.
 
     Returns:
         The live ranges, in order of first use.
     """
     share_in_place(program)
-    lifetimes = live_ranges(program)
+    lifetimes = live_ranges(program, alignment)
     program.arena_lower_bound = max(
         (sum(x.nbytes for x in lifetimes if x.first <= i <= x.last) for i in range(len(program.steps))),
         default=0,
     )
-    program.arena_bytes = _place(lifetimes, program.arena_lower_bound) + _slack(program)
+    size = _place(lifetimes, program.arena_lower_bound)
+    _place_states(program, lifetimes, alignment)
+    program.arena_lower_bound += program.state_bytes
+    program.arena_bytes = program.state_bytes + size + _slack(program)
     return lifetimes
 
 
-def live_ranges(program: Program) -> list[Lifetime]:
+def _place_states(program: Program, lifetimes: Sequence[Lifetime], alignment: int) -> None:
+    """Put states at the start of the arena, and everything else behind them."""
+    program.state_bytes = 0
+    for state in program.states:
+        state.buffer.offset = program.state_bytes
+        program.state_bytes += -(-state.buffer.nbytes // alignment) * alignment
+    for lifetime in lifetimes:
+        assert lifetime.buffer.offset is not None
+        lifetime.buffer.offset += program.state_bytes
+
+
+def live_ranges(program: Program, alignment: int = ALIGNMENT) -> list[Lifetime]:
     """When each arena buffer is alive: from the step that first writes it to the last that touches it."""
     found: dict[int, Lifetime] = {}
     for index, step in enumerate(program.steps):
         for buffer in step.buffers:
             root = buffer.root
             if root.space == ARENA:
-                found.setdefault(id(root), Lifetime(root, index, index)).last = index
+                found.setdefault(id(root), Lifetime(root, index, index, alignment)).last = index
     return list(found.values())
 
 
@@ -90,7 +118,7 @@ def _read_in_place(step: Step, operand: int) -> bool:
     if sum(other.root is buffer.root for other in step.inputs) > 1 or buffer.root_offset:
         return False
     if isinstance(kernel, Conv | Depthwise):
-        if operand < 2:
+        if operand < kernel.own_operands:
             return False
         reads = scalar.loads(kernel.epilogue)
     elif isinstance(kernel, Loops) and kernel.reducer is None and kernel.combine is None:

@@ -204,7 +204,7 @@ def _apart(kernel: Kernel, inputs: list[Buffer]) -> tuple[Kernel, list[Buffer]]:
     start at different places."""
     if not isinstance(kernel, Conv | Depthwise):
         return kernel, inputs
-    again = sorted({node.args[0] for node in scalar.loads(kernel.epilogue) if node.args[0] < 2})
+    again = sorted({node.args[0] for node in scalar.loads(kernel.epilogue) if node.args[0] < kernel.own_operands})
     numbers = {operand: len(inputs) + index for index, operand in enumerate(again)}
     epilogue = scalar.rename_operands(kernel.epilogue, numbers)
     return replace(kernel, epilogue=epilogue), [*inputs, *(inputs[operand] for operand in again)]
@@ -216,7 +216,7 @@ def _common_start(kernel: Kernel, operand: int, buffer: Buffer) -> int:
     reads = [n.args[1] for e in expressions for n in scalar.loads(e) if n.args[0] == operand]
     starts = {_start(offset) for offset in reads}
     common = starts.pop() if len(starts) == 1 else None
-    fixed = isinstance(kernel, Conv | Depthwise) and operand < 2
+    fixed = isinstance(kernel, Conv | Depthwise) and operand < kernel.own_operands
     return 0 if common is None or fixed or buffer.root.space == CONSTANT else common
 
 

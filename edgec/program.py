@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import ClassVar
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from edgec import scalar
 from edgec.scalar import Expr
 
 ARENA, INPUT, OUTPUT, CONSTANT = "arena", "input", "output", "constant"
+STATE = "state"
+"""The part of the arena, at its start, that keeps its content from one run to the next."""
 
 
 @dataclass(eq=False)
@@ -205,7 +208,25 @@ OVERREAD = 64
 
 
 def _accumulator_dtype(input_dtype: str) -> str:
-    return "float32" if input_dtype == "float32" else "int32"
+    return "float32" if input_dtype.startswith("float") else "int32"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How constant integer weights are stored: ``bits`` each (2, 3, 4 or 8), unpacked in the kernel's registers.
+
+    With float inputs, ``group`` > 0 neighbours along the depth [kh, kw, ci] share a scale for each output channel; it
+    is a multiple of 8. Operand 2 then holds these as [group, channel], the channels filled up to a multiple of
+    :data:`SCALE_CHANNELS`: float32, or the upper halves of those as uint16, which is bfloat16. Otherwise scales are
+    the epilogue's affair.
+    """
+
+    bits: int
+    group: int = 0
+
+
+SCALE_CHANNELS = 16
+"""Output channels of a group's scales come in multiples of this, so that a vector of them can be read whole."""
 
 
 @dataclass(frozen=True)
@@ -214,12 +235,14 @@ class Conv:
 
     out[n,h,w,c] = epilogue(sum over kh,kw,ci of in[n, h·sh + kh·dh, w·sw + kw·dw, ci] · weight[kh,kw,ci,c])
 
-    A float32 input is summed up in float32. An int8 or uint8 input, with int8 weights, is summed up exactly in
-    int32; zero points are the lowering's affair (a constant in the epilogue, and the value in the padding). Such
-    a kernel may read up to :data:`OVERREAD` bytes past its input, which therefore lies in the arena.
+    A float32 input is summed up in float32, and so is a float16 one, which only GPUs have code for. An int8 or uint8
+    input, with int8 weights, is summed up exactly in int32; zero points are the lowering's affair (a constant in the
+    epilogue, and the value in the padding). Such a kernel may read up to :data:`OVERREAD` bytes past its input, which
+    therefore lies in the arena.
 
     Operand 0 is the input (offset ``input_offset``; strides of n, h, w, c), operand 1 the weight: constant,
-    dense [kh, kw, ci, co], packed by the target. With ``weight_strides`` (batch, k, and columns contiguous) it
+    dense [kh, kw, ci, co], packed by the target. With ``packing`` it is int8, also for a float32
+    input. With ``weight_strides`` (batch, k, and columns contiguous) it
     is a run-time matrix read in place, and the kernel must be 1×1. Epilogue axes are (n, h, w, c) = axes 0..3;
     its further operands follow. ``store`` is affine in the axes.
     """
@@ -240,11 +263,17 @@ class Conv:
     input_dtype: str = "float32"
     weight_strides: tuple[int, int] | None = None
     weight_offset: int = 0
+    packing: Packing | None = None
 
     @property
     def accumulator_dtype(self) -> str:
         """dtype of the sums."""
         return _accumulator_dtype(self.input_dtype)
+
+    @property
+    def own_operands(self) -> int:
+        """How many operands the sums take; the epilogue's follow."""
+        return 3 if self.packing and self.packing.group else 2
 
     @property
     def extents(self) -> tuple[int, ...]:
@@ -265,7 +294,8 @@ class Depthwise:
 
     out[n,h,w,c] = epilogue(sum over kh,kw of in[n, h·sh + kh·dh, w·sw + kw·dw, c] · weight[kh,kw,c])
 
-    Operands and dtypes as for :class:`Conv`; input channels are contiguous, and the weight is dense [kh, kw, c].
+    Operands and dtypes as for :class:`Conv`; input channels are contiguous, and the weight is dense [kh, kw, c], int8
+    for a float32 input, too, where that is stored.
     """
 
     batch: int
@@ -281,6 +311,7 @@ class Depthwise:
     store: Expr
     dtype: str = "float32"
     input_dtype: str = "float32"
+    own_operands: ClassVar[int] = 2
 
     @property
     def accumulator_dtype(self) -> str:
@@ -394,7 +425,10 @@ class Tensor:
 
 @dataclass
 class Program:
-    """The lowered model. ``arena_bytes`` and buffer offsets are set by :mod:`edgec.memory`."""
+    """The lowered model. Sizes in bytes and buffer offsets are set by :mod:`edgec.memory`.
+
+    ``states`` (see :mod:`edgec.states`) lie in the first ``state_bytes`` of the arena.
+    """
 
     name: str
     inputs: list[Tensor]
@@ -402,6 +436,8 @@ class Program:
     steps: list[Step] = field(default_factory=list)
     arena_bytes: int = 0
     arena_lower_bound: int = 0
+    states: list[Tensor] = field(default_factory=list)
+    state_bytes: int = 0
 
     @property
     def macs(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from edgec.data import Array
     from edgec.guard import Guarded, Judge
     from edgec.passes.quantize import LayerQuantization, Quantized, Recipe
+    from edgec.targets.fpga.board import Board
+    from edgec.targets.gpu.target import GpuTarget
+    from edgec.targets.target import Target
 
-MODES = ("none", "int8")
-"""What ``--quantize`` takes."""
+MODES = ("none", "int8", "w8", "w4", "w3", "w2", "w4a8")
+"""What ``--quantize`` takes: but for none, the precision that layers have by default."""
 
 _HELD_OUT = 4
 """Without ``eval``, every fourth calibration sample is kept to judge by."""
@@ -39,6 +42,7 @@ class Options:
         eval: labelled samples to measure the accuracy on; they are learned from in no way.
         max_drop: points that may be lost (see :mod:`edgec.guard`).
         recipe: a recipe, or the file of one.
+        group_size: weights that share a scale; None leaves it to the recipe.
     """
 
     mode: str = "none"
@@ -46,6 +50,7 @@ class Options:
     eval: Source | None = None
     max_drop: float | None = None
     recipe: str | os.PathLike[str] | Recipe | None = None
+    group_size: int | None = None
 
     @property
     def quantises(self) -> bool:
@@ -64,15 +69,18 @@ class Options:
         """
         if self.mode not in MODES:
             raise EdgecError(f"--quantize {self.mode} is not known; it can be {', '.join(MODES)}")
-        given = {"--eval": self.eval, "--max-drop": self.max_drop, "--recipe": self.recipe}
+        given = {
+            "--eval": self.eval, "--max-drop": self.max_drop, "--recipe": self.recipe,
+            "--group-size": self.group_size,
+        }  # fmt: skip
         used = [flag for flag, value in given.items() if value is not None]
         if calibrated and not self.quantises and not prunes:
-            raise EdgecError("--calib is for --quantize int8 and --prune FRACTION; add one of them, or leave it out")
+            raise EdgecError("--calib is for --quantize MODE and --prune FRACTION; add one of them, or leave it out")
         if not self.quantises and used:
             raise EdgecError(f"{used[0]} is for a quantisation; add --quantize int8 --calib PATH, or leave it out")
         if self.quantises and not calibrated:
             raise EdgecError(
-                f"--quantize {self.mode} learns ranges from samples; give some tens of typical inputs with --calib PATH"
+                f"--quantize {self.mode} learns from samples; give some tens of typical inputs with --calib PATH"
             )
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise EdgecError(f"--max-drop {self.max_drop:g} is no number of points from 0 to 100")
@@ -119,14 +127,10 @@ class Quantisation:
             "layers": [asdict(layer) for layer in self.layers],
         }
 
-    @property
-    def counts(self) -> str:
-        """How many layers there are of each precision."""
-        counts = {bits: sum(layer.bits == bits for layer in self.layers) for bits in ("int8", "int16", "float")}
-        return ", ".join(f"{count} {bits}" for bits, count in counts.items() if count)
-
     def __str__(self) -> str:
-        lines = [f"quantised by {self.samples} samples: {self.counts}; {self.equalised} tensors equalised"]
+        from edgec.passes.quantize.report import counts
+
+        lines = [f"quantised by {self.samples} samples: {counts(self.layers)}; {self.equalised} tensors equalised"]
         return "\n".join([*lines, *self.warnings, *([str(self.guarded)] if self.guarded else [])])
 
 
@@ -162,7 +166,7 @@ def quantise_graph(
     from edgec.passes.quantize import quantize
     from edgec.recipes import check_layers, write_recipe
 
-    recipe = _recipe(options.recipe)
+    recipe = _recipe(options)
     check_layers(recipe, graph)
     judge, samples = _judge(graph, options, calibration)
 
@@ -191,13 +195,40 @@ def quantise_graph(
     return found.model, done
 
 
-def _recipe(given: str | os.PathLike[str] | Recipe | None) -> Recipe:
+def check_precisions(options: Options, target: Target | Board | GpuTarget) -> None:
+    """Refuse what ``target`` has no kernels for.
+
+    Raises:
+        EdgecError: the precision and those that it can run.
+    """
+    from edgec.passes.quantize.recipe import PRECISIONS
+
+    if not options.quantises or target.packs_weights:
+        return
+    recipe = _recipe(options)
+    able = [name for name, each in PRECISIONS.items() if each.activations is not None or each.weights is None]
+    for name in (recipe.default, *recipe.layers.values()):
+        if name not in able:
+            raise EdgecError(
+                f"{target.name} has no kernels for {name}, whose weights are unpacked under float activations; it can "
+                f"run {', '.join(able)}"
+            )
+
+
+def _recipe(options: Options) -> Recipe:
+    """The recipe that was given or the default one, for the mode and the group size that were asked for."""
     from edgec.passes.quantize import Recipe
+    from edgec.passes.quantize.recipe import GROUP_SIZES
     from edgec.recipes import read_recipe
 
-    if isinstance(given, str | os.PathLike):
-        return read_recipe(Path(given))
-    return given or Recipe()
+    given = options.recipe
+    recipe = read_recipe(Path(given)) if isinstance(given, str | os.PathLike) else given or Recipe()
+    if options.group_size is not None:
+        if options.group_size not in GROUP_SIZES:
+            sizes = ", ".join(map(str, GROUP_SIZES))
+            raise EdgecError(f"--group-size {options.group_size} is none of {sizes} (0: a whole output channel)")
+        recipe = replace(recipe, group_size=options.group_size)
+    return replace(recipe, default=options.mode)
 
 
 def _judge(graph: ir.Model, options: Options, calibration: Calibration) -> tuple[Judge | None, Sequence[Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgec.errors import EdgecError
-from edgec.passes.quantize.recipe import OBSERVERS, PRECISIONS, ROUNDINGS, Recipe
+from edgec.passes.quantize.recipe import GROUP_SIZES, OBSERVERS, PRECISIONS, ROUNDINGS, Recipe
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -23,7 +23,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_CHOICES: dict[str, Sequence[str]] = {"observer": OBSERVERS, "rounding": ROUNDINGS}
+_CHOICES: dict[str, Sequence[str | int]] = {
+    "observer": OBSERVERS, "rounding": ROUNDINGS, "group_size": GROUP_SIZES, "default": tuple(PRECISIONS),
+}  # fmt: skip
 
 _COMMENTS = {
     "observer": f"where ranges of activations come from: {', '.join(OBSERVERS)}",
@@ -31,6 +33,9 @@ _COMMENTS = {
     "correct_bias": "move biases by the mean error that quantisation causes",
     "rounding": f"of weights: {', '.join(ROUNDINGS)}",
     "refine": "adjust the scales of activations to the change of the network's prediction",
+    "group_size": "weights of less than 8 bits that share a scale where activations are float: "
+    f"{', '.join(map(str, GROUP_SIZES))}; 0 is a whole output channel",
+    "default": "of layers that are not named below",
 }
 
 
@@ -41,7 +46,7 @@ def write_recipe(recipe: Recipe, layers: Sequence[LayerQuantization]) -> str:
         "",
         *(f"{name} = {json.dumps(getattr(recipe, name))}  # {comment}" for name, comment in _COMMENTS.items()),
         "",
-        "# int8; int16: activations of 16 bits, weights of 8; or float",
+        "# int8; int16: activations of 16 bits, weights of 8; w4a8: of 8, of 4; w8, w4, w3, w2: only weights; or float",
         "[layers]",
     ]
     for layer in layers:
@@ -80,10 +85,11 @@ def _value(path: Path, key: str, value: Any) -> Any:
     return {name: _choice(path, f"layer '{name}'", bits, tuple(PRECISIONS)) for name, bits in value.items()}
 
 
-def _choice(path: Path, key: str, value: Any, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise EdgecError(f"the recipe '{path}' has {value!r} for {key}; it must be one of {', '.join(choices)}")
-    return str(value)
+def _choice(path: Path, key: str, value: Any, choices: Sequence[str | int]) -> str | int:
+    if value not in choices or isinstance(value, bool):
+        listing = ", ".join(map(str, choices))
+        raise EdgecError(f"the recipe '{path}' has {value!r} for {key}; it must be one of {listing}")
+    return value  # type: ignore[no-any-return]
 
 
 def check_layers(recipe: Recipe, model: ir.Model) -> None:

@@ -22,6 +22,7 @@ from edgec.errors import EdgecError
 from edgec.nest import coefficient
 from edgec.program import Kernel
 from edgec.scalar import Expr
+from edgec.targets.gpu.target import GpuTarget
 from edgec.targets.target import TARGET_FOLDER, Target
 from edgec.tvm_adapter import TVM_PAIR
 
@@ -117,9 +118,9 @@ def _skeleton(expr: Expr) -> str:
     return hashlib.sha256(json.dumps(nodes).encode()).hexdigest()[:8]
 
 
-def processor(target: Target) -> str:
-    """What code for ``target`` depends on: architecture, core and features."""
-    return " ".join((target.arch, target.cpu, *(f"+{feature}" for feature in target.features)))
+def processor(target: Target | GpuTarget) -> str:
+    """What code for ``target`` depends on."""
+    return target.processor
 
 
 def tvm_pair() -> str:
@@ -147,7 +148,7 @@ class Records:
             self._records[record.key] = record
         self._best.clear()
 
-    def of(self, kernel: Kernel, target: Target) -> list[Record]:
+    def of(self, kernel: Kernel, target: Target | GpuTarget) -> list[Record]:
         """All records of ``kernel`` on the processor of ``target``, the best first."""
         if not self._best:
             for record in self._records.values():
@@ -156,12 +157,12 @@ class Records:
                 found.sort(key=lambda record: (METHODS.index(record.method), record.ratio))
         return self._best.get((signature(kernel), processor(target)), [])
 
-    def choice(self, kernel: Kernel, target: Target, plans: Sequence[Any]) -> Any:
+    def choice(self, kernel: Kernel, target: Target | GpuTarget, plans: Sequence[Any]) -> Any:
         """The plan for ``kernel`` among ``plans``, the untuned one first: the best that was measured, or the untuned.
 
         A record of a plan that is not among them (the templates have changed since) is passed over.
         """
-        from edgec.targets.cpu.template import parameters
+        from edgec.targets.template import parameters
 
         known = {(type(plan).__name__, json.dumps(parameters(plan))): plan for plan in plans}
         for record in self.of(kernel, target):
@@ -221,7 +222,7 @@ def merge(path: Path, others: Sequence[Path]) -> Records:
     return together
 
 
-def require_some(records: Records, path: Path, target: Target) -> None:
+def require_some(records: Records, path: Path, target: Target | GpuTarget) -> None:
     """Refuse a file without a single record for ``target``.
 
     Raises:

@@ -7,12 +7,13 @@ program here before and after.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from edgec import scalar
-from edgec.program import Buffer, Conv, Depthwise, Fill, Kernel, Loops, Program, Step
+from edgec.program import SCALE_CHANNELS, Buffer, Conv, Depthwise, Fill, Kernel, Loops, Program, Step
 from edgec.scalar import Expr
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -95,6 +96,8 @@ def _conv(conv: Conv, operands: Sequence[Array], output: Array) -> None:
     if conv.weight_strides is None:
         weight = operands[1][: kh * kw * conv.in_channels * conv.out_channels]
         matrix = weight.reshape(1, kh * kw * conv.in_channels, conv.out_channels)
+        if conv.packing and conv.packing.group:
+            matrix = matrix * _spread_scales(conv, operands[2])
     else:
         batch, k, column = np.ogrid[: conv.batch, : conv.in_channels, : conv.out_channels]
         batch_step, k_step = conv.weight_strides
@@ -102,6 +105,16 @@ def _conv(conv: Conv, operands: Sequence[Array], output: Array) -> None:
     rows = taps.reshape(conv.batch, conv.out_height * conv.out_width, -1)
     acc = (rows.astype(np.float64) @ matrix.astype(np.float64)).reshape(conv.extents)
     _finish(conv, acc.astype(conv.accumulator_dtype), operands, output)
+
+
+def _spread_scales(conv: Conv, scales: Array) -> Array:
+    """The scale of every weight [depth, channel]."""
+    assert conv.packing is not None
+    group, depth = conv.packing.group, conv.in_channels * prod(conv.kernel)
+    stored = scales.reshape(-1)[: -(-depth // group) * -(-conv.out_channels // SCALE_CHANNELS) * SCALE_CHANNELS]
+    real = (stored.astype(np.uint32) << 16).view(np.float32) if stored.dtype == np.uint16 else stored
+    rows = real.reshape(-(-depth // group), -1)[:, : conv.out_channels]
+    return np.repeat(rows, group, axis=0)[:depth]
 
 
 def _depthwise(conv: Depthwise, operands: Sequence[Array], output: Array) -> None:

@@ -92,6 +92,7 @@ def _squeeze_excite_macs(node: ir.Node) -> int:
 _MACS: Mapping[str, Callable[[ir.Node], int]] = {
     "Conv": _conv_macs,
     "ConvInteger": _conv_macs,
+    "ConvOfWeights": _conv_macs,
     "QLinearConv": lambda node: _conv_macs(node, weight=3),
     "ConvTranspose": _conv_transpose_macs,
     "Gemm": _gemm_macs,
@@ -99,6 +100,7 @@ _MACS: Mapping[str, Callable[[ir.Node], int]] = {
     "Attention": _attention_macs,
     "MaskedAttention": _attention_macs,
     "MatMulInteger": _matmul_macs,
+    "MatMulOfWeights": _matmul_macs,
     **dict.fromkeys(
         ("SqueezeExcite", "SqueezeExciteHard", "SqueezeExciteSwish", "SqueezeExciteSwishHard"), _squeeze_excite_macs
     ),

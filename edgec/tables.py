@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from edgec.data import ArraySummary
     from edgec.doctor import Check
     from edgec.evaluation import Evaluation
+    from edgec.generation import Generated
     from edgec.inspection import ModelInspection
     from edgec.layer_errors import LayerErrors
+    from edgec.machine import Machine
     from edgec.passes.base import PassReport
+    from edgec.prebuilt import Built
     from edgec.pruning import Comparison, Prunable
     from edgec.quantisation import Quantisation
     from edgec.targets.fpga.board import Board
+    from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import Target
     from edgec.transformation import Transformed
     from edgec.tuning import Tuned
@@ -75,19 +79,32 @@ def print_compiled(compiled: Compiled, explain: bool) -> None:
             ("arena", facts["arena_bytes"], f"{slack:.2f} × the largest live set of {facts['arena_lower_bound']:,}"),
         ],
     )
+    if "gpu" in facts:
+        print_gpu(facts["gpu"])
     if compiled.tuned:
         print_tuned(compiled.tuned)
     times = [*report.seconds.items(), ("all", sum(report.seconds.values()))]
     print_table("time", ("stage", "s"), ((stage, round(seconds, 3)) for stage, seconds in times))
 
 
+def print_gpu(facts: Mapping[str, Any]) -> None:
+    """The GPU's part of an artifact: where the steps run, and what is copied."""
+    print_table(
+        f"on the GPU, in {facts['api']} with floats stored as {facts['storage']}",
+        ("kernels", "steps on the CPU", "copies a run", "bytes copied", "source bytes"),
+        [(facts["kernels"], facts["host_steps"], facts["copies"], facts["copied_bytes"], facts["source_bytes"])],
+    )
+
+
 def print_quantisation(done: Quantisation, explain: bool) -> None:
     """How the layers were quantised (all, or those that lose most), what is odd about the samples, what was lost."""
+    from edgec.passes.quantize.report import counts
+
     layers = [layer for layer in done.layers if layer.tensors]
     if not explain:
         layers = sorted(layers, key=lambda layer: min(t.sqnr for t in layer.tensors))[:_WORST_LAYERS]
     print_table(
-        f"quantised by {done.samples} samples: {done.counts}; {done.equalised} tensors equalised"
+        f"quantised by {done.samples} samples: {counts(done.layers)}; {done.equalised} tensors equalised"
         + ("" if explain else f"; the {len(layers)} layers whose tensors lose most (all: --explain)"),
         ("layer", "operator", "bits", "SQNR of its tensors, dB", "clipped %"),
         (
@@ -104,16 +121,27 @@ def print_quantisation(done: Quantisation, explain: bool) -> None:
         print_text(str(done.guarded))
 
 
+def print_generated(found: Generated) -> None:
+    """The text, and what a token took."""
+    print_text(found.text or " ".join(map(str, found.tokens)))
+    print_text(
+        f"\n{len(found.tokens)} tokens after {found.prompt_tokens}, {found.ms_per_token:.3f} ms each; "
+        f"{found.state_bytes:,} bytes kept between runs"
+    )
+
+
 def print_layer_errors(found: LayerErrors) -> None:
     """A line for each layer, and which lost most."""
     timed = any(layer.microseconds is not None for layer in found.layers)
     heads = ["layer", "operator", "bits", "alone dB", "up to here dB", "weights dB", "reads dB", "range", "clipped %"]
     rows: list[list[Any]] = []
     for layer in found.layers:
-        weights = None if layer.weights_alone is None else round(layer.weights_alone, 1)
+        alone = [None if x is None else round(x, 1) for x in (layer.weights_alone, layer.activations_alone)]
+        grid: list[Any] = [None, None]
+        if layer.clipped is not None:
+            grid = [f"{layer.low:.3g} … {layer.high:.3g}", round(100 * layer.clipped, 2)]
         rows.append([
-            layer.name, layer.op, layer.bits, round(layer.alone, 1), round(layer.accumulated, 1), weights,
-            round(layer.activations_alone, 1), f"{layer.low:.3g} … {layer.high:.3g}", round(100 * layer.clipped, 2),
+            layer.name, layer.op, layer.bits, round(layer.alone, 1), round(layer.accumulated, 1), *alone, *grid,
         ])  # fmt: skip
         if timed:
             share = None if layer.time_share is None else round(100 * layer.time_share, 1)
@@ -195,7 +223,7 @@ def print_prunable(path: Path, found: Prunable) -> None:
     print_text("\n".join(["stays:", *(f"  {refusal}" for refusal in found.refusals)]))
 
 
-def print_outputs(outputs: Sequence[ArraySummary], saved: Path | None) -> None:
+def print_outputs(outputs: Sequence[ArraySummary], saved: Path | None, machine: Machine | None = None) -> None:
     """Shapes and ranges of a run's outputs, and where they went."""
     print_table(
         "outputs",
@@ -204,6 +232,25 @@ def print_outputs(outputs: Sequence[ArraySummary], saved: Path | None) -> None:
     )
     if saved:
         print_text(f"saved to {saved}")
+    if machine:
+        print_machine(machine)
+
+
+def print_machine(machine: Machine) -> None:
+    """The state of the machine that something ran on."""
+    text = f"{machine.cpu or 'unknown CPU'}, {machine.cores} cores, governor {machine.governor or 'unknown'}"
+    text += f", load {cell_text(machine.load)}"
+    if machine.others is not None:
+        text += f", {machine.others:.0%} of the time taken by others"
+    if machine.throttled is not None:
+        text += f", throttled {machine.throttled} times"
+    if machine.temperatures is not None:
+        text += f", {machine.temperatures[0]:.0f} °C before and {machine.temperatures[1]:.0f} °C after"
+    print_text(text)
+    if machine.limits:
+        print_text(f"its speed is held down: {', '.join(machine.limits)}")
+    if machine.governor not in (None, "performance"):
+        print_text("the governor 'performance' gives steadier times")
 
 
 def print_evaluation(path: Path, found: Evaluation) -> None:
@@ -218,16 +265,13 @@ def print_evaluation(path: Path, found: Evaluation) -> None:
     if found.agreement:
         rows += [(f"error of '{name}' / its range", f"{e:.2e}") for name, e in found.agreement.relative_error.items()]
     print_table(str(path), ("", ""), rows)
+    if found.machine:
+        print_machine(found.machine)
 
 
 def print_benchmark(measured: Benchmark) -> None:
     """The machine's state, the contenders, and edgec's steps if they were measured."""
-    machine = measured.machine
-    print_text(
-        f"{machine.cpu or 'unknown CPU'}, {machine.cores} cores, governor {machine.governor or 'unknown'}, "
-        f"load {cell_text(machine.load)}, {_share(machine.others)} of the time taken by others, "
-        f"throttled {cell_text(machine.throttled)} times"
-    )
+    print_machine(measured.machine)
     print_table(
         f"latency in ms, {measured.threads} thread{'s' * (measured.threads > 1)}, {measured.rounds} rounds",
         ("runtime", "version", "calls", "min", "median", "p95", "ratio", "error"),
@@ -241,6 +285,8 @@ def print_benchmark(measured: Benchmark) -> None:
             "ratio: its minimum over edgec's; error: of edgec's outputs against its, over their range\n"
             f"edgec takes {measured.ratio:.2f} × the fastest other"
         )
+    if measured.gpu_over_cpu is not None:
+        print_text(_gpu_verdict(measured, measured.gpu_over_cpu))
     for timing in measured.timings:
         if not timing.agrees:
             print_text(f"{timing.name} does not agree with edgec: it may not compute the same network")
@@ -255,8 +301,11 @@ def print_benchmark(measured: Benchmark) -> None:
     )
 
 
-def _share(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.0%}"
+def _gpu_verdict(measured: Benchmark, ratio: float) -> str:
+    """Whether the GPU is worth it."""
+    threads = f"{measured.threads} thread{'s' * (measured.threads > 1)}"
+    found = f"the GPU '{measured.device}' takes {ratio:.2f} × the time of the CPU with {threads}"
+    return f"{found}: compile this model for the CPU instead" if ratio > 1 else found
 
 
 def print_counts(counted: Counts, steps: bool) -> None:
@@ -269,6 +318,15 @@ def print_counts(counted: Counts, steps: bool) -> None:
             ("step", "kernel", "MACs", "instructions"),
             ((s.name, s.kernel, s.macs, s.instructions) for s in counted.steps),
         )
+
+
+def print_runtimes(built: Sequence[Built]) -> None:
+    """Where libedgert is, for each system, or what is missing to build it."""
+    print_table(
+        "libedgert",
+        ("system", "shared bytes", "static bytes", "folder, or what is missing"),
+        ((b.name, b.shared_bytes or "", b.static_bytes or "", b.folder or b.missing) for b in built),
+    )
 
 
 def print_model(path: Path, found: ModelInspection) -> None:
@@ -345,12 +403,17 @@ def _print_memory(facts: Mapping[str, Any]) -> None:
         print_text("\n".join(["offset, by step:", *drawing]))
 
 
-def print_targets(targets: Sequence[Target], boards: Sequence[Board]) -> None:
+def print_targets(targets: Sequence[Target], gpus: Sequence[GpuTarget], boards: Sequence[Board]) -> None:
     """What there is to compile for."""
     print_table(
         "targets",
         ("name", "", "system", "CPU", "features", "vector bits"),
         ((t.name, t.description, t.triple, t.cpu, " ".join(t.features), 8 * t.vector_bytes) for t in targets),
+    )
+    print_table(
+        "GPUs",
+        ("name", "", "host", "work group", "local memory", "vector", "floats"),
+        ((g.name, g.description, g.host.name, g.work_group, g.local_memory, g.vector, g.storage) for g in gpus),
     )
     print_table(
         "FPGA boards",

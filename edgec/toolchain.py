@@ -1,7 +1,8 @@
 """C compilers: which one builds for a system triple, and running it.
 
 Search order: ``EDGEC_CC_<triple>`` from the environment (``-`` written ``_``), the system's own or cross
-compiler, then ``zig cc`` from the ``ziglang`` wheel, which needs nothing else to build for another machine.
+compiler, for Android the NDK that ``ANDROID_NDK_HOME`` names, then ``zig cc`` from the ``ziglang`` wheel, which
+needs nothing else to build for another machine.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgec import runtimes
 from edgec.errors import EdgecError
 
 HOST_TRIPLES = {
@@ -33,23 +35,29 @@ ZIG_TARGETS = {
     "x86_64-linux-gnu": "x86_64-linux-gnu.2.28",
     "aarch64-linux-gnu": "aarch64-linux-gnu.2.28",
     "arm-linux-gnueabihf": "arm-linux-gnueabihf.2.28",
-    "aarch64-linux-android": "aarch64-linux-android",
+    "aarch64-linux-android": "aarch64-linux-android.29",
 }
-"""The oldest glibc an artifact shall run with is 2.28 (Debian 10)."""
+"""The oldest glibc an artifact shall run with is 2.28 (Debian 10), the oldest Android is 10."""
+
+ANDROID_FOLDER = Path(runtimes.__file__).parent / "android"
+"""Neither zig nor a Debian package has Android's C library: here are the declarations that edgec needs of it."""
 
 ANDROID_FLAGS = (
+    "-fPIC",
     "-ffreestanding",
     "-nostdlib",
+    f"-I{ANDROID_FOLDER / 'include'}",
     "-Wl,-z,max-page-size=16384",
     "-Wl,-z,norelro",
     "-Wl,--hash-style=both",
 )
-"""Neither zig nor a Debian package has Android's C library: what is linked may only name its functions.
+"""Android's loader rounds RELRO up to whole pages, of 16 KiB on new devices, and would protect data behind it."""
 
-Android's loader rounds RELRO up to whole pages, of 16 KiB on new devices, and would protect data behind it.
-"""
+ANDROID_API = 24
+"""Android 7; older systems' loaders know no GNU hash tables and lack functions of the C library."""
 
 ANDROID_LIBRARIES = ("libm.so", "libc.so")
+"""What everything is linked with; ``-ldl`` adds the third there is."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class Toolchain:
         cc: the compiler's command, e.g. ``("aarch64-linux-gnu-gcc",)``.
         ar: the archiver's command.
         flags: what every call of the compiler gets.
-        freestanding: whether there is no C library to compile and link with.
+        freestanding: whether there is no C library to link with, only the names of its functions.
     """
 
     triple: str
@@ -95,9 +103,9 @@ class Toolchain:
         Raises:
             EdgecError: with the compiler's last lines.
         """
-        kind = ["-shared"] if shared else []
+        kind = ["-shared"] if shared else self.executable_flags()
         with tempfile.TemporaryDirectory(prefix="edgec-link-") as scratch:
-            system = self._system_libraries(Path(scratch))
+            system = self.system_libraries(Path(scratch))
             files = [os.fspath(path) for path in inputs]
             self._run([*self._command(), *kind, *files, "-o", os.fspath(output), *system, *flags])
         return Path(output)
@@ -123,17 +131,44 @@ class Toolchain:
         return Path(output)
 
     def _command(self) -> list[str]:
-        return [*self.cc, "-O2", "-fPIC", *self.flags]
+        position = [] if self.triple.endswith("-none-eabi") else ["-fPIC"]
+        return [*self.cc, "-O2", *position, *self.flags]
 
-    def _system_libraries(self, scratch: Path) -> list[str]:
+    def tool(self, name: str) -> str:
+        """A tool of the GNU binutils that belongs to the compiler, e.g. ``objcopy``.
+
+        Raises:
+            EdgecError: if there is none.
+        """
+        prefix = "" if HOST_TRIPLES.get(platform.machine().lower()) == self.triple else f"{self.triple}-"
+        found = shutil.which(prefix + name)
+        if found is None:
+            package = f"binutils-{self.triple}" if prefix else "binutils"
+            raise EdgecError(f"{prefix}{name} was not found; run: apt-get install {package}")
+        return found
+
+    def run_tool(self, name: str, *arguments: str | os.PathLike[str]) -> str:
+        """Run :meth:`tool`, and answer with what it prints.
+
+        Raises:
+            EdgecError: if there is none, or it fails.
+        """
+        return self._run([self.tool(name), *(os.fspath(argument) for argument in arguments)])
+
+    def executable_flags(self) -> list[str]:
+        """Flags of an executable. Of functions that no library here defines, a linker takes only shared objects."""
+        return ["-shared", str(ANDROID_FOLDER / "start.c"), "-Wl,-e,_start"] if self.freestanding else []
+
+    def system_libraries(self, scratch: Path) -> list[str]:
         """Link flags for a system without libraries: empty ones that leave only their names."""
         if not self.freestanding:
             return []
         source = scratch / "empty.c"
         source.write_text("", encoding="utf-8")
-        for name in ANDROID_LIBRARIES:
+        for name in (*ANDROID_LIBRARIES, "libdl.so"):
             self._run([*self._command(), "-shared", str(source), f"-Wl,-soname,{name}", "-o", str(scratch / name)])
-        return [f"-L{scratch}", "-Wl,--no-as-needed", *(str(scratch / name) for name in ANDROID_LIBRARIES)]
+        libraries = [str(scratch / name) for name in ANDROID_LIBRARIES]
+        return [f"-L{scratch}", "-Wl,--no-as-needed", *libraries, "-lcompiler_rt"]
 
     def _run(self, command: Sequence[str]) -> str:
         try:
@@ -170,7 +205,7 @@ def find_toolchain(triple: str) -> Toolchain:
     Raises:
         EdgecError: if there is none, with the commands that install one.
     """
-    found = _from_environment(triple) or _from_system(triple) or _from_zig(triple)
+    found = _from_environment(triple) or _from_system(triple) or _from_ndk(triple) or _from_zig(triple)
     if found is None:
         raise EdgecError(f"no C compiler for {triple} was found; {_remedy(triple)}")
     return found
@@ -204,6 +239,18 @@ def _from_system(triple: str) -> Toolchain | None:
     return None
 
 
+def _from_ndk(triple: str) -> Toolchain | None:
+    """Android's own compiler, for the oldest system that has every function."""
+    ndk = os.environ.get("ANDROID_NDK_HOME", "").strip()
+    if not ndk or "android" not in triple:
+        return None
+    tools = Path(ndk) / "toolchains" / "llvm" / "prebuilt" / "linux-x86_64" / "bin"
+    compiler = tools / f"{triple}{ANDROID_API}-clang"
+    if not compiler.exists():
+        raise EdgecError(f"ANDROID_NDK_HOME names '{ndk}', where there is no {compiler.relative_to(ndk)}")
+    return Toolchain(triple, (str(compiler),), (str(tools / "llvm-ar"),), ("-Wl,-z,max-page-size=16384",))
+
+
 def _from_zig(triple: str) -> Toolchain | None:
     if triple not in ZIG_TARGETS or importlib.util.find_spec("ziglang") is None:
         return None
@@ -218,11 +265,14 @@ def _remedy(triple: str) -> str:
         "aarch64-linux-gnu": "gcc-aarch64-linux-gnu",
         "arm-linux-gnueabihf": "gcc-arm-linux-gnueabihf",
         "x86_64-linux-gnu": "gcc-x86-64-linux-gnu",
+        "arm-none-eabi": "gcc-arm-none-eabi libnewlib-arm-none-eabi",
     }
     own = HOST_TRIPLES.get(platform.machine().lower()) == triple
     system = "gcc" if own else package.get(triple)
     ways = [f"apt-get install {system}"] if system else []
     ways += ["pip install ziglang"] if triple in ZIG_TARGETS else []
+    if "android" in triple:
+        return f"set ANDROID_NDK_HOME to an NDK, or {_variable(triple)} to a compiler"
     return " or ".join([f"run: {way}" for way in ways] + [f"set {_variable(triple)} to one"])
 
 

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from edgec import records
 from edgec.devices import EMULATORS
 from edgec.errors import EdgecError
-from edgec.measuring import TRIPLES, HostMeter, Meter, Outcome, QemuMeter, SshMeter, Task, tasks_of
+from edgec.measuring import TRIPLES, HostMeter, Meter, Outcome, QemuMeter, RemoteMeter, Task, tasks_of
 from edgec.records import Parameters, Record, Records
 from edgec.runtimes.build import cache_folder
-from edgec.targets.cpu.template import parameters
+from edgec.targets.gpu.target import GpuTarget
+from edgec.targets.template import parameters
 
 if TYPE_CHECKING:
     from edgec.devices import Progress
@@ -88,7 +89,7 @@ class Tuned:
 
 def records_for(
     program: Program,
-    target: Target,
+    target: Target | GpuTarget,
     minutes: float | None,
     path: Path | None,
     device: str | None,
@@ -121,23 +122,22 @@ def records_for(
     return known, tune_program(program, target, meter, minutes=minutes, known=known, path=path, progress=progress)
 
 
-def meter_for(target: Target, device: str | None = None) -> Meter:
+def meter_for(target: Target | GpuTarget, device: str | None = None) -> Meter:
     """What finds the cost of plans for ``target``.
 
     Args:
         target: the processor.
-        device: ``local`` times plans on this machine, ``ssh://[user@]host[:port]`` on another, and ``qemu[:cpu]``
-            counts instructions under the emulator; by default the first for the target ``host`` and the last for any
-            other.
+        device: ``local`` times plans on this machine, ``ssh://[user@]host[:port]`` and ``adb://serial`` on another, and
+            ``qemu[:cpu]`` counts instructions under the emulator; by default the first for the target ``host`` and
+            the last for any other.
 
     Raises:
         EdgecError: the device cannot measure plans for this target.
     """
-    if device and device.startswith("ssh://"):
-        host, colon, port = device.removeprefix("ssh://").partition(":")
-        if not host or host.startswith("-") or (colon and not port.isdigit()):
-            raise EdgecError(f"the device '{device}' is not spelled ssh://[user@]host[:port]; correct it")
-        return SshMeter(target, host, int(port) if port else None)
+    if isinstance(target, GpuTarget):
+        return _gpu_meter(target, device)
+    if device and "://" in device:
+        return RemoteMeter(target, device)
     kind, _, cpu = (device or ("local" if target.name == "host" else "qemu")).partition(":")
     if kind == "local" and target.name == "host":
         return HostMeter(target)
@@ -146,6 +146,14 @@ def meter_for(target: Target, device: str | None = None) -> Meter:
     if kind == "qemu" and TRIPLES[target.arch] in EMULATORS and target.name != "host":
         return QemuMeter(target, cpu or None)
     raise EdgecError(f"the device '{device}' cannot measure kernels for {target.name}; leave --device out")
+
+
+def _gpu_meter(target: GpuTarget, device: str | None) -> Meter:
+    from edgec.gpu_measuring import GpuMeter
+
+    if device not in (None, "local"):
+        raise EdgecError(f"the device '{device}' cannot measure kernels for {target.name}; leave --device out")
+    return GpuMeter(target)
 
 
 def _ratio(costs: Iterable[tuple[int, float | None, float | None]]) -> float:
@@ -158,7 +166,7 @@ def _ratio(costs: Iterable[tuple[int, float | None, float | None]]) -> float:
 
 def tune_program(
     program: Program,
-    target: Target,
+    target: Target | GpuTarget,
     meter: Meter,
     *,
     minutes: float,
@@ -246,7 +254,7 @@ class _Search:
     """One kernel: what is known of its plans, and which to measure next."""
 
     task: Task
-    target: Target
+    target: Target | GpuTarget
     meter: Meter
     known: Records
     ratios: dict[int, float] = field(default_factory=dict)

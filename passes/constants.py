@@ -3,7 +3,8 @@
 The onnxscript optimiser folds what its partial evaluator and the ONNX reference implementation know. What
 they leave (operators with several outputs, operator versions that the reference lacks) is evaluated by ONNX
 Runtime, one node at a time. Two kinds of node are never folded: those that draw random numbers, and the
-DequantizeLinear of a weight in a model that quantises its activations, whose weights must stay integers.
+DequantizeLinear of a weight, which must stay integers: of any weight in a model that quantises its activations, and
+of a product's in others.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from edgec.shapes import RANDOM_OPERATORS
 from edgec.values import is_static, shape_of
 
 _UNLIMITED = 2**62
+_PRODUCTS = ("Conv", "Gemm", "MatMul")
 _LARGEST_GROWTH = 2**20
 """Elements by which one folded node may enlarge the model: 4 MB of float32. Beyond that (an expanded
 constant, say) computing it at run time costs less than shipping it."""
@@ -42,7 +44,26 @@ def fold_constants(model: ir.Model) -> None:
 
 def _folding_rule(model: ir.Model) -> Callable[[ir.Node], bool]:
     kept = RANDOM_OPERATORS | ({"DequantizeLinear"} if _quantises_activations(model.graph) else set())
-    return lambda node: node.op_type not in kept and _growth(node) <= _LARGEST_GROWTH
+
+    def foldable(node: ir.Node) -> bool:
+        return node.op_type not in kept and not _makes_weights(node) and _growth(node) <= _LARGEST_GROWTH
+
+    return foldable
+
+
+def _makes_weights(node: ir.Node) -> bool:
+    """Whether ``node`` makes real numbers of integers that a product, behind nothing but movements, multiplies by."""
+    if node.op_type != "DequantizeLinear":
+        return False
+    value = node.outputs[0]
+    while len(value.uses()) == 1:
+        (use,) = value.uses()
+        if use.node.op_type in _PRODUCTS and use.idx == 1:
+            return True
+        if use.node.op_type not in ("Reshape", "Transpose"):
+            return False
+        value = use.node.outputs[0]
+    return False
 
 
 def _growth(node: ir.Node) -> int:

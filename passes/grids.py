@@ -11,6 +11,8 @@ from edgec.passes.fuse import initializer
 from edgec.values import constant_of, input_of
 
 BYTES = ("int8", "uint8")
+_MIDDLES = {"int8": 0, "uint8": 128, "int4": 0, "uint4": 8, "int2": 0, "uint2": 2}
+"""dtypes of weights, and the integer in the middle of each."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Weights:
 
 
 def weights_of(value: ir.Value | None) -> Weights | None:
-    """The weights that DequantizeLinear makes of constants, uint8 ones moved by 128; None for anything else.
+    """The weights that DequantizeLinear makes of constants as int8, unsigned ones moved by half; None for others.
 
     Weights whose zero point is not the middle of their range have none.
     """
@@ -90,12 +92,12 @@ def weights_of(value: ir.Value | None) -> Weights | None:
     if node is None or node.domain != "" or node.op_type != "DequantizeLinear" or "block_size" in node.attributes:
         return None
     values, scale, zero = (constant_of(input_of(node, index)) for index in range(3))
-    if values is None or scale is None or str(values.dtype) not in BYTES or scale.dtype != np.float32:
+    if values is None or scale is None or str(values.dtype) not in _MIDDLES or scale.dtype != np.float32:
         return None
-    middle = 128 if values.dtype == np.uint8 else 0
+    middle = _MIDDLES[str(values.dtype)]
     zeros = np.zeros(1, np.int64) if zero is None else zero.astype(np.int64)
     if (zeros != middle).any() or scale.ndim > 1:
         return None
-    centred = values if middle == 0 else (values.astype(np.int16) - middle).astype(np.int8)
+    centred = (values.astype(np.int16) - middle).astype(np.int8)
     axis = node.attributes.get_int("axis", 1)
     return Weights(centred, scale.reshape(-1), axis % values.ndim if values.ndim else 0)

@@ -23,6 +23,11 @@ QLinearResize         x, its grid, sizes, y's grid; attributes                  
 GemmDequantize        as QLinearGemm, without y's grid                             a · b + c, real numbers
 ConvDequantize        x, its grid, w, w_scale, w_zero, bias int32 in steps of      conv(x, w) + bias, real numbers
                       x_scale · w_scale; Conv's attributes
+MatMulOfWeights       x […, K] float; w [K, N] int8, w_scale [K / block, N];       x · w + bias
+                      bias [N]; attribute block_size
+ConvOfWeights         x float; w [co, taps · ci] int8 with ci innermost, w_scale   conv(x, w) + bias
+                      [co, blocks]; shape [co, …taps, ci]; bias [co];
+                      attributes block_size, perm [0, −1, 1, …] and Conv's
 ====================  ===========================================================  ================================
 
 A grid is two inputs: a scale and a zero point.
@@ -112,5 +117,18 @@ INTEGER_BODIES: Mapping[str, str] = {
         all = DequantizeLinear (x, x_scale, x_zero)
         real = PRelu (all, slope)
         y = QuantizeLinear (real, y_scale, y_zero)
+    }""",
+    "MatMulOfWeights": """<block_size> (x, w, w_scale, bias) => (y) {
+        weights = DequantizeLinear <axis: int = 0, block_size: int = @block_size> (w, w_scale)
+        product = MatMul (x, weights)
+        y = Add (product, bias)
+    }""",
+    "ConvOfWeights": """<block_size, perm, dilations, group, kernel_shape, pads, strides>
+        (x, w, w_scale, shape, bias) => (y) {
+        flat = DequantizeLinear <axis: int = 1, block_size: int = @block_size> (w, w_scale)
+        split = Reshape (flat, shape)
+        weights = Transpose <perm: ints = @perm> (split)
+        y = Conv <dilations: ints = @dilations, group: int = @group, kernel_shape: ints = @kernel_shape,
+            pads: ints = @pads, strides: ints = @strides> (x, weights, bias)
     }""",
 }

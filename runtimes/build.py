@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgec.errors import EdgecError
-from edgec.toolchain import Toolchain, find_toolchain
+from edgec.toolchain import ANDROID_FOLDER, Toolchain, find_toolchain
 
 SOURCE_FOLDER = Path(__file__).parent / "c"
 
@@ -20,7 +20,7 @@ SOURCES = ("include/edgert/*.h", "src/*.[ch]", "tools/*.c")
 """What is compiled, below the source folder."""
 
 FLAGS = ("-std=c11", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections")
-LINK_FLAGS = ("-s", "-Wl,--gc-sections", "-Wl,-z,norelro", "-lpthread", "-ldl")
+LINK_FLAGS = ("-s", "-Wl,--gc-sections", "-Wl,-z,norelro", "-ldl")
 """With RELRO the file would hold a hole as large as the largest page, 64 KiB on aarch64."""
 
 
@@ -64,11 +64,6 @@ def build_runtime(triple: str, *, cache_dir: Path | None = None) -> RuntimeFiles
 
 @functools.cache
 def _build_once(triple: str, toolchain: Toolchain, cache: Path) -> RuntimeFiles:
-    if toolchain.freestanding:
-        raise EdgecError(
-            f"libedgert for {triple} needs the system's C headers, which {toolchain.cc[0]} does not have; "
-            f"set EDGEC_CC_{triple.replace('-', '_')} to the NDK's clang"
-        )
     folder = cache / "runtime" / f"{triple}-{_key(toolchain)}"
     if not folder.is_dir():
         try:
@@ -93,8 +88,11 @@ def _sources() -> list[Path]:
 
 def _key_parts(toolchain: Toolchain) -> Iterator[bytes]:
     yield repr((toolchain.cc, toolchain.flags, toolchain.version, FLAGS, LINK_FLAGS)).encode()
-    for path in sorted(path for folder in SOURCES for path in SOURCE_FOLDER.glob(folder)):
-        yield path.relative_to(SOURCE_FOLDER).as_posix().encode()
+    files = [path for folder in SOURCES for path in SOURCE_FOLDER.glob(folder)]
+    if toolchain.freestanding:
+        files += ANDROID_FOLDER.rglob("*.[ch]")
+    for path in sorted(files):
+        yield os.path.relpath(path, SOURCE_FOLDER).encode()
         yield hashlib.sha256(path.read_bytes()).digest()
 
 
@@ -129,7 +127,9 @@ def _rename(scratch: Path, folder: Path) -> None:
 def _build_into(toolchain: Toolchain, files: RuntimeFiles) -> None:
     compile_flags = [*FLAGS, f"-I{files.include}", f"-I{SOURCE_FOLDER / 'src'}"]
     toolchain.archive(_sources(), files.static, flags=compile_flags)
+    # Android's C library has the threads in it
+    link_flags = [*LINK_FLAGS, *([] if toolchain.triple.endswith("-android") else ["-lpthread"])]
     soname = f"-Wl,-soname,{files.shared.name}"
-    toolchain.compile(_sources(), files.shared, flags=[*compile_flags, soname, *LINK_FLAGS])
+    toolchain.compile(_sources(), files.shared, flags=[*compile_flags, soname, *link_flags])
     runner = SOURCE_FOLDER / "tools" / "edgert_run.c"
-    toolchain.compile([runner, files.static], files.runner, shared=False, flags=[*compile_flags, *LINK_FLAGS])
+    toolchain.compile([runner, files.static], files.runner, shared=False, flags=[*compile_flags, *link_flags])

@@ -111,7 +111,8 @@ def layer_call(layer: Layer, target: Target, dtype: str, depthwise: bool) -> tup
     code = compile_program(program, target, lambda what, done, total: None)
     data = {id(buffers[0]): x, id(y): np.zeros(y.elements, dtype)}
     arrays = [data[id(b.root)] if id(b.root) in data else np.ascontiguousarray(b.data) for b in code.calls[0].operands]
-    library = Library(code.object_bytes)
+    (content,) = code.objects.values()
+    library = Library(content)
     return library.bound(code.calls[0].symbol, arrays), kernel.macs, x.nbytes + y.nbytes
 
 

@@ -9,6 +9,7 @@ import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -16,7 +17,9 @@ else:
     import tomli as tomllib
 
 from edgec.errors import EdgecError
+from edgec.memory import ALIGNMENT
 from edgec.targets.fpga.board import Board, board_names, load_board
+from edgec.targets.gpu.target import GpuTarget, gpu_names, load_gpu
 
 TARGET_FOLDER = Path(__file__).parent
 
@@ -32,11 +35,16 @@ class Target:
         name: what ``--target`` takes.
         description: one line for ``edgec targets``.
         triple: system triple, e.g. ``aarch64-linux-gnu``.
-        arch: ``x86_64``, ``aarch64`` or ``armv7``.
+        arch: ``x86_64``, ``aarch64``, ``armv7`` or ``cortex-m``.
         cpu: LLVM's name of the core, e.g. ``cortex-a72``.
         features: CPU features that the kernels may use and that the loader checks.
         vector_bytes: width of a vector register.
         vector_registers: how many there are.
+        llvm_triple: LLVM's name of the system, where it is another than the C compiler's.
+        c_flags: what a C compiler needs to be told about the processor.
+        arena_alignment: bytes of which every buffer's place in the arena is a multiple.
+        flash_bytes: what the code and the weights must fit into; 0 where they lie in a file.
+        ram_bytes: what arena, inputs and outputs must fit into; 0 without such a limit.
     """
 
     name: str
@@ -47,13 +55,33 @@ class Target:
     features: tuple[str, ...]
     vector_bytes: int
     vector_registers: int
+    llvm_triple: str = ""
+    c_flags: tuple[str, ...] = ()
+    arena_alignment: int = ALIGNMENT
+    flash_bytes: int = 0
+    ram_bytes: int = 0
+
+    packs_weights: ClassVar[bool] = True
+    """Whether products of floats read packed integer weights."""
+
+    @property
+    def bare_metal(self) -> bool:
+        """Whether there is no operating system: no files, no loader, no threads, and the program gives the memory."""
+        return self.triple.endswith("-none-eabi")
 
     @property
     def llvm(self) -> dict[str, object]:
         """The target as TVM takes it."""
         attributes = [f"+{feature}" for feature in self.features]
-        found: dict[str, object] = {"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu, "mattr": attributes}
-        return {**found, "mfloat-abi": "hard"} if self.triple.endswith("hf") else found
+        triple = self.llvm_triple or self.triple
+        found: dict[str, object] = {"kind": "llvm", "mtriple": triple, "mcpu": self.cpu, "mattr": attributes}
+        found |= {"mfloat-abi": "hard"} if triple.endswith("hf") else {}
+        return found | ({"vector-width": 128} if self.bare_metal else {})  # or TVM warns that it has to guess
+
+    @property
+    def processor(self) -> str:
+        """What code depends on: architecture, core and features."""
+        return " ".join((self.arch, self.cpu, *(f"+{feature}" for feature in self.features)))
 
     @property
     def activation_dtype(self) -> str:
@@ -62,7 +90,7 @@ class Target:
 
     def default_output(self, name: str) -> Path:
         """Where the artifact of the model called ``name`` goes unless told otherwise."""
-        return Path(f"{name}.so")
+        return Path(f"{name}.o" if self.bare_metal else f"{name}.so")
 
     def lanes(self, dtype_bytes: int) -> int:
         """Vector lanes that kernels use for an element size: a register's worth of at least 32-bit lanes."""
@@ -70,16 +98,19 @@ class Target:
 
 
 def target_names() -> list[str]:
-    """Every processor that ``--target`` takes; it also takes :func:`edgec.targets.fpga.board.board_names`."""
+    """Every processor that ``--target`` takes; it also takes the GPUs of
+    :func:`edgec.targets.gpu.target.gpu_names` and the boards of :func:`edgec.targets.fpga.board.board_names`."""
     return ["host", *sorted(path.stem for path in TARGET_FOLDER.glob("*.toml"))]
 
 
-def resolve_target(name: str) -> Target | Board:
-    """The processor or the FPGA board called ``name``.
+def resolve_target(name: str) -> Target | GpuTarget | Board:
+    """The processor, the GPU or the FPGA board called ``name``.
 
     Raises:
         EdgecError: if there is none, with the names there are.
     """
+    if name in gpu_names():
+        return load_gpu(name)
     return load_board(name) if name in board_names() else load_target(name)
 
 
@@ -93,10 +124,11 @@ def load_target(name: str) -> Target:
         return host_target()
     path = TARGET_FOLDER / f"{name}.toml"
     if name not in target_names():
-        known = [*target_names(), *board_names()]
+        known = [*target_names(), *gpu_names(), *board_names()]
         raise EdgecError(f"there is no target '{name}'; edgec knows {', '.join(known)} (see: edgec targets)")
     fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    return Target(name=name, **{**fields, "features": tuple(fields["features"])})
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return Target(name=name, **values)
 
 
 def host_target() -> Target:

@@ -20,12 +20,13 @@ SSHD = "/usr/sbin/sshd"
 
 @dataclass(frozen=True)
 class Loopback:
-    """The device: ``url`` as ``--device`` takes it, its ``home``, a folder of commands that it finds first, and a
-    folder with an ``ssh`` that knows its key, for the PATH of whoever calls it."""
+    """The device: ``url`` as ``--device`` takes it, its ``home`` and its folder for ``scratch`` files, a folder of
+    commands that it finds first, and a folder with an ``ssh`` that knows its key, for the PATH of whoever calls it."""
 
     url: str
     port: int
     home: Path
+    scratch: Path
     commands: Path
     client: Path
 
@@ -45,9 +46,10 @@ def loopback(folder: Path) -> Iterator[Loopback]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     device = Loopback(
-        f"ssh://{getpass.getuser()}@127.0.0.1:{port}", port, folder / "home", folder / "commands", folder / "client"
-    )
-    for each in (device.home, device.commands, device.client):
+        f"ssh://{getpass.getuser()}@127.0.0.1:{port}", port,
+        *(folder / name for name in ("home", "scratch", "commands", "client")),
+    )  # fmt: skip
+    for each in (device.home, device.scratch, device.commands, device.client):
         each.mkdir()
     for key in ("host", "own"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
@@ -56,7 +58,7 @@ def loopback(folder: Path) -> Iterator[Loopback]:
     (folder / "sshd_config").write_text(
         f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/own.pub\n"
         f"StrictModes no\nUsePAM no\nPidFile none\nPasswordAuthentication no\n"
-        f"SetEnv HOME={device.home} PATH={device.commands}:{os.environ['PATH']}\n"
+        f"SetEnv HOME={device.home} TMPDIR={device.scratch} PATH={device.commands}:{os.environ['PATH']}\n"
     )
     host_key = (folder / "host.pub").read_text(encoding="utf-8")
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key}", encoding="utf-8")

@@ -79,10 +79,8 @@ class HostProgram:
         memory.plan(program)
         self.program = program
         self.code = compile_program(program, target or load_target("host"), lambda what, done, total: None, records)
-        (folder / "kernels.o").write_bytes(self.code.object_bytes)
-        subprocess.run(
-            ["cc", "-shared", "-o", folder / "kernels.so", folder / "kernels.o", "-lm"], check=True, cwd=folder
-        )
+        objects = self.code.write_objects(folder)
+        subprocess.run(["cc", "-shared", "-o", folder / "kernels.so", *objects, "-lm"], check=True, cwd=folder)
         self._library = ctypes.CDLL(str(folder / "kernels.so"))
         self._memory: dict[int, np.ndarray] = {}
         self._arena = np.zeros(program.arena_bytes + 64, np.uint8)

@@ -127,7 +127,7 @@ def test_run_gives_the_same_under_the_emulator(emulator, tiny_artifact, tiny_boa
 
 def test_eval_and_bench_report(tiny_artifact, tiny_model, data):
     assert set(results_of("eval", tiny_artifact, "--data", data)) == {
-        "samples", "ms_per_sample", "top1", "agreement"
+        "samples", "ms_per_sample", "top1", "agreement", "machine"
     }  # fmt: skip
     text = call("eval", tiny_artifact, "--data", data, "--reference", tiny_model).stdout
     assert "same class as the reference" in text and "100.00%" in text
@@ -305,7 +305,7 @@ MISTAKES = {
     "output is a folder": ("compile", "tiny.onnx -o .", "is a folder"),
     "output, no folder": ("run", "tiny.so --input data.npz -o absent/y.npz", "does not exist"),
     "not an artifact": ("run", "tiny.onnx --input data.npz", "is not an edgec artifact"),
-    "device": ("run", "tiny.so --input data.npz --device ssh://pi@pi", "cannot be used yet"),
+    "device": ("run", "tiny.so --input data.npz --device telnet://pi@pi", "there is no device 'telnet://pi@pi'"),
     "bench on qemu": ("bench", "tiny.so --device qemu --threads 2", "an emulator's time is not a device's latency"),
     "no labels": ("eval", "tiny.so --data x.npz", "no labels to judge by"),
     "wrong name": ("run", "tiny.so --input y.npz", "no array for the input 'x'"),

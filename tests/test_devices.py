@@ -61,9 +61,7 @@ def test_no_samples_give_empty_outputs(emulator, tiny_artifact, tiny_board_artif
 
 
 URLS = {
-    "ssh://pi@raspberrypi": "cannot be used yet; the devices that work are local and qemu",
-    "adb://1234": "cannot be used yet",
-    "rpc://tracker:9190/rpi": "cannot be used yet",
+    "rpc://tracker:9190/rpi": r"there is no device 'rpc://tracker:9190/rpi'; the devices that work are local",
     "qemu:": "there is no device 'qemu:'",
     "local:0": "there is no device",
     "": "there is no device ''",

@@ -107,30 +107,104 @@ def header_example() -> str:
     return body + "\n\nint main(void) { return classify(NULL, 0, NULL, 0) == -1 ? 0 : 1; }\n"
 
 
+CPP_PROGRAM = r"""
+#include <edgert/edgert.hpp>
+#include <array>
+#include <cstdio>
+#include <vector>
+
+int main(int argc, char **argv) {
+  try {
+    edgert::session opened(argv[1]);
+    edgert::session session = std::move(opened);
+    if (session.input_count() != 1 || session.find_input("x") != 0) return 3;
+    edgert::span<const std::int64_t> shape = session.input_info(0).shape();
+    std::vector<float> x(shape[1] * shape[2] * shape[3], 0.5f);
+    std::array<float, 4> y;
+    session.bind_input(0, edgert::span(x));
+    session.bind_output(0, edgert::span(y));
+    session.start_profile();
+    session.run();
+    for (float value : y) std::printf("%.9g\n", value);
+    session.bind_output(0, edgert::span<float>());
+    session.run();
+    for (float value : session.output<float>(0)) std::printf("%.9g\n", value);
+    if (session.profile().size() != session.model().step_count) return 4;
+    if (argc > 2) session.output<int>(0);
+  } catch (const edgert::error &error) {
+    std::puts(error.what());
+    return error.status() == EDGERT_ERROR_FILE ? 10 : 11;
+  }
+}
+"""
+
+
+def consumer(folder: Path, language: str) -> Path:
+    """A program that uses the library, in C or C++."""
+    path = folder / ("main.c" if language == "C" else "main.cpp")
+    path.write_text(header_example() if language == "C" else CPP_PROGRAM)
+    return path
+
+
+def check_consumer(program: Path, language: str, tiny_artifact: Path) -> None:
+    """Run what :func:`consumer` has become."""
+    if language == "C":
+        done = subprocess.run([program], capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and "'model.so' cannot be read" in done.stderr
+        return
+    with edgec.load(tiny_artifact) as session:
+        wanted = session.run({"x": np.full((1, 3, 7, 5), 0.5, np.float32)})["y"].ravel()
+    lines = run(program, tiny_artifact).split()
+    np.testing.assert_array_equal(np.array(lines, np.float32), np.concatenate([wanted, wanted]))
+    wrong = subprocess.run([program, tiny_artifact, "typed"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 11 and "'y' has elements of another type" in wrong.stdout
+    missing = subprocess.run([program, "missing.so"], capture_output=True, text=True, check=False)
+    assert missing.returncode == 10 and "'missing.so' cannot be read" in missing.stdout
+
+
+LANGUAGES = [
+    "C", pytest.param("CXX", marks=pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed"))
+]  # fmt: skip
+
+
 @needs_cmake
+@pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("library", ["edgert", "edgert_static"])
-def test_find_package_and_the_headers_example(tmp_path: Path, installed: Path, library: str) -> None:
-    (tmp_path / "main.c").write_text(header_example())
+def test_find_package(tmp_path: Path, installed: Path, library: str, language: str, tiny_artifact: Path) -> None:
+    source = consumer(tmp_path, language)
     (tmp_path / "CMakeLists.txt").write_text(
-        "cmake_minimum_required(VERSION 3.16)\nproject(user C)\nfind_package(edgert 0.1 REQUIRED)\n"
-        f"add_executable(user main.c)\ntarget_link_libraries(user edgert::{library})\n"
+        f"cmake_minimum_required(VERSION 3.16)\nproject(user {language})\nfind_package(edgert 0.1 REQUIRED)\n"
+        f"add_executable(user {source.name})\ntarget_link_libraries(user edgert::{library})\n"
+        "set_target_properties(user PROPERTIES CXX_STANDARD 17)\n"
+        + ("" if language == "C" else "find_package(Threads REQUIRED)\n")
     )
     run("cmake", "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={installed}")
     run("cmake", "--build", tmp_path / "build")
-    done = subprocess.run([tmp_path / "build" / "user"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    assert "'model.so' cannot be read" in done.stderr
+    check_consumer(tmp_path / "build" / "user", language, tiny_artifact)
 
 
 @needs_cmake
 @pytest.mark.skipif(not shutil.which("pkg-config"), reason="pkg-config is not installed")
-def test_pkg_config(tmp_path: Path, installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("static", [False, True])
+def test_pkg_config(
+    tmp_path: Path, installed: Path, monkeypatch, language: str, static: bool, tiny_artifact: Path
+) -> None:
     monkeypatch.setenv("PKG_CONFIG_PATH", str(installed / "lib" / "pkgconfig"))
-    flags = run("pkg-config", "--cflags", "--libs", "edgert").split()
     assert run("pkg-config", "--modversion", "edgert").strip() == "0.1.0"
-    (tmp_path / "main.c").write_text(header_example())
-    run("cc", tmp_path / "main.c", "-o", tmp_path / "user", *flags, f"-Wl,-rpath,{installed / 'lib'}")
-    assert subprocess.run([tmp_path / "user"], capture_output=True, check=False).returncode == 0
+    flags = run("pkg-config", "--cflags", "--libs", *(["--static"] if static else []), "edgert").split()
+    if static:
+        flags = [str(installed / "lib" / "libedgert.a") if flag == "-ledgert" else flag for flag in flags]
+    compiler = ["cc"] if language == "C" else ["g++", "-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+    source = consumer(tmp_path, language)
+    run(*compiler, source, "-o", tmp_path / "user", *flags, f"-Wl,-rpath,{installed / 'lib'}")
+    check_consumer(tmp_path / "user", language, tiny_artifact)
+
+
+def test_soname_has_the_major_version(installed: Path) -> None:
+    listing = run("objdump", "-p", installed / "lib" / "libedgert.so")
+    assert re.search(r"SONAME\s+libedgert\.so\.0$", listing, re.MULTILINE)
+    assert (installed / "lib" / "libedgert.so").readlink() == Path("libedgert.so.0")
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed")
@@ -138,7 +212,10 @@ def test_header_is_cpp(tmp_path: Path) -> None:
     source = tmp_path / "main.cpp"
     source.write_text("#include <edgert/edgert.h>\nedgert_options options = EDGERT_OPTIONS_DEFAULT;\n")
     include = f"-I{SOURCE_FOLDER / 'include'}"
-    run("g++", "-std=c++11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", include, source)
+    warnings = ("-Wall", "-Wextra", "-Wpedantic", "-Werror")
+    run("g++", "-std=c++11", *warnings, "-fsyntax-only", include, source)
+    source.write_text("#include <edgert/edgert.hpp>\n")
+    run("g++", "-std=c++17", "-fno-exceptions", "-fno-rtti", *warnings, "-fsyntax-only", include, source)
 
 
 def test_versions_agree() -> None:

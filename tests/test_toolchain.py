@@ -150,12 +150,6 @@ def test_android(tmp_path: Path) -> None:
 
 
 @needs_zig
-def test_android_runtime_needs_the_ndk() -> None:
-    with pytest.raises(EdgecError, match="set EDGEC_CC_aarch64_linux_android to the NDK's clang"):
-        build.build_runtime("aarch64-linux-android")
-
-
-@needs_zig
 @needs_readelf
 @pytest.mark.skipif(not shutil.which("qemu-aarch64"), reason="qemu-aarch64 is not installed")
 @pytest.mark.skipif(not Path("/usr/aarch64-linux-gnu/lib").is_dir(), reason="libc6-arm64-cross is not installed")

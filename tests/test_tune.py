@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
-import subprocess
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,9 +18,10 @@ from edgec import measuring, records
 from edgec.errors import EdgecError
 from edgec.measuring import HostMeter, Meter, Outcome, QemuMeter, tasks_of
 from edgec.records import Records
-from edgec.targets.cpu.template import parameters
 from edgec.targets.target import load_target
+from edgec.targets.template import parameters
 from edgec.tuning import BATCH, meter_for, tune_program
+from tests.loopback import loopback
 from tests.test_cli import call, results_of, sentence_of, start
 from tests.test_records import conv_program
 
@@ -207,60 +206,23 @@ def test_a_plan_in_which_the_program_ends_fails_alone(monkeypatch):
     assert outcomes == [Outcome(500.0), Outcome(error="ended with code -11"), Outcome(700.0)]
 
 
-@pytest.fixture
-def ssh_server(tmp_path):
-    """An ssh server of this machine for this user, and what its clients need: (port, options)."""
-    server = shutil.which("sshd") or "/usr/sbin/sshd"
-    if not Path(server).exists() or not shutil.which("ssh-keygen"):
-        pytest.skip("no ssh server is installed; run: apt-get install openssh-server")
-    for name in ("host", "user"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / name], check=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    config = tmp_path / "config"
-    config.write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {tmp_path}/host\nAuthorizedKeysFile {tmp_path}/user.pub\n"
-        "StrictModes no\nUsePAM no\nPidFile none\n"
-    )
-    if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)
-    process = subprocess.Popen([server, "-D", "-e", "-f", config], stderr=subprocess.PIPE)
-    wait_for(port)
-    yield port, ["-i", str(tmp_path / "user"), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
-    process.terminate()
-    process.wait()
-
-
-def wait_for(port: int) -> None:
-    """Until the port is open."""
-    for _ in range(100):
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    pytest.skip("the ssh server does not start here")
-
-
-def test_plans_are_timed_over_ssh(ssh_server, monkeypatch):
-    port, options = ssh_server
+def test_plans_are_timed_over_ssh(tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "BATCH_SECONDS", 0.01)
-    run = measuring.start
-    monkeypatch.setattr(
-        measuring, "start", lambda command, **more: run([command[0], *options, *command[1:]], **more)
-    )  # fmt: skip
-    meter = meter_for(HOST, f"ssh://127.0.0.1:{port}")
-    task = tasks_of(conv_program(), HOST)[0]
-    assert meter.method == "time" and meter.machine == "127.0.0.1"
-    assert all(outcome.cost > 0 for outcome in meter.measure(task, task.plans[:3]))
-    with pytest.raises(EdgecError, match=r"is x86_64 and the target rpi4 aarch64|is aarch64 and the target"):
-        meter_for(load_target("rpi4"), f"ssh://127.0.0.1:{port}")
+    with loopback(tmp_path) as device:
+        monkeypatch.setenv("PATH", f"{device.client}:{os.environ['PATH']}")
+        meter = meter_for(HOST, device.url)
+        task = tasks_of(conv_program(), HOST)[0]
+        assert meter.method == "time" and meter.machine == f"127.0.0.1:{device.port}"
+        assert all(outcome.cost > 0 for outcome in meter.measure(task, task.plans[:3]))
+        with pytest.raises(EdgecError, match=r"is x86_64 and the target rpi4 aarch64|is aarch64 and the target"):
+            meter_for(load_target("rpi4"), device.url)
+        assert not list(device.scratch.iterdir())
 
 
 def test_a_device_that_cannot_be_reached_is_named():
     if shutil.which("ssh") is None:
         pytest.skip("ssh is not installed")
-    with pytest.raises(EdgecError, match=r"the device ssh://127\.0\.0\.1 cannot be reached: .*try: ssh"):
+    with pytest.raises(EdgecError, match=r"the device ssh://127\.0\.0\.1:1 cannot be reached: .*try: ssh -p 1"):
         meter_for(HOST, "ssh://127.0.0.1:1")
     with pytest.raises(EdgecError, match="is not spelled ssh://"):
         meter_for(HOST, "ssh://board:x")

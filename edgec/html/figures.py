@@ -100,6 +100,9 @@ class Figures:
                 titles[f"dot{index}"] = f"{layer.name}: {layer.rate:.1f} G MAC/s, {layer.microseconds:.1f} µs"
             axes.set(xscale="log", yscale="log", xlim=(low, high), xlabel="MACs per byte", ylabel="G MAC/s")
             axes.set_ylim(min(layer.rate or 1.0 for layer in shown) / 2, max([1, *roofs.peaks.values()]) * 1.8)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter("")
             axes.grid(True)
 
         return self._svg(draw, (10.4, 4.2), "Roofline: speed of the layers", titles) if shown else ""

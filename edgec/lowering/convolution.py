@@ -13,7 +13,7 @@ from edgec import scalar
 from edgec.lowering.context import Lowering, Operands, array_of, attribute, lowers
 from edgec.lowering.direct import lower_general_conv, padded_input
 from edgec.lowering.window import Window, channels_last, window
-from edgec.program import CONSTANT, Conv, Depthwise, Fill, View, border
+from edgec.program import CONSTANT, Conv, Depthwise, Fill, Packing, View, border
 from edgec.scalar import Expr, binary
 
 NHWC = (0, 2, 3, 1)
@@ -91,18 +91,21 @@ def convolve(ctx: Lowering, x: View, kernel: np.ndarray, bias: View | None, w: W
 
 
 def emit_convolution(
-    ctx: Lowering, source: View, kernel: np.ndarray, w: Window, groups: int, out: View, finish: Finish
-) -> None:
+    ctx: Lowering, source: View, kernel: np.ndarray, w: Window, groups: int, out: View, finish: Finish,
+    packing: Packing | None = None, scales: View | None = None,
+) -> None:  # fmt: skip
     """Emit out = finish(sum of source · kernel): depthwise, or one dense convolution a group.
 
     Args:
         ctx: the model in hand.
         source: (N, C, H, W) inside its padding: float32, or 8-bit integers, which makes the sums int32.
-        kernel: [co, ci/groups, kh, kw], float32 or int8 as the source is.
+        kernel: [co, ci/groups, kh, kw], float32, or int8 for bytes and where it is packed.
         w: the window; its pads are not read.
         groups: of channels.
         out: (N, C, H, W).
         finish: the epilogue.
+        packing: how an int8 kernel is stored; a depthwise one takes a byte a weight.
+        scales: of its groups, where there are any.
     """
     channels, per_group = kernel.shape[0], kernel.shape[1]
     if per_group == 1 and groups == channels == source.shape[1] and groups > 1:
@@ -114,7 +117,7 @@ def emit_convolution(
         own_input = _channel_range(source, group * per_group, per_group)
         own_out = _channel_range(out, first, size)
         own_finish = partial(_finish_from, finish, first)
-        _dense_conv(ctx, own_input, kernel[first : first + size], w, own_out, own_finish)
+        _dense_conv(ctx, own_input, kernel[first : first + size], w, own_out, own_finish, packing, scales)
 
 
 def _finish_from(finish: Finish, start: int, operands: Operands, first: int, count: int) -> Expr:
@@ -169,13 +172,18 @@ def _geometry(source: View, w: Window, out: View) -> dict[str, object]:
     }
 
 
-def _dense_conv(ctx: Lowering, source: View, kernel: np.ndarray, w: Window, out: View, finish: Finish) -> None:
+def _dense_conv(
+    ctx: Lowering, source: View, kernel: np.ndarray, w: Window, out: View, finish: Finish, packing: Packing | None,
+    scales: View | None,
+) -> None:  # fmt: skip
     weight = ctx.constant(np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)), f"{out.buffer.name}_weight")
     operands = Operands()
-    operands.buffers = [source.buffer, weight.buffer]
+    operands.buffers = [source.buffer, weight.buffer, *([scales.buffer] if scales else [])]
     epilogue = finish(operands, 0, out.shape[1])
     geometry = _geometry(source, w, out)
-    conv = Conv(out_channels=out.shape[1], in_channels=kernel.shape[1], epilogue=epilogue, **geometry)  # type: ignore[arg-type]
+    conv = Conv(  # type: ignore[misc]
+        out_channels=out.shape[1], in_channels=kernel.shape[1], epilogue=epilogue, packing=packing, **geometry  # type: ignore[arg-type]
+    )  # fmt: skip
     ctx.emit(conv, operands.buffers, out.buffer)
 
 

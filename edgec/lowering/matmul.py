@@ -11,7 +11,7 @@ import onnx_ir as ir
 from edgec import scalar
 from edgec.lowering.context import Lowering, Operands, array_of, attribute, dtype_of, lowers, shape_of
 from edgec.lowering.reduction import working_dtype
-from edgec.program import CONSTANT, Conv, View, dense_strides
+from edgec.program import CONSTANT, Conv, Packing, View, dense_strides
 from edgec.scalar import binary, cast, const
 
 
@@ -67,10 +67,14 @@ def matrix_product(
     emit_product(ctx, out, a, b, lambda operands: _scaled_sum(operands, c, alpha, beta, shape))
 
 
-def emit_product(ctx: Lowering, out: View, a: View, b: View, finish: Callable[[Operands], scalar.Expr]) -> None:
+def emit_product(
+    ctx: Lowering, out: View, a: View, b: View, finish: Callable[[Operands], scalar.Expr],
+    packing: Packing | None = None, scales: View | None = None,
+) -> None:  # fmt: skip
     """Emit out = finish(a · b) as a :class:`Conv`: float32, or 8-bit ``a`` and constant int8 ``b`` summed as int32.
 
-    ``out`` is dense in row-major order; the epilogue's axes 2 and 3 are the row and the column.
+    ``out`` is dense in row-major order; the epilogue's axes 2 and 3 are the row and the column. A constant int8 ``b``
+    can be stored by ``packing``, with the ``scales`` of its groups, for a float ``a``, too.
     """
     a, batch = _with_joined_rows(a, b, out.shape[:-2])
     rows, depth, columns = a.shape[-2], a.shape[-1], b.shape[-1]
@@ -79,6 +83,7 @@ def emit_product(ctx: Lowering, out: View, a: View, b: View, finish: Callable[[O
     operands = Operands()
     operands.index(left.buffer)
     weight_strides, weight_offset = _right_side(ctx, operands, b, batch)
+    operands.buffers += [scales.buffer] if scales else []
     n, h, w, channel = (scalar.axis(i) for i in range(4))
     batch_step, row_step, column_step = left.strides
     kernel = Conv(
@@ -89,6 +94,7 @@ def emit_product(ctx: Lowering, out: View, a: View, b: View, finish: Callable[[O
             n, h, w, channel
         ),
         dtype=out.dtype, input_dtype=a.dtype, weight_strides=weight_strides, weight_offset=weight_offset,
+        packing=packing,
     )  # fmt: skip
     ctx.emit(kernel, operands.buffers, out.buffer)
 

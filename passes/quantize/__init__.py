@@ -2,13 +2,13 @@
 
 The steps, each in the module of its name: equalise channels, place the integers, choose their ranges, learn weights and
 biases, promote what needs 16 bits, refine the scales by the prediction, learn again with those, and quantise the
-outputs where that costs next to nothing.
+outputs where that costs next to nothing. Where all activations stay float, only the weights are left to learn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -23,7 +23,7 @@ from edgec.passes.quantize.placement import Placement, place
 from edgec.passes.quantize.prediction import Prediction
 from edgec.passes.quantize.promote import promote
 from edgec.passes.quantize.ranges import Ranges, choose_ranges
-from edgec.passes.quantize.recipe import OBSERVERS, PRECISIONS, ROUNDINGS, Recipe
+from edgec.passes.quantize.recipe import GROUP_SIZES, OBSERVERS, PRECISIONS, ROUNDINGS, Recipe
 from edgec.passes.quantize.refine import refine
 from edgec.passes.quantize.report import LayerQuantization, Quantized, TensorRange, describe
 from edgec.passes.quantize.statistics import Statistics, observe
@@ -49,7 +49,7 @@ def quantize(
     recipe: Recipe | None = None,
     progress: Progress | None = None,
 ) -> Quantized:
-    """Quantise ``model`` to 8 bits by what its values are on ``samples``.
+    """Quantise ``model`` by what its values are on ``samples``.
 
     Args:
         model: as the passes of :mod:`edgec.passes.pipeline` leave it, with static shapes; it is not changed.
@@ -77,20 +77,22 @@ class _Work:
     tell: Progress
 
     def run(self) -> Quantized:
+        if self.recipe.keeps_activations:
+            return self._weights_only()
         equalised = self._equalise()
         graph, recipe = self.model.graph, self.recipe
         seen = observe(self.model, self.samples, progress=self._of_samples("ranges")).ranges
-        inside, whole = self._places(recipe.layers, seen)
+        inside, whole = self._places(recipe, seen)
         statistics = self._histograms(seen, inside, whole)
         ranges, fits, emitted = self._fit(inside, statistics)
         precisions = dict(recipe.layers)
-        for _ in range(_PROMOTIONS):
+        for _ in range(_PROMOTIONS if recipe.default == "int8" else 0):  # fewer bits are asked for as they are
             short = promote(self.model, inside, ranges, emitted, self.samples, self._step("noise"))
             short = [node for node in short if str(node.name) not in precisions]
             if not short:
                 break
             precisions.update({str(node.name): "int16" for node in short})
-            inside, whole = self._places(precisions, seen)
+            inside, whole = self._places(replace(recipe, layers=precisions), seen)
             ranges, fits, emitted = self._fit(inside, statistics)
         if recipe.refine:
             ranges = refine(self.model, emitted, ranges, self.samples, self._step("scales"))
@@ -100,11 +102,18 @@ class _Work:
         layers = tuple(describe(graph, placement, ranges, fits, statistics))
         return Quantized(emitted.model, self.model, layers, equalised)
 
+    def _weights_only(self) -> Quantized:
+        placement = place(self.model.graph, self.recipe, {}, quantise_outputs=False)
+        fits = learn(self.model, placement, {}, self.samples, self.recipe, self._step("weights"))
+        emitted = emit(self.model, placement, {}, fits)
+        layers = tuple(describe(self.model.graph, placement, {}, fits, Statistics({}, {}, {})))
+        return Quantized(emitted.model, self.model, layers, 0)
+
     def _places(
-        self, layers: Mapping[str, str], seen: Mapping[ir.Value, tuple[float, float]]
+        self, recipe: Recipe, seen: Mapping[ir.Value, tuple[float, float]]
     ) -> tuple[Placement, Placement]:
         """Where the integers are with float outputs, and with integers up to the outputs."""
-        inside, whole = (place(self.model.graph, layers, seen, quantise_outputs=each) for each in (False, True))
+        inside, whole = (place(self.model.graph, recipe, seen, quantise_outputs=each) for each in (False, True))
         return inside, whole
 
     def _fit(self, placement: Placement, statistics: Statistics) -> tuple[Ranges, dict[ir.Node, Fit], Emitted]:
@@ -141,8 +150,8 @@ class _Work:
         """The model with integers up to its outputs, if these alone cost next to nothing; else as it is."""
         open_ranges = choose_ranges(self.model, whole, statistics, self.samples, "minmax")
         only = Placement(
-            whole.roles, {edge: bits for edge, bits in whole.bits.items() if edge not in inside.bits}, whole.outputs,
-            whole.group,
+            whole.roles, {edge: bits for edge, bits in whole.bits.items() if edge not in inside.bits}, {},
+            whole.outputs, whole.group,
         )  # fmt: skip
         chosen = self.samples[:: -(-len(self.samples) // _JUDGED)]
         prediction = Prediction(ModelRunner(self.model).run_all(chosen))
@@ -171,6 +180,8 @@ def _check(model: ir.Model, samples: Sequence[Sample], recipe: Recipe) -> None:
         raise EdgecError("there are no samples to calibrate with; give some tens of typical inputs with --calib")
     _check_choice("observer", recipe.observer, OBSERVERS)
     _check_choice("rounding", recipe.rounding, ROUNDINGS)
+    _check_choice("default precision", recipe.default, tuple(PRECISIONS))
+    _check_choice("group size", recipe.group_size, GROUP_SIZES)
     names = {str(node.name) for node in model.graph}
     for name, precision in recipe.layers.items():
         if name not in names:
@@ -178,6 +189,6 @@ def _check(model: ir.Model, samples: Sequence[Sample], recipe: Recipe) -> None:
         _check_choice(f"precision of layer '{name}'", precision, tuple(PRECISIONS))
 
 
-def _check_choice(what: str, found: str, known: Sequence[str]) -> None:
+def _check_choice(what: str, found: str | int, known: Sequence[str | int]) -> None:
     if found not in known:
-        raise EdgecError(f"the {what} in the recipe is '{found}'; it can be {', '.join(known)}")
+        raise EdgecError(f"the {what} in the recipe is '{found}'; it can be {', '.join(map(str, known))}")

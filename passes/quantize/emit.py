@@ -10,13 +10,16 @@ import onnx_ir as ir
 
 from edgec.errors import EdgecError
 from edgec.passes.quantize.learn import Fit
+from edgec.passes.quantize.lowbit import LowBit
 from edgec.passes.quantize.placement import Placement
 from edgec.passes.quantize.products import Product, product_of
 from edgec.passes.quantize.ranges import Key, Ranges
-from edgec.passes.rewriting import free_name, new_constant
+from edgec.passes.quantize.real_weights import constant as _constant
+from edgec.passes.quantize.real_weights import dequantise as _node
+from edgec.passes.quantize.real_weights import real_weights
 
-_INT16_OPSET = 21
-"""The opset from which QuantizeLinear takes 16 bits."""
+_WIDTHS_OPSET = 21
+"""The opset from which QuantizeLinear takes 16 bits, and DequantizeLinear 4 bits and blocks."""
 
 _CHANGED_SINCE_18 = frozenset({"DFT"})
 """Operators that mean something else at that opset; all the others only learned new types."""
@@ -99,7 +102,8 @@ def emit(model: ir.Model, placement: Placement, ranges: Ranges, fits: Mapping[ir
     for value, bits in placement.outputs.items():
         if value in placement.group:
             _emit_output(value, bits, writer)
-    if any(bits == 16 for bits in placement.bits.values()):
+    narrow = any(isinstance(fit.weights, LowBit) for fit in fits.values())
+    if narrow or any(bits == 16 for bits in placement.bits.values()):
         _raise_opset(copy)
     _remove_unread(copy.graph)
     return Emitted(copy, {key: str(scale.name) for key, (scale, _) in writer.scales.items()})
@@ -110,16 +114,25 @@ def _emit_weights(node: ir.Node, twins: Mapping[ir.Node, ir.Node], fit: Fit, wri
     assert product is not None
     value = node.inputs[0]
     assert value is not None
+    made = real_weights(product, fit.weights, graph)
+    graph.insert_before(twin, made)
+    twin.replace_input_with(1, made[-1].outputs[0])
+    if fit.bias is None or not product.can_have_bias:
+        return
+    if (node, 0) not in writer.placement.bits:
+        _emit_float_bias(product, twins, fit.bias, graph)
+        return
     x_scale = writer.ranges[writer.placement.group[value], writer.placement.bits[node, 0]].grid.scale
-    name, weights = f"{node.name}_weight", fit.weights
-    integers = _constant(graph, weights.values, f"{name}_quantized")
-    scales = _constant(graph, weights.scales, f"{name}_scale")
-    zeros = _constant(graph, np.zeros(weights.scales.shape, np.int8), f"{name}_zero_point")
-    dequantise = _node("DequantizeLinear", [integers, scales, zeros], f"{name}_dequantized", integers, weights.axis)
-    graph.insert_before(twin, dequantise)
-    twin.replace_input_with(1, dequantise.outputs[0])
-    if fit.bias is not None and product.can_have_bias:
-        _emit_bias(product, twins, fit.bias, np.float32(x_scale) * weights.scales, graph)
+    _emit_bias(product, twins, fit.bias, np.float32(x_scale) * fit.weights.scales.reshape(-1), graph)
+
+
+def _emit_float_bias(product: Product, twins: Mapping[ir.Node, ir.Node], bias: np.ndarray, graph: ir.Graph) -> None:
+    holder, index = product.bias_place
+    twin = twins[holder]
+    constant = _constant(graph, product.shaped_bias(bias.astype(np.float32)), f"{product.node.name}_bias")
+    if index >= len(twin.inputs):
+        twin.resize_inputs(index + 1)
+    twin.replace_input_with(index, constant)
 
 
 def _emit_bias(
@@ -149,20 +162,6 @@ def _emit_output(value: ir.Value, bits: int, writer: _Writer) -> None:
     pair.name = name
 
 
-def _constant(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:
-    value = new_constant(array, free_name(graph, name), graph)
-    value.shape, value.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.from_numpy(array.dtype))
-    return value
-
-
-def _node(op: str, inputs: list[ir.Value], name: str, like: ir.Value, axis: int | None = None) -> ir.Node:
-    """A node whose output is float32 of the shape of ``like``."""
-    made = ir.node(op, inputs, {} if axis is None else {"axis": axis}, name=name)
-    (output,) = made.outputs
-    output.name, output.shape, output.type = name, like.shape, ir.TensorType(ir.DataType.FLOAT)
-    return made
-
-
 def _suffix(bits: int) -> str:
     return "" if bits == 8 else f"_{bits}"
 
@@ -178,23 +177,23 @@ def _remove_unread(graph: ir.Graph) -> None:
             del graph.initializers[name]
 
 
-def obstacle_to_int16(model: ir.Model) -> ir.Node | None:
-    """A node that keeps ``model`` from the opset that 16-bit activations need; None where nothing does."""
-    if model.opset_imports[""] >= _INT16_OPSET:
+def obstacle_to_opset(model: ir.Model) -> ir.Node | None:
+    """A node that keeps ``model`` from the opset that integers of other than 8 bits need; None where nothing does."""
+    if model.opset_imports[""] >= _WIDTHS_OPSET:
         return None
     changed = (n for n in model.graph.all_nodes() if n.op_type in _CHANGED_SINCE_18 and n.domain == "")
     return next(changed, None)
 
 
 def _raise_opset(model: ir.Model) -> None:
-    node = obstacle_to_int16(model)
+    node = obstacle_to_opset(model)
     if node is not None:
         raise EdgecError(
-            f"{node.op_type} node '{node.name}' means something else at opset {_INT16_OPSET}, which 16-bit "
-            "activations need; say int8 or float in the recipe, or export the model with a newer opset"
+            f"{node.op_type} node '{node.name}' means something else at opset {_WIDTHS_OPSET}, which integers of other "
+            "than 8 bits need; say int8 or float in the recipe, or export the model with a newer opset"
         )
-    if model.opset_imports[""] >= _INT16_OPSET:
+    if model.opset_imports[""] >= _WIDTHS_OPSET:
         return
     for imports in (model.opset_imports, *(function.opset_imports for function in model.functions.values())):
-        imports[""] = _INT16_OPSET
+        imports[""] = _WIDTHS_OPSET
     model.ir_version = max(model.ir_version, 10)

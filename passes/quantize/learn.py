@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from edgec.passes.quantize.execution import NodeRunner, Sample
 from edgec.passes.quantize.grid import Grid, Weights, round_weights, scales_for_bias, weight_scales
+from edgec.passes.quantize.lowbit import LowBit, fit_low_bit, nearest_low_bit, shrunk
 from edgec.passes.quantize.operators import channel_axis, weight_axis
 from edgec.passes.quantize.placement import Placement
 from edgec.passes.quantize.products import Product, product_of
@@ -29,9 +30,9 @@ from edgec.passes.quantize.tape import Tape, few
 
 @dataclass(frozen=True)
 class Fit:
-    """A quantised product: integer weights, and the float32 bias [channels] to quantise; None for no bias."""
+    """A quantised product: integer weights, and the float32 bias [channels]; None for no bias."""
 
-    weights: Weights
+    weights: Weights | LowBit
     bias: np.ndarray | None
 
 
@@ -43,7 +44,7 @@ def learn(
     recipe: Recipe,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[ir.Node, Fit]:
-    """Weights and biases for every product whose input is quantised."""
+    """Weights and biases for every product whose weights are to be integers."""
     graph, runner = model.graph, NodeRunner(model)
     chosen = few(graph, samples)
     exact, quantised = Tape(graph, chosen), Tape(graph, chosen)
@@ -53,12 +54,12 @@ def learn(
     for done, node in enumerate(nodes, 1):
         wanted = runner.run(node, exact.inputs(node))
         inputs = _rounded(node, quantised.inputs(node), placement, ranges)
-        product = product_of(node) if (node, 0) in placement.bits else None
+        product = product_of(node) if node in placement.weights else None
         if product is None:
             outputs = runner.run(node, inputs, moved.get(node))
         else:
-            scale = _grid(node, 0, placement, ranges).scale
-            fit, outputs = _fit(product, inputs[0], wanted[0], scale, recipe, runner)
+            scale = _grid(node, 0, placement, ranges).scale if (node, 0) in placement.bits else None
+            fit, outputs = _fit(product, inputs[0], wanted[0], scale, placement.weights[node], recipe, runner)
             fits[node] = fit
             if product.adder is not None and fit.bias is not None:
                 moved[product.adder] = {product.bias_place[1]: product.shaped_bias(fit.bias)}
@@ -69,26 +70,32 @@ def learn(
     return fits
 
 
-def nearest_fit(product: Product, x_scale: float) -> Fit:
-    """The weights rounded to the nearest, and the bias as it is."""
+def nearest_fit(product: Product, x_scale: float | None) -> Fit:
+    """8-bit weights rounded to the nearest, and the bias as it is."""
     scales = _scales(product, x_scale)
     return Fit(round_weights(product.weight, scales, weight_axis(product.node)), product.bias)
 
 
 def _fit(
-    product: Product, x: np.ndarray, wanted: np.ndarray, x_scale: float, recipe: Recipe, runner: NodeRunner
-) -> tuple[Fit, list[np.ndarray]]:
-    """The product fitted to its quantised input ``x``, and its outputs with that, without the bias of an Add."""
+    product: Product, x: np.ndarray, wanted: np.ndarray, x_scale: float | None, bits: int, recipe: Recipe,
+    runner: NodeRunner,
+) -> tuple[Fit, list[np.ndarray]]:  # fmt: skip
+    """The product fitted to its input ``x`` as it will be, and its outputs with that, without the bias of an Add."""
     correct = recipe.correct_bias and product.can_have_bias
-    weights = nearest_fit(product, x_scale).weights
+    learned = recipe.rounding == "learned"
     patches = product.patches(x) if product.node.op_type != "ConvTranspose" else None
-    if recipe.rounding == "learned" and patches is not None:
+    weights: Weights | LowBit
+    if bits < 8 and patches is not None:
+        weights = _low_bit(product, patches if learned else None, x_scale, bits, recipe.group_size, correct)
+    elif learned and patches is not None:
         weights = _learned(product, patches, x_scale, correct)
-    constants = {1: weights.dequantise()}
-    found = runner.run(product.node, {0: x}, constants)
+    else:
+        weights = round_weights(product.weight, _scales(product, x_scale), weight_axis(product.node))
+    real = product.real_weight(weights)
+    found = runner.run(product.node, {0: x}, {1: real})
     if not correct:
         return Fit(weights, product.bias), found
-    known = None if patches is None else _analytic(product, weights, patches)
+    known = None if patches is None else _analytic(product, real, patches)
     shift = _correction(wanted - found[0], channel_axis(product.node) + 1, known)
     bias = product.bias
     fit = Fit(weights, (np.zeros_like(shift) if bias is None else bias) + shift)
@@ -99,24 +106,37 @@ def _fit(
     return fit, [found[0] + shift.reshape(shape)]
 
 
-def _learned(product: Product, patches: np.ndarray, x_scale: float, centred: bool) -> Weights:
+def _low_bit(
+    product: Product, patches: np.ndarray | None, x_scale: float | None, bits: int, group_size: int, centred: bool
+) -> LowBit:
+    """Weights of less than 8 bits; without ``patches`` rounded to the nearest."""
+    order = product.depth_order
+    rows = product.rows(product.weight)[0][:, order]
+    group = product.group_size(group_size) if x_scale is None else len(order)
+    if patches is None:
+        return nearest_low_bit(rows, bits, group)
+    moment = shrunk(second_moment(patches[:, :, order], centred)[0], patches.shape[1])
+    return fit_low_bit(rows, moment, bits, group, symmetric=x_scale is not None)
+
+
+def _learned(product: Product, patches: np.ndarray, x_scale: float | None, centred: bool) -> Weights:
     axis, rows = weight_axis(product.node), product.rows(product.weight)
     moment = second_moment(patches, centred)
     scales = clip_scales(rows, _scales(product, x_scale).reshape(rows.shape[:2]), moment).reshape(-1)
-    if product.bias is not None:
+    if product.bias is not None and x_scale is not None:
         scales = scales_for_bias(scales, product.bias, x_scale)
     integers = learn_rounding(rows, scales.reshape(rows.shape[:2]), moment)
     return Weights(product.from_rows(integers), scales, axis)
 
 
-def _scales(product: Product, x_scale: float) -> np.ndarray:
+def _scales(product: Product, x_scale: float | None) -> np.ndarray:
     scales = weight_scales(product.weight, weight_axis(product.node))
-    return scales if product.bias is None else scales_for_bias(scales, product.bias, x_scale)
+    return scales if product.bias is None or x_scale is None else scales_for_bias(scales, product.bias, x_scale)
 
 
-def _analytic(product: Product, weights: Weights, patches: np.ndarray) -> np.ndarray:
-    """By how much the rounding of the weights lowers the mean result, float32 [channels]."""
-    errors = product.rows(product.weight) - product.rows(weights.dequantise())
+def _analytic(product: Product, real: np.ndarray, patches: np.ndarray) -> np.ndarray:
+    """By how much the rounding to the weights ``real`` lowers the mean result, float32 [channels]."""
+    errors = product.rows(product.weight) - product.rows(real)
     return np.einsum("gmk,gk->gm", errors, patches.mean(axis=1)).reshape(-1).astype(np.float32)
 
 

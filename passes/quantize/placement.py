@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from edgec.passes.quantize.operators import Role, quantised_inputs, role_of
-from edgec.passes.quantize.recipe import PRECISIONS
+from edgec.passes.quantize.recipe import Recipe
 from edgec.values import shape_of
 
 _WIDEST_SHARE = 2.0
@@ -29,12 +29,14 @@ class Placement:
     Attributes:
         roles: of every node.
         bits: of a node's integer inputs, by node and input index; what is not there is float.
+        weights: the bits of a product's weights, where they are integers.
         outputs: the bits of the graph's outputs that are on a grid.
         group: the representative of the values that share a grid, by value.
     """
 
     roles: Mapping[ir.Node, Role]
     bits: Mapping[tuple[ir.Node, int], int]
+    weights: Mapping[ir.Node, int]
     outputs: Mapping[ir.Value, int]
     group: Mapping[ir.Value, ir.Value]
 
@@ -70,7 +72,7 @@ class _Groups:
 
 def place(
     graph: ir.Graph,
-    layers: Mapping[str, str],
+    recipe: Recipe,
     ranges: Mapping[ir.Value, tuple[float, float]],
     quantise_outputs: bool,
 ) -> Placement:
@@ -78,7 +80,7 @@ def place(
 
     Args:
         graph: its shapes are static.
-        layers: precision by node name, see :class:`edgec.passes.quantize.recipe.Recipe`.
+        recipe: has the precision of every node.
         ranges: the least and largest value on samples, for every float value of the graph.
         quantise_outputs: whether what follows the last products reads and gives integers, too.
     """
@@ -89,17 +91,26 @@ def place(
         for node in _tail(graph, roles):
             roles[node] = Role.FLOAT
     outputs = {v: 8 for v in graph.outputs if v.dtype == ir.DataType.FLOAT} if quantise_outputs else {}
-    bits = _edges(graph, roles, layers, outputs)
-    return Placement(roles, bits, outputs, _groups(graph, roles, bits, outputs, ranges))
+    bits = _edges(graph, roles, recipe, outputs)
+    return Placement(roles, bits, _weights(roles, recipe), outputs, _groups(graph, roles, bits, outputs, ranges))
 
 
-def is_float(node: ir.Node, layers: Mapping[str, str]) -> bool:
-    """Whether the recipe leaves ``node`` float."""
-    return layers.get(str(node.name)) == "float"
+def _weights(roles: Mapping[ir.Node, Role], recipe: Recipe) -> dict[ir.Node, int]:
+    """The bits of every product's integer weights."""
+    found = {}
+    for node, role in roles.items():
+        precision = recipe.precision_of(str(node.name))
+        if role is Role.PRODUCT and precision.weights is not None:
+            transposed = node.op_type == "ConvTranspose"
+            if precision.activations is None and transposed:
+                continue  # no kernel reads packed weights there
+            narrow = not transposed and node.attributes.get_int("group", 1) == 1
+            found[node] = precision.weights if narrow else 8
+    return found
 
 
 def _edges(
-    graph: ir.Graph, roles: Mapping[ir.Node, Role], layers: Mapping[str, str], outputs: Mapping[ir.Value, int]
+    graph: ir.Graph, roles: Mapping[ir.Node, Role], recipe: Recipe, outputs: Mapping[ir.Value, int]
 ) -> dict[tuple[ir.Node, int], int]:
     """The bits of every integer edge; readers come before what they read."""
     bits: dict[tuple[ir.Node, int], int] = {}
@@ -109,7 +120,7 @@ def _edges(
             wanted += [outputs[v] for v in node.outputs if v in outputs]
             own = max(wanted, default=None)
         else:
-            own = PRECISIONS[layers.get(str(node.name), "int8")]
+            own = recipe.precision_of(str(node.name)).activations
         if own is not None and roles[node] is not Role.FLOAT:
             bits.update({(node, index): own for index in quantised_inputs(node)})
     return bits

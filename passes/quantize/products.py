@@ -13,6 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.lowering.window import window
+from edgec.passes.quantize.grid import Weights
+from edgec.passes.quantize.lowbit import LowBit
 from edgec.passes.quantize.operators import Role, bias_index, channel_axis, role_of, weight_axis
 from edgec.passes.rewriting import new_constant
 from edgec.values import constant_of, input_of
@@ -89,6 +91,34 @@ class Product:
         if self.node.op_type == "Conv":
             return rows.reshape(self.weight.shape)
         return np.ascontiguousarray(rows[0] if weight_axis(self.node) == 0 else rows[0].T)
+
+    @property
+    def depth_order(self) -> np.ndarray:
+        """Indices that bring the depth of ``rows`` into the order of kernels: input channels innermost."""
+        shape = self.weight.shape[1:] if self.node.op_type == "Conv" else (self.rows(self.weight).shape[2],)
+        indices = np.arange(int(np.prod(shape))).reshape(shape)
+        return np.moveaxis(indices, 0, -1).reshape(-1)
+
+    def group_size(self, wanted: int) -> int:
+        """How many neighbours along the depth share a scale: ``wanted`` (0: all), where kernels can tell them apart.
+
+        They count the depth in eights, which a window's channels must fill.
+        """
+        depth = self.rows(self.weight).shape[2]
+        window_of_few = self.node.op_type == "Conv" and depth != self.weight.shape[1] and self.weight.shape[1] % 8 != 0
+        return depth if not wanted or wanted >= depth or window_of_few else wanted
+
+    def real_weight(self, weights: Weights | LowBit) -> np.ndarray:
+        """The float32 weight, as the node has it, that integers stand for."""
+        if isinstance(weights, Weights):
+            return weights.dequantise()
+        return self.from_rows(self.unordered(weights.rows))
+
+    def unordered(self, rows: np.ndarray) -> np.ndarray:
+        """``rows`` [outputs, depth] in ``depth_order`` as :meth:`rows` has them."""
+        found = np.empty_like(rows)
+        found[:, self.depth_order] = rows
+        return found[np.newaxis]
 
     def scaled_inputs(self, weight: np.ndarray, factors: np.ndarray) -> np.ndarray:
         """``weight`` with what multiplies each input channel multiplied by that of ``factors`` [input channels]."""

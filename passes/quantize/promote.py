@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from edgec.passes.quantize.emit import Emitted, emit, obstacle_to_int16
+from edgec.passes.quantize.emit import Emitted, emit, obstacle_to_opset
 from edgec.passes.quantize.execution import ModelRunner, Sample
 from edgec.passes.quantize.grid import grid_of
 from edgec.passes.quantize.operators import Role
@@ -51,7 +51,7 @@ def promote(
         samples: inputs by name.
         progress: told how many of how many tensors were tried.
     """
-    if not any(map(_is_map, model.graph.outputs)) or obstacle_to_int16(model) is not None:
+    if not any(map(_is_map, model.graph.outputs)) or obstacle_to_opset(model) is not None:
         return []
     chosen = few(model.graph, samples, _SAMPLES)
     prediction = Prediction(ModelRunner(model).run_all(chosen))

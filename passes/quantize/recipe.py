@@ -7,8 +7,31 @@ from dataclasses import dataclass, field
 
 OBSERVERS = ("auto", "minmax", "percentile", "mse", "entropy")
 ROUNDINGS = ("learned", "nearest")
-PRECISIONS: Mapping[str, int | None] = {"int8": 8, "int16": 16, "float": None}
-"""What a layer can be told, and the bits of its activations; None leaves them float."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The bits of a layer's activations and of its weights; None leaves them float."""
+
+    activations: int | None
+    weights: int | None
+
+
+PRECISIONS: Mapping[str, Precision] = {
+    "int8": Precision(8, 8),
+    "int16": Precision(16, 8),
+    "w4a8": Precision(8, 4),
+    "w8": Precision(None, 8),
+    "w4": Precision(None, 4),
+    "w3": Precision(None, 3),
+    "w2": Precision(None, 2),
+    "float": Precision(None, None),
+}
+"""What a layer can be told. One without weights takes only the activations' bits; a convolution in groups of channels
+keeps weights of 8 bits."""
+
+GROUP_SIZES = (0, 16, 32, 64, 128, 256)
+"""Weights of an output channel that share a scale where activations are float; 0 is all of them."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +45,9 @@ class Recipe:
         correct_bias: move biases by the mean error that quantisation causes.
         rounding: of weights, one of ``ROUNDINGS``.
         refine: adjust the scales of activations to the change of the network's prediction.
-        layers: node name to one of ``PRECISIONS``: ``int8``, ``int16`` (16-bit activations, int8 weights) or
-            ``float``; layers that are not named are int8.
+        group_size: one of ``GROUP_SIZES``, for weights of less than 8 bits.
+        default: the precision, one of ``PRECISIONS``, of layers that are not named.
+        layers: node name to one of ``PRECISIONS``.
     """
 
     observer: str = "auto"
@@ -31,4 +55,16 @@ class Recipe:
     correct_bias: bool = True
     rounding: str = "learned"
     refine: bool = True
+    group_size: int = 32
+    default: str = "int8"
     layers: Mapping[str, str] = field(default_factory=dict)
+
+    def precision_of(self, layer: str) -> Precision:
+        """Of the layer of this name."""
+        return PRECISIONS[self.layers.get(layer, self.default)]
+
+    @property
+    def keeps_activations(self) -> bool:
+        """Whether all activations stay float."""
+        used = {self.default, *self.layers.values()}
+        return all(PRECISIONS[name].activations is None for name in used)

@@ -14,6 +14,7 @@ from edgec.passes.quantize.operators import Role
 from edgec.passes.quantize.placement import Placement
 from edgec.passes.quantize.products import product_of
 from edgec.passes.quantize.ranges import Range, Ranges, group_histogram
+from edgec.passes.quantize.recipe import PRECISIONS, Precision
 from edgec.passes.quantize.statistics import Histogram, Statistics
 from edgec.summary import operator_name
 
@@ -54,7 +55,7 @@ class TensorRange:
 
 @dataclass(frozen=True)
 class LayerQuantization:
-    """One node: its precision (``int8``, ``int16`` or ``float``) and its integer inputs, weight and outputs."""
+    """One node: its precision (see :data:`PRECISIONS`) and its integer inputs, weight and outputs."""
 
     name: str
     op: str
@@ -82,10 +83,14 @@ class Quantized:
     equalised: int
 
     def __str__(self) -> str:
-        counts = {bits: sum(layer.bits == bits for layer in self.layers) for bits in ("int8", "int16", "float")}
-        head = ", ".join(f"{count} {bits}" for bits, count in counts.items() if count)
-        summary = f"{len(self.layers)} layers: {head}; {self.equalised} tensors equalised"
+        summary = f"{len(self.layers)} layers: {counts(self.layers)}; {self.equalised} tensors equalised"
         return "\n".join([summary, *map(str, self.layers)])
+
+
+def counts(layers: Sequence[LayerQuantization]) -> str:
+    """How many layers there are of each precision."""
+    numbers = {name: sum(layer.bits == name for layer in layers) for name in PRECISIONS}
+    return ", ".join(f"{count} {name}" for name, count in numbers.items() if count)
 
 
 def describe(
@@ -119,8 +124,11 @@ def _precision(node: ir.Node, placement: Placement) -> str:
         feeding = [v.producer() for v in node.inputs if v is not None and v.const_value is None]
         assert feeding[0] is not None
         node = feeding[0]
-    found = [bits for (each, _), bits in placement.bits.items() if each is node]
-    return f"int{max(found)}" if found else "float"
+    activations = max((bits for (each, _), bits in placement.bits.items() if each is node), default=None)
+    weights = placement.weights.get(node)
+    if activations is not None and (weights is None or activations == 16):
+        weights = 8
+    return next(name for name, each in PRECISIONS.items() if each == Precision(activations, weights))
 
 
 def _activation(value: ir.Value, chosen: Range, histogram: Histogram) -> TensorRange:
@@ -136,10 +144,11 @@ def _activation(value: ir.Value, chosen: Range, histogram: Histogram) -> TensorR
 def _weight(node: ir.Node, fit: Fit) -> TensorRange:
     product = product_of(node)
     assert product is not None
-    exact, found = product.weight, fit.weights.dequantise()
-    clipped = np.abs(exact) > np.abs(found).max() + fit.weights.scales.max() / 2
+    exact, found = product.weight, product.real_weight(fit.weights)
+    largest = float(np.abs(fit.weights.scales).max())
+    clipped = np.abs(exact) > np.abs(found).max() + largest / 2
     return TensorRange(
-        f"{node.name}_weight", float(fit.weights.scales.max()), 0, float(found.min()), float(found.max()), "weight",
+        f"{node.name}_weight", largest, 0, float(found.min()), float(found.max()), "weight",
         float(clipped.mean()), decibels(float(np.square(exact).mean()), float(np.square(found - exact).mean())),
     )  # fmt: skip
 

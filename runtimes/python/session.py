@@ -35,7 +35,7 @@ DTYPES: dict[int, np.dtype[Any]] = {
 }
 """``edgert_dtype`` by value."""
 
-SKIP_DIGEST, PIN_BIG_CORES, NO_IO_BUFFERS = 1, 2, 4
+SKIP_DIGEST, PIN_BIG_CORES, NO_IO_BUFFERS, ON_CPU, FALLBACK_CPU = 1, 2, 4, 8, 16
 """``edgert_flag`` bits."""
 
 
@@ -81,6 +81,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "edgert_last_error": (ctypes.c_char_p, ()),
     "edgert_open": (ctypes.c_int, (ctypes.c_char_p, ctypes.POINTER(_Options), ctypes.POINTER(_SESSION))),
     "edgert_close": (None, (_SESSION,)),
+    "edgert_device": (ctypes.c_char_p, (_SESSION,)),
     "edgert_input_count": (ctypes.c_uint32, (_SESSION,)),
     "edgert_output_count": (ctypes.c_uint32, (_SESSION,)),
     "edgert_input": (_TENSOR, (_SESSION, ctypes.c_uint32)),
@@ -88,6 +89,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "edgert_bind_input": (ctypes.c_int, (_SESSION, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint64)),
     "edgert_bind_output": (ctypes.c_int, (_SESSION, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint64)),
     "edgert_run": (ctypes.c_int, (_SESSION,)),
+    "edgert_reset": (ctypes.c_int, (_SESSION,)),
     "edgert_profile": (ctypes.c_int, (_SESSION, ctypes.c_int)),
     "edgert_step_count": (ctypes.c_uint32, (_SESSION,)),
     "edgert_step_stats_get": (ctypes.c_int, (_SESSION, ctypes.c_uint32, ctypes.POINTER(_StepStats))),
@@ -143,6 +145,7 @@ class Session:
     Attributes:
         inputs: what :meth:`run` takes, in the ONNX model's order.
         outputs: what it returns.
+        device: what it runs on: ``CPU``, or the name of the GPU.
     """
 
     def __init__(
@@ -152,6 +155,8 @@ class Session:
         *,
         pin_big_cores: bool = False,
         check_digest: bool = True,
+        gpu: bool = True,
+        fallback: str | None = None,
     ) -> None:
         """Open the artifact at ``path``.
 
@@ -160,20 +165,27 @@ class Session:
             threads: how many share the work of a run, 1 to 64; the calling thread is one of them.
             pin_big_cores: keep the other threads on the fastest cores.
             check_digest: compare the file's SHA-256 first; switch it off only for files that you trust.
+            gpu: run an artifact for a GPU there, and not on the processor, for which it has code, too.
+            fallback: ``cpu`` runs it on the processor where no GPU can be used.
 
         Raises:
-            EdgecError: if the file is no artifact, damaged, or not for this machine.
+            EdgecError: if the file is no artifact, damaged, or not for this machine; without a fallback also if its
+                GPU cannot be used.
         """
         self._handle: int | None = None
         self._lock = threading.Lock()
         self._bound: tuple[list[Array], dict[str, Array]] | None = None
         if not 1 <= threads <= 64:
             raise EdgecError(f"a session runs on 1 to 64 threads, not {threads}")
+        if fallback not in (None, "cpu"):
+            raise EdgecError(f"an artifact falls back on the cpu or not at all, and not on '{fallback}'")
         flags = NO_IO_BUFFERS | PIN_BIG_CORES * pin_big_cores | SKIP_DIGEST * (not check_digest)
+        flags |= ON_CPU * (not gpu) | FALLBACK_CPU * (fallback == "cpu")
         self._library = library()
         self._open(os.fspath(path), threads, flags)
         self.inputs = self._tensors(self._library.edgert_input, self._library.edgert_input_count)
         self.outputs = self._tensors(self._library.edgert_output, self._library.edgert_output_count)
+        self.device: str = self._library.edgert_device(self._handle).decode(errors="replace")
 
     def _open(self, path: str, threads: int, flags: int) -> None:
         options = _Options(struct_bytes=ctypes.sizeof(_Options), threads=threads, flags=flags)
@@ -230,6 +242,11 @@ class Session:
             EdgecError: if nothing is bound.
         """
         self._require(self._library.edgert_run(self._opened()))
+
+    def reset(self) -> None:
+        """Make zero what the artifact keeps from one run to the next (see :mod:`edgec.states`)."""
+        with self._lock:
+            self._require(self._library.edgert_reset(self._opened()))
 
     def _bind(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         handle = self._opened()
@@ -291,13 +308,13 @@ class Session:
             self.close()
 
 
-def load(path: str | os.PathLike[str], threads: int = 1) -> Session:
+def load(path: str | os.PathLike[str], threads: int = 1, *, fallback: str | None = None) -> Session:
     """Open an artifact to run it here: see :class:`Session`.
 
     Raises:
         EdgecError: if the file is no artifact, damaged, or not for this machine.
     """
-    return Session(path, threads)
+    return Session(path, threads, fallback=fallback)
 
 
 def pin_caller(threads: int = 1) -> bool:

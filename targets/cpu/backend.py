@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgec.kernel_cache import KernelCache, kernel_key
 from edgec.nest import rebased
 from edgec.program import CONSTANT, Buffer, Conv, Depthwise, Fill, Kernel, Loops, Program, Step
 from edgec.records import Records
-from edgec.targets.cpu import aarch64, conv, depthwise, fill, loops, x86
-from edgec.targets.cpu.template import Template
+from edgec.targets.cpu import aarch64, conv, depthwise, fill, loops, packed, x86
 from edgec.targets.target import Target
+from edgec.targets.template import Template
 from edgec.tvm_adapter import build_object
 
 
@@ -30,11 +32,18 @@ class Call:
 
 @dataclass
 class Code:
-    """A program's machine code: one object file and the calls into it."""
+    """A program's machine code: one object file for each kernel by its symbol, and the calls into them."""
 
     calls: list[Call] = field(default_factory=list)
-    object_bytes: bytes = b""
+    objects: dict[str, bytes] = field(default_factory=dict)
     constants: list[Buffer] = field(default_factory=list)
+
+    def write_objects(self, folder: Path) -> list[Path]:
+        """Write the object files into ``folder``, for a linker: in the order of the program."""
+        paths = [folder / f"{symbol}.o" for symbol in self.objects]
+        for path, content in zip(paths, self.objects.values(), strict=True):
+            path.write_bytes(content)
+        return paths
 
 
 _TEMPLATES: dict[type, Template] = {
@@ -47,6 +56,8 @@ _TEMPLATES: dict[type, Template] = {
 }
 """What any processor runs."""
 
+_PACKED = Template(packed.plan, packed.generate, packed.contract, packed.pack, candidates=packed.candidates)
+
 _SPECIAL: dict[str, Callable[[Kernel, Target], Template | None]] = {
     "aarch64": aarch64.template_for,
     "x86_64": x86.template_for,
@@ -56,6 +67,8 @@ _SPECIAL: dict[str, Callable[[Kernel, Target], Template | None]] = {
 
 def template_for(kernel: Kernel, target: Target) -> Template:
     """The template that generates ``kernel`` for ``target``."""
+    if isinstance(kernel, Conv) and packed.fits(kernel):
+        return _PACKED
     special = _SPECIAL.get(target.arch)
     found = special(kernel, target) if special else None
     return found or _TEMPLATES[type(kernel)]
@@ -72,22 +85,19 @@ def compile_program(
         progress: told (what, done, total) as kernels are generated.
         records: what was measured of plans; without them each template chooses by its estimate.
     """
-    binder = _Binder(target, records or Records())
+    binder = _Binder(target, records or Records(), KernelCache.of_user())
     for index, step in enumerate(program.steps):
         binder.bind(step)
         progress("kernels", index + 1, len(program.steps))
-    progress("machine code", 0, 1)
-    object_bytes = build_object(binder.functions, target)
-    progress("machine code", 1, 1)
-    return Code(binder.calls, object_bytes, binder.constants)
+    return Code(binder.calls, binder.objects, binder.constants)
 
 
 class _Binder:
     """Binds steps to functions and constants, sharing equal ones."""
 
-    def __init__(self, target: Target, records: Records) -> None:
-        self.target, self.records = target, records
-        self.functions: dict[str, Any] = {}
+    def __init__(self, target: Target, records: Records, cache: KernelCache) -> None:
+        self.target, self.records, self.cache = target, records, cache
+        self.objects: dict[str, bytes] = {}
         self.calls: list[Call] = []
         self.constants: list[Buffer] = []
         self._symbols: dict[tuple[Any, ...], str] = {}
@@ -105,10 +115,20 @@ class _Binder:
         dtypes = [buffer.dtype for buffer in operands]
         key = (planned, tuple(dtypes))
         if key not in self._symbols:
-            self._symbols[key] = f"k{len(self._symbols)}"
-            self.functions[self._symbols[key]] = template.generate(planned, dtypes)
+            self._symbols[key] = self._compile(template, planned, dtypes)
         call = Call(self._symbols[key], template.contract(planned), tuple(operands), _parallel(step.kernel), step)
         self.calls.append(call)
+
+    def _compile(self, template: Template, planned: Any, dtypes: list[str]) -> str:
+        """The symbol of the kernel, which its digest names, so that its object is the same in every program."""
+        digest = kernel_key(template.generate, planned, dtypes, self.target)
+        symbol = f"k{digest}"
+        content = self.cache.get(digest)
+        if content is None:
+            content = build_object({symbol: template.generate(planned, dtypes)}, self.target)
+            self.cache.put(digest, content)
+        self.objects[symbol] = content
+        return symbol
 
     def _plan(self, template: Template, kernel: Kernel) -> Any:
         if template.candidates is None or not self.records.of(kernel, self.target):

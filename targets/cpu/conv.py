@@ -17,8 +17,8 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
+from edgec.lazy_tvm import tirx
 from edgec.program import Conv
 from edgec.targets.cpu.tile import (
     SHORT,

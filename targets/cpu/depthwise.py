@@ -11,8 +11,8 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
+from edgec.lazy_tvm import tirx
 from edgec.program import Depthwise
 from edgec.targets.cpu.tile import SHORT, Accumulators, Point, Store, load_channels, pieces, tiles
 from edgec.targets.cpu.tir import Kernel

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tvm import tirx
-from tvm.tirx import stmt
 
+from edgec.lazy_tvm import stmt, tirx
 from edgec.program import Fill
 from edgec.targets.cpu.tir import Kernel, storage, vector_store
 from edgec.targets.target import Target

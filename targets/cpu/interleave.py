@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
 from edgec import scalar
+from edgec.lazy_tvm import tirx
 from edgec.nest import coefficient, simplify
 from edgec.program import Loops
 from edgec.targets.cpu.tir import Emitter, Kernel, Special, vector_store

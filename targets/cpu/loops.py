@@ -12,9 +12,9 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
 from edgec import scalar
+from edgec.lazy_tvm import tirx
 from edgec.nest import coefficient, looked_up, simplify
 from edgec.program import Loops
 from edgec.targets.cpu import math

@@ -13,8 +13,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import tvm
-from tvm import tirx
+from edgec.lazy_tvm import tirx, tvm
 
 Bind = Callable[[Any], Any]
 """Computes a TIR value where it is called, and answers with how to read it (see ``tir.Body.hold``)."""
@@ -337,36 +336,36 @@ _TWICE: dict[str, Callable[..., Any]] = {
 }
 """Operators that read an argument more than once."""
 
-_ONCE: dict[str, Callable[..., Any]] = {
+_ONCE: dict[str, Callable[..., Any] | str] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
-    "floordiv": tirx.floordiv,
+    "floordiv": "floordiv",
     "eq": lambda a, b: tirx.EQ(_number(a), _number(b)),
-    "lt": tirx.LT,
-    "le": tirx.LE,
-    "gt": tirx.GT,
-    "ge": tirx.GE,
-    "and": tirx.And,
-    "or": tirx.Or,
+    "lt": "LT",
+    "le": "LE",
+    "gt": "GT",
+    "ge": "GE",
+    "and": "And",
+    "or": "Or",
     "not": _not,
-    "bitand": tirx.bitwise_and,
-    "bitor": tirx.bitwise_or,
-    "bitxor": tirx.bitwise_xor,
-    "bitnot": tirx.bitwise_not,
-    "shiftleft": tirx.shift_left,
-    "shiftright": tirx.shift_right,
+    "bitand": "bitwise_and",
+    "bitor": "bitwise_or",
+    "bitxor": "bitwise_xor",
+    "bitnot": "bitwise_not",
+    "shiftleft": "shift_left",
+    "shiftright": "shift_right",
     "neg": _negate,
-    "abs": tirx.abs,
-    "floor": tirx.floor,
-    "ceil": tirx.ceil,
-    "round": tirx.nearbyint,
-    "sqrt": tirx.sqrt,
+    "abs": "abs",
+    "floor": "floor",
+    "ceil": "ceil",
+    "round": "nearbyint",
+    "sqrt": "sqrt",
     "isnan": _is_nan,
     "isinf": lambda x: tirx.EQ(tirx.abs(x), constant(float("inf"), x)),
-    "select": tirx.Select,
+    "select": "Select",
 }
-"""Operators that read each argument once."""
+"""Operators that read each argument once: a function, or the name of TIR's."""
 
 OPERATORS = frozenset({*_ONCE, *_TWICE, *_FLOAT32, *_LIBRARY_NAMES, "cast"})
 """Every operator that this target has code for."""
@@ -381,14 +380,15 @@ def apply(op: str, args: Sequence[Any], dtype: str, bind: Bind) -> Any:
     if op == "cast":
         return _cast(name, args[0], dtype)
     if op in _ONCE:
-        return _ONCE[op](*args)
+        once = _ONCE[op]
+        return getattr(tirx, once)(*args) if isinstance(once, str) else once(*args)
     return _TWICE[op](name, *args) if op in _TWICE else _transcendental(name, op, args)
 
 
 def saturate(bind: Bind, value: Any, zero: int, low: int, high: int, dtype: str) -> Any:
     """See :func:`edgec.scalar.saturate`. The bounds are compared before ``zero`` is added, which is exact then."""
     least, most = constant(float(low - zero), value), constant(float(high - zero), value)
-    whole = bind(_ONCE["round"](value))
+    whole = bind(tirx.nearbyint(value))
     above = bind(tirx.Select(whole > least, whole, least))
     inside = tirx.Select(above < most, above, most)
     return tirx.Cast(vector_type(dtype, value), _cast(bind, inside, "int32") + _constant(zero, "int32", value))

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import tirx
-from tvm.tirx import stmt
-
 from edgec import scalar
+from edgec.lazy_tvm import stmt, tirx
 from edgec.nest import coefficient
 from edgec.scalar import Expr
 from edgec.targets.cpu.tir import Body, Emitter, lanes_of, vector_load, vector_store, widen

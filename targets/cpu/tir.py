@@ -11,11 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import tvm
-from tvm import tirx
-from tvm.tirx import stmt
-
 from edgec import scalar
+from edgec.lazy_tvm import stmt, tirx, tvm
 from edgec.nest import coefficient
 from edgec.scalar import Expr
 from edgec.targets.cpu import math

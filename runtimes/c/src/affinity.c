@@ -3,18 +3,31 @@
 #include "internal.h"
 
 #include <limits.h>
+
+#if EDGERT_WITH_SYSTEM
 #include <stdio.h>
 #include <time.h>
+#endif
 
 #if defined(__linux__)
 #include <sched.h>
 #endif
+
+#if EDGERT_WITH_SYSTEM
 
 uint64_t edgert_now_ns(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
+
+#else
+
+__attribute__((weak)) uint64_t edgert_clock_ns(void) { return 0; } /* the program may define its own */
+
+uint64_t edgert_now_ns(void) { return edgert_clock_ns(); }
+
+#endif
 
 /* The highest speed below `limit`, 0 if there is none. */
 static long next_speed(const long *speeds, int count, long limit) {

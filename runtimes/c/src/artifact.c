@@ -3,6 +3,8 @@
 #define _FILE_OFFSET_BITS 64
 #include "internal.h"
 
+#if EDGERT_WITH_FILES
+
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -205,3 +207,17 @@ edgert_status edgert_load(const char *path, bool check_digest, void **library, c
 void edgert_unload(void *library) {
   if (library) dlclose(library);
 }
+
+#else
+
+edgert_status edgert_load(const char *path, bool check_digest, void **library, const edgert_model **model) {
+  (void)check_digest, (void)library, (void)model;
+  return edgert_fail(EDGERT_ERROR_LOAD,
+                     "this libedgert was built without files and cannot open '%s'; link the model into the program and "
+                     "use edgert_open_model",
+                     path);
+}
+
+void edgert_unload(void *library) { (void)library; }
+
+#endif

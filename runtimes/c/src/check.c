@@ -62,27 +62,78 @@ static edgert_status check_steps(const edgert_model *model) {
   return EDGERT_OK;
 }
 
+const edgert_gpu *edgert_model_gpu(const edgert_model *model) {
+  return model->struct_bytes >= offsetof(edgert_model, gpu) + sizeof model->gpu ? model->gpu : NULL;
+}
+
+uint64_t edgert_model_state_bytes(const edgert_model *model) {
+  return model->struct_bytes >= sizeof *model ? model->state_bytes : 0;
+}
+
+static bool operand_fits(const edgert_model *model, const edgert_gpu *gpu, const edgert_gpu_operand *operand) {
+  uint64_t size = operand->space == EDGERT_GPU_WEIGHTS ? gpu->weights_bytes : gpu->arena_bytes;
+  if (operand->space > EDGERT_GPU_IO) return false;
+  if (operand->space == EDGERT_GPU_IO) {
+    if (operand->io >= model->input_count + model->output_count) return false;
+    size = operand->io < model->input_count ? model->inputs[operand->io].bytes
+                                            : model->outputs[operand->io - model->input_count].bytes;
+  }
+  return operand->bytes <= size && operand->offset <= size - operand->bytes && operand->offset <= UINT32_MAX;
+}
+
+static bool gpu_step_fits(const edgert_model *model, const edgert_gpu *gpu, const edgert_gpu_step *step) {
+  if (step->name >= gpu->strings_bytes || step->kernel >= gpu->strings_bytes || step->function >= gpu->strings_bytes)
+    return false;
+  if (step->operand > gpu->operand_count || step->operand_count > gpu->operand_count - step->operand) return false;
+  switch (step->kind) {
+    case EDGERT_GPU_KERNEL: return step->items[0] > 0 && step->items[1] > 0 && step->items[2] > 0;
+    case EDGERT_GPU_HOST: return step->host < model->step_count && gpu->arena_bytes <= model->arena_bytes;
+    case EDGERT_GPU_TO_DEVICE:
+    case EDGERT_GPU_TO_HOST: return step->operand_count == 1 && gpu->operands[step->operand].space != EDGERT_GPU_WEIGHTS;
+    default: return false;
+  }
+}
+
+static edgert_status check_gpu(const edgert_model *model) {
+  const edgert_gpu *gpu = edgert_model_gpu(model);
+  if (!gpu) return EDGERT_OK;
+  if (gpu->struct_bytes < sizeof *gpu || gpu->step_count > MAX_COUNT || gpu->operand_count > 64u * MAX_COUNT)
+    return broken(model, "its part for a GPU is cut short");
+  if ((gpu->step_count > 0 && !gpu->steps) || (gpu->operand_count > 0 && !gpu->operands) || !gpu->source)
+    return broken(model, "its part for a GPU lacks its steps or its source");
+  if (!gpu->strings || gpu->strings_bytes == 0 || gpu->strings[gpu->strings_bytes - 1] != 0 ||
+      (gpu->weights_bytes > 0 && !gpu->weights) || gpu->source_bytes > SIZE_MAX || gpu->weights_bytes > SIZE_MAX)
+    return broken(model, "its part for a GPU lacks its names or its weights");
+  for (uint64_t i = 0; i < gpu->operand_count; i++)
+    if (!operand_fits(model, gpu, &gpu->operands[i])) return broken(model, "an operand on the GPU leaves its buffer");
+  for (uint32_t i = 0; i < gpu->step_count; i++)
+    if (!gpu_step_fits(model, gpu, &gpu->steps[i])) return broken(model, "a step on the GPU has no name or operand");
+  return EDGERT_OK;
+}
+
 static edgert_status check_fields(const edgert_model *model) {
   uint32_t alignment = model->arena_alignment;
   if (!model->name || !model->target || !model->triple) return broken(model, "its name or target is missing");
   if (alignment == 0 || (alignment & (alignment - 1)) != 0 || alignment > 65536)
     return broken(model, "the arena's alignment is not a power of two up to 65536");
   if (model->weights_bytes > 0 && !model->weights) return broken(model, "its weights are missing");
+  if (edgert_model_state_bytes(model) > model->arena_bytes) return broken(model, "its states leave the arena");
   if (model->manifest_bytes > 0 && !model->manifest) return broken(model, "its manifest is missing");
   if (model->weights_bytes > SIZE_MAX || model->manifest_bytes > SIZE_MAX)
     return broken(model, "its weights are larger than the address space");
   edgert_status status = check_tensors(model, model->inputs, model->input_count);
   if (status == EDGERT_OK) status = check_tensors(model, model->outputs, model->output_count);
-  return status == EDGERT_OK ? check_steps(model) : status;
+  if (status == EDGERT_OK) status = check_steps(model);
+  return status == EDGERT_OK ? check_gpu(model) : status;
 }
 
 static edgert_status check_abi(const edgert_model *model) {
-  if (model->abi_version == EDGERT_ABI_VERSION && model->struct_bytes >= sizeof(edgert_model)) return EDGERT_OK;
+  if (model->abi_version == EDGERT_ABI_VERSION && model->struct_bytes >= EDGERT_MODEL_LEAST_BYTES) return EDGERT_OK;
   return edgert_fail(EDGERT_ERROR_ABI,
                      "the model has descriptor version %u of %u bytes and libedgert %s reads version %u of %u "
                      "bytes; compile the model again with the edgec that this library came with",
-                     model->abi_version, model->struct_bytes, EDGERT_VERSION, EDGERT_ABI_VERSION,
-                     (unsigned)sizeof(edgert_model));
+                     (unsigned)model->abi_version, (unsigned)model->struct_bytes, EDGERT_VERSION, EDGERT_ABI_VERSION,
+                     (unsigned)EDGERT_MODEL_LEAST_BYTES);
 }
 
 static edgert_status check_cpu(const edgert_model *model) {

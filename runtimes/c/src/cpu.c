@@ -1,8 +1,6 @@
 /* Which architecture this is and what its CPU can do. */
 #include "internal.h"
 
-#include <stdio.h>
-#include <string.h>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -15,10 +13,12 @@ uint32_t edgert_cpu_arch(void) {
   return EDGERT_X86_64;
 #elif defined(__aarch64__)
   return EDGERT_AARCH64;
-#elif defined(__arm__)
+#elif defined(__arm__) && EDGERT_WITH_SYSTEM
   return EDGERT_ARMV7;
+#elif defined(__arm__)
+  return EDGERT_CORTEX_M;
 #else
-#error "libedgert knows x86_64, aarch64 and armv7"
+#error "libedgert knows x86_64, aarch64, armv7 and Cortex-M"
 #endif
 }
 
@@ -27,9 +27,12 @@ const char *edgert_arch_name(uint32_t arch) {
     case EDGERT_X86_64: return "x86_64";
     case EDGERT_AARCH64: return "aarch64";
     case EDGERT_ARMV7: return "armv7";
+    case EDGERT_CORTEX_M: return "Cortex-M";
     default: return "an unknown architecture";
   }
 }
+
+#if EDGERT_WITH_SYSTEM
 
 typedef struct feature_bit {
   uint32_t feature;
@@ -44,6 +47,8 @@ static uint32_t pick(uint64_t word, const feature_bit *bits, size_t count) {
 }
 
 #define PICK(word, bits) pick(word, bits, sizeof bits / sizeof bits[0])
+
+#endif
 
 #if defined(__x86_64__)
 
@@ -94,6 +99,20 @@ uint32_t edgert_cpu_features(void) {
   return PICK(getauxval(AT_HWCAP), hwcap);
 }
 
+#elif !EDGERT_WITH_SYSTEM
+
+/* Nothing tells at run time; what the library was compiled for is there. */
+uint32_t edgert_cpu_features(void) {
+  uint32_t features = 0;
+#if defined(__ARM_FEATURE_DSP)
+  features |= EDGERT_ARM_DSP;
+#endif
+#if defined(__ARM_FEATURE_MVE) && (__ARM_FEATURE_MVE & 2)
+  features |= EDGERT_ARM_MVE;
+#endif
+  return features;
+}
+
 #else
 
 uint32_t edgert_cpu_features(void) { return 0; }
@@ -111,14 +130,15 @@ void edgert_feature_names(uint32_t features, char *text, size_t bytes) {
       {EDGERT_X86_AVX512VNNI, "avx512vnni"}, {EDGERT_X86_AVX512VBMI, "avx512vbmi"},
       {EDGERT_ARM_NEON, "neon"},           {EDGERT_ARM_FP16, "fp16"},
       {EDGERT_ARM_DOTPROD, "dotprod"},     {EDGERT_ARM_I8MM, "i8mm"},
+      {EDGERT_ARM_DSP, "dsp"},             {EDGERT_ARM_MVE, "mve.fp"},
   };
   size_t used = 0;
   text[0] = '\0';
   for (size_t i = 0; i < sizeof known / sizeof known[0] && used < bytes; i++) {
     if (!(features & known[i].feature)) continue;
-    used += (size_t)snprintf(text + used, bytes - used, "%s%s", used ? ", " : "", known[i].name);
+    used += edgert_format(text + used, bytes - used, "%s%s", used ? ", " : "", known[i].name);
     features &= ~known[i].feature;
   }
   if (features && used < bytes)
-    snprintf(text + used, bytes - used, "%sunknown to this library (0x%x)", used ? ", " : "", features);
+    edgert_format(text + used, bytes - used, "%sunknown to this library (0x%x)", used ? ", " : "", (unsigned)features);
 }

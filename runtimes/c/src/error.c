@@ -1,15 +1,18 @@
 /* Status codes, their names, and the last sentence of each thread. */
 #include "internal.h"
 
-#include <stdarg.h>
-#include <stdio.h>
-
+#if EDGERT_WITH_OPENCL
+static _Thread_local char last_error[2048]; /* the log of a GPU's compiler is long */
+#elif EDGERT_WITH_SYSTEM
 static _Thread_local char last_error[512];
+#else
+static char last_error[256];
+#endif
 
 edgert_status edgert_fail(edgert_status status, const char *format, ...) {
   va_list arguments;
   va_start(arguments, format);
-  vsnprintf(last_error, sizeof last_error, format, arguments);
+  edgert_vformat(last_error, sizeof last_error, format, &arguments);
   va_end(arguments);
   return status;
 }
@@ -37,6 +40,8 @@ const char *edgert_status_name(edgert_status status) {
       [EDGERT_ERROR_ALIGNMENT] = "EDGERT_ERROR_ALIGNMENT",
       [EDGERT_ERROR_UNBOUND] = "EDGERT_ERROR_UNBOUND",
       [EDGERT_ERROR_BUSY] = "EDGERT_ERROR_BUSY",
+      [EDGERT_ERROR_GPU] = "EDGERT_ERROR_GPU",
+      [EDGERT_ERROR_GPU_BUILD] = "EDGERT_ERROR_GPU_BUILD",
   };
   size_t index = (size_t)status;
   return index < sizeof names / sizeof names[0] ? names[index] : "unknown status";

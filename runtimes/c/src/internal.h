@@ -3,17 +3,39 @@
 #define EDGERT_INTERNAL_H
 
 #include <edgert/edgert.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 
+/* What the library is built with; a microcontroller has none of it. */
+#if defined(__ARM_ARCH_PROFILE) && __ARM_ARCH_PROFILE == 'M'
+#define EDGERT_WITH_SYSTEM 0
+#else
+#define EDGERT_WITH_SYSTEM 1
+#endif
 #ifndef EDGERT_WITH_THREADS
-#define EDGERT_WITH_THREADS 1
+#define EDGERT_WITH_THREADS EDGERT_WITH_SYSTEM
+#endif
+#ifndef EDGERT_WITH_FILES /* artifacts are opened by their path */
+#define EDGERT_WITH_FILES EDGERT_WITH_SYSTEM
+#endif
+#ifndef EDGERT_WITH_HEAP /* sessions take memory from malloc unless they are given some */
+#define EDGERT_WITH_HEAP EDGERT_WITH_SYSTEM
+#endif
+#ifndef EDGERT_WITH_OPENCL /* artifacts for a GPU run there; needs the loader of EDGERT_WITH_FILES, and the heap */
+#define EDGERT_WITH_OPENCL (EDGERT_WITH_FILES && EDGERT_WITH_HEAP)
 #endif
 
 /* error.c */
 
 /* Keep the sentence for `edgert_last_error` and return `status`. */
 __attribute__((format(printf, 2, 3))) edgert_status edgert_fail(edgert_status status, const char *format, ...);
+
+/* format.c */
+
+/* As snprintf and vsnprintf with %s %u %x %llu %p %%; they answer with what was written, without the terminator. */
+__attribute__((format(printf, 3, 4))) size_t edgert_format(char *text, size_t bytes, const char *format, ...);
+size_t edgert_vformat(char *text, size_t bytes, const char *format, va_list *arguments);
 
 /* sha256.c: FIPS 180-4. */
 
@@ -53,6 +75,10 @@ edgert_status edgert_check_model(const edgert_model *model, bool check_digest);
 /* Bytes of one element, 0 for an unknown dtype. */
 uint32_t edgert_dtype_bytes(uint32_t dtype);
 
+/* What the model has for a GPU, or NULL. */
+const edgert_gpu *edgert_model_gpu(const edgert_model *model);
+uint64_t edgert_model_state_bytes(const edgert_model *model);
+
 /* artifact.c */
 
 /* Check the file, load it, find its descriptor. `*library` is the loader's handle. */
@@ -72,5 +98,23 @@ edgert_status edgert_pool_check(const edgert_pool *pool);
 /* Calls `job` once per thread, on the caller for thread 0, and returns when all have returned. */
 void edgert_pool_run(edgert_pool *pool, edgert_job_fn job, void *context);
 void edgert_pool_stop(edgert_pool *pool);
+
+/* opencl.c: a model on a GPU. Without EDGERT_WITH_OPENCL, open fails and says so. */
+
+typedef struct edgert_opencl edgert_opencl;
+/* Runs step `index` of the model on the processor. */
+typedef void (*edgert_host_fn)(void *context, uint32_t index);
+
+edgert_status edgert_opencl_open(const edgert_model *model, edgert_opencl **gpu);
+const char *edgert_opencl_device(const edgert_opencl *gpu);
+/* One inference; `io` and `arena` are the host's. With `stats`, every step is measured. */
+edgert_status edgert_opencl_run(edgert_opencl *gpu, void *const *io, uint8_t *arena, edgert_step_stats *stats,
+                                edgert_host_fn host, void *context);
+void edgert_opencl_close(edgert_opencl *gpu);
+
+/* opencl_cache.c: what a driver made of a source, by a key; `*bytes` is malloc's, NULL where there is none. */
+
+void edgert_cache_read(const uint8_t key[32], uint8_t **bytes, size_t *size);
+void edgert_cache_write(const uint8_t key[32], const uint8_t *bytes, size_t size);
 
 #endif

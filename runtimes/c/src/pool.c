@@ -191,7 +191,7 @@ edgert_status edgert_pool_start(edgert_pool *pool, uint32_t threads, bool pin_bi
   return edgert_fail(EDGERT_ERROR_THREADS,
                      "this libedgert was built without threads and %u were asked for; ask for 1, or build it "
                      "with -DEDGERT_THREADS=ON",
-                     threads);
+                     (unsigned)threads);
 }
 
 edgert_status edgert_pool_check(const edgert_pool *pool) {

@@ -2,8 +2,11 @@
 #define _POSIX_C_SOURCE 200809L
 #include "internal.h"
 
-#include <stdlib.h>
 #include <string.h>
+
+#if EDGERT_WITH_HEAP
+#include <stdlib.h>
+#endif
 
 struct edgert_session {
   const edgert_model *model;
@@ -14,6 +17,7 @@ struct edgert_session {
   void **own; /* the session's own buffers, in the same order; NULL without */
   edgert_step_stats *stats;
   edgert_pool *pool;
+  edgert_opencl *gpu; /* NULL: it runs on the processor */
   atomic_flag running;
   bool profiling;
 };
@@ -34,12 +38,13 @@ static bool all_zero(const uint8_t *bytes, size_t count) {
 /* The caller's options as this library knows them. A larger struct comes from a newer header: its additional
  * fields may only say nothing. */
 static edgert_status read_options(const edgert_options *given, edgert_options *options) {
-  const uint32_t flags = EDGERT_SKIP_DIGEST | EDGERT_PIN_BIG_CORES | EDGERT_NO_IO_BUFFERS;
+  const uint32_t flags = EDGERT_SKIP_DIGEST | EDGERT_PIN_BIG_CORES | EDGERT_NO_IO_BUFFERS |
+                         EDGERT_ON_CPU | EDGERT_FALLBACK_CPU;
   *options = (edgert_options)EDGERT_OPTIONS_DEFAULT;
   if (!given) return EDGERT_OK;
   if (given->struct_bytes < sizeof *options)
     return edgert_fail(EDGERT_ERROR_ARGUMENT, "options.struct_bytes is %u; start from EDGERT_OPTIONS_DEFAULT",
-                       given->struct_bytes);
+                       (unsigned)given->struct_bytes);
   if (!all_zero((const uint8_t *)given + sizeof *options, given->struct_bytes - sizeof *options))
     return edgert_fail(EDGERT_ERROR_ARGUMENT, "the options ask for more than libedgert %s can do; use a newer "
                        "library", EDGERT_VERSION);
@@ -47,10 +52,10 @@ static edgert_status read_options(const edgert_options *given, edgert_options *o
   if (options->threads == 0) options->threads = 1;
   if (options->threads > EDGERT_MAX_THREADS)
     return edgert_fail(EDGERT_ERROR_ARGUMENT, "%u threads were asked for; at most %u are possible",
-                       options->threads, EDGERT_MAX_THREADS);
+                       (unsigned)options->threads, EDGERT_MAX_THREADS);
   if (options->flags & ~flags || options->reserved)
     return edgert_fail(EDGERT_ERROR_ARGUMENT, "options.flags 0x%x has bits that libedgert %s does not know",
-                       options->flags & ~flags, EDGERT_VERSION);
+                       (unsigned)(options->flags & ~flags), EDGERT_VERSION);
   return EDGERT_OK;
 }
 
@@ -73,12 +78,18 @@ static void take_tensors(size_t *used, const edgert_tensor *tensors, uint32_t co
   for (uint32_t i = 0; i < count; i++) take(used, tensors[i].bytes, EDGERT_ALIGNMENT);
 }
 
+/* A session counts steps of the processor or of the GPU. */
+static uint32_t most_steps(const edgert_model *model) {
+  const edgert_gpu *gpu = edgert_model_gpu(model);
+  return gpu && gpu->step_count > model->step_count ? gpu->step_count : model->step_count;
+}
+
 static edgert_status plan(const edgert_model *model, const edgert_options *options, layout *place) {
   size_t used = sizeof(edgert_session);
   uint64_t pointers = ((uint64_t)model->input_count + model->output_count) * sizeof(void *);
   place->io = take(&used, pointers, sizeof(void *));
   place->own = take(&used, pointers, sizeof(void *));
-  place->stats = take(&used, (uint64_t)model->step_count * sizeof(edgert_step_stats), sizeof(uint64_t));
+  place->stats = take(&used, (uint64_t)most_steps(model) * sizeof(edgert_step_stats), sizeof(uint64_t));
   place->pool = take(&used, edgert_pool_bytes(options->threads), EDGERT_ALIGNMENT);
   place->buffers = take(&used, 0, EDGERT_ALIGNMENT);
   if (!(options->flags & EDGERT_NO_IO_BUFFERS)) {
@@ -114,18 +125,39 @@ static edgert_status check_memory(const edgert_model *model, const edgert_option
     return edgert_fail(EDGERT_ERROR_ARENA,
                        "the memory given to model '%s' at %p is not aligned to %u bytes; ask "
                        "edgert_memory_alignment",
-                       model->name, options->memory, alignment);
+                       model->name, options->memory, (unsigned)alignment);
   return EDGERT_OK;
 }
 
-static edgert_status get_block(const edgert_model *model, const edgert_options *options, size_t total,
-                               void **block) {
-  *block = options->memory;
-  if (options->memory) return check_memory(model, options, total);
+#if EDGERT_WITH_HEAP
+
+static edgert_status allocate(const edgert_model *model, size_t total, void **block) {
   if (posix_memalign(block, edgert_memory_alignment(model), total) == 0) return EDGERT_OK;
   *block = NULL;
   return edgert_fail(EDGERT_ERROR_MEMORY, "model '%s' needs %llu bytes of memory and the system has not that much",
                      model->name, (unsigned long long)total);
+}
+
+static void release(void *block) { free(block); }
+
+#else
+
+static edgert_status allocate(const edgert_model *model, size_t total, void **block) {
+  (void)block;
+  return edgert_fail(EDGERT_ERROR_ARENA,
+                     "model '%s' needs %llu bytes of memory and this libedgert was built without a heap; give them as "
+                     "options.memory",
+                     model->name, (unsigned long long)total);
+}
+
+static void release(void *block) { (void)block; }
+
+#endif
+
+static edgert_status get_block(const edgert_model *model, const edgert_options *options, size_t total,
+                               void **block) {
+  *block = options->memory;
+  return options->memory ? check_memory(model, options, total) : allocate(model, total, block);
 }
 
 /* ---- open and close ---- */
@@ -157,7 +189,16 @@ static edgert_session *build(const edgert_model *model, const edgert_options *op
     give_buffers(session->own + model->input_count, model->outputs, model->output_count, next);
   }
   memcpy(session->io, session->own, place->own - place->io);
+  memset(session->arena, 0, (size_t)edgert_model_state_bytes(model));
   return session;
+}
+
+/* The GPU of `options`; NULL where the processor is to do it. */
+static edgert_status open_gpu(const edgert_model *model, const edgert_options *options, edgert_opencl **gpu) {
+  *gpu = NULL;
+  if (!edgert_model_gpu(model) || options->flags & EDGERT_ON_CPU) return EDGERT_OK;
+  edgert_status status = edgert_opencl_open(model, gpu);
+  return status != EDGERT_OK && options->flags & EDGERT_FALLBACK_CPU ? EDGERT_OK : status;
 }
 
 static edgert_status start(const edgert_model *model, const edgert_options *options, edgert_session **session) {
@@ -168,11 +209,15 @@ static edgert_status start(const edgert_model *model, const edgert_options *opti
   if (status != EDGERT_OK) return status;
   edgert_session *made = build(model, options, &place, block);
   made->block = options->memory ? NULL : block;
-  status = edgert_pool_start(made->pool, options->threads, (options->flags & EDGERT_PIN_BIG_CORES) != 0);
+  status = open_gpu(model, options, &made->gpu);
+  if (status == EDGERT_OK) {
+    status = edgert_pool_start(made->pool, options->threads, (options->flags & EDGERT_PIN_BIG_CORES) != 0);
+    if (status != EDGERT_OK) edgert_opencl_close(made->gpu);
+  }
   if (status == EDGERT_OK)
     *session = made;
   else
-    free(made->block);
+    release(made->block);
   return status;
 }
 
@@ -210,7 +255,8 @@ void edgert_close(edgert_session *session) {
   if (!session) return;
   void *library = session->library, *block = session->block;
   edgert_pool_stop(session->pool);
-  free(block);
+  edgert_opencl_close(session->gpu);
+  release(block);
   edgert_unload(library);
 }
 
@@ -226,7 +272,15 @@ uint32_t edgert_output_count(const edgert_session *session) {
   return session ? session->model->output_count : 0;
 }
 
-uint32_t edgert_step_count(const edgert_session *session) { return session ? session->model->step_count : 0; }
+uint32_t edgert_step_count(const edgert_session *session) {
+  if (!session) return 0;
+  return session->gpu ? edgert_model_gpu(session->model)->step_count : session->model->step_count;
+}
+
+const char *edgert_device(const edgert_session *session) {
+  if (!session) return NULL;
+  return session->gpu ? edgert_opencl_device(session->gpu) : "CPU";
+}
 
 const edgert_tensor *edgert_input(const edgert_session *session, uint32_t index) {
   return index < edgert_input_count(session) ? &session->model->inputs[index] : NULL;
@@ -272,14 +326,14 @@ static edgert_status bind(edgert_session *session, const edgert_tensor *tensor, 
                        (unsigned long long)tensor->bytes, (unsigned long long)bytes);
   if ((uintptr_t)data % alignment != 0)
     return edgert_fail(EDGERT_ERROR_ALIGNMENT, "the pointer bound to '%s', %p, is not aligned to its %u-byte elements",
-                       tensor->name, data, alignment);
+                       tensor->name, data, (unsigned)alignment);
   session->io[slot] = data;
   return EDGERT_OK;
 }
 
 static edgert_status no_tensor(const char *kind, uint32_t index, uint32_t count) {
-  return edgert_fail(EDGERT_ERROR_ARGUMENT, "there is no %s %u: the session is NULL or has only %u", kind, index,
-                     count);
+  return edgert_fail(EDGERT_ERROR_ARGUMENT, "there is no %s %u: the session is NULL or has only %u", kind,
+                     (unsigned)index, (unsigned)count);
 }
 
 edgert_status edgert_bind_input(edgert_session *session, uint32_t index, const void *data, uint64_t bytes) {
@@ -325,6 +379,12 @@ static void run_measured(const edgert_session *session, uint32_t index) {
   stats->calls++;
 }
 
+/* A step that the GPU leaves to the processor. */
+static void run_host_step(void *context, uint32_t index) {
+  const edgert_session *session = context;
+  run_step(session, &session->model->steps[index]);
+}
+
 static edgert_status check_bindings(const edgert_session *session) {
   const edgert_model *model = session->model;
   for (uint32_t i = 0; i < model->input_count + model->output_count; i++) {
@@ -341,12 +401,25 @@ static edgert_status run_steps(const edgert_session *session) {
   edgert_status status = edgert_pool_check(session->pool);
   if (status == EDGERT_OK) status = check_bindings(session);
   if (status != EDGERT_OK) return status;
+  if (session->gpu)
+    return edgert_opencl_run(session->gpu, session->io, session->arena, session->profiling ? session->stats : NULL,
+                             run_host_step, (void *)(uintptr_t)session);
   for (uint32_t i = 0; i < session->model->step_count; i++) {
     if (session->profiling)
       run_measured(session, i);
     else
       run_step(session, &session->model->steps[i]);
   }
+  return EDGERT_OK;
+}
+
+edgert_status edgert_reset(edgert_session *session) {
+  if (!session) return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_reset: session is NULL");
+  if (atomic_flag_test_and_set(&session->running))
+    return edgert_fail(EDGERT_ERROR_BUSY, "model '%s' is running in another thread; reset it after the run",
+                       session->model->name);
+  memset(session->arena, 0, (size_t)edgert_model_state_bytes(session->model));
+  atomic_flag_clear(&session->running);
   return EDGERT_OK;
 }
 
@@ -364,16 +437,24 @@ edgert_status edgert_run(edgert_session *session) {
 
 edgert_status edgert_profile(edgert_session *session, int on) {
   if (!session) return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_profile: session is NULL");
-  if (on) memset(session->stats, 0, session->model->step_count * sizeof session->stats[0]);
+  if (on) memset(session->stats, 0, edgert_step_count(session) * sizeof session->stats[0]);
   session->profiling = on != 0;
   return EDGERT_OK;
 }
 
 edgert_status edgert_step_stats_get(const edgert_session *session, uint32_t index, edgert_step_stats *stats) {
   if (!stats || index >= edgert_step_count(session))
-    return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_step_stats_get: no step %u, or an argument is NULL", index);
-  const edgert_step *step = &session->model->steps[index];
+    return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_step_stats_get: no step %u, or an argument is NULL",
+                       (unsigned)index);
   *stats = session->stats[index];
+  if (session->gpu) {
+    const edgert_gpu *gpu = edgert_model_gpu(session->model);
+    stats->name = gpu->strings + gpu->steps[index].name;
+    stats->kernel = gpu->strings + gpu->steps[index].kernel;
+    stats->macs = gpu->steps[index].macs;
+    return EDGERT_OK;
+  }
+  const edgert_step *step = &session->model->steps[index];
   stats->name = session->model->strings + step->name;
   stats->kernel = session->model->strings + step->kernel;
   stats->macs = step->macs;

@@ -69,7 +69,7 @@ static void check_machine(void) {
   model.abi_version = EDGERT_ABI_VERSION + 1;
   CHECK_REFUSED(try_model(&model), EDGERT_ERROR_ABI, "version 2");
   model = *toy;
-  model.struct_bytes = sizeof model - 8;
+  model.struct_bytes = EDGERT_MODEL_LEAST_BYTES - 8;
   CHECK_STATUS(try_model(&model), EDGERT_ERROR_ABI);
   model = *toy;
   model.arch = toy->arch == EDGERT_X86_64 ? EDGERT_AARCH64 : EDGERT_X86_64;
@@ -78,6 +78,18 @@ static void check_machine(void) {
   model.cpu_features = EDGERT_X86_AVX512VNNI | EDGERT_ARM_DOTPROD | 1u << 30;
   CHECK_REFUSED(try_model(&model), EDGERT_ERROR_CPU, "unknown to this library (0x40000000)");
   CHECK(strstr(edgert_last_error(), toy->arch == EDGERT_X86_64 ? "dotprod" : "avx512vnni"));
+}
+
+/* A descriptor from before there was a part for a GPU has no such field to look at. */
+static void check_older_model(void) {
+  edgert_model model = *toy;
+  edgert_session *session;
+  model.struct_bytes = EDGERT_MODEL_LEAST_BYTES;
+  model.gpu = (const edgert_gpu *)(const void *)&model;
+  CHECK_OK(edgert_open_model(&model, NULL, &session));
+  CHECK(strcmp(edgert_device(session), "CPU") == 0);
+  toy_run(session, 3);
+  edgert_close(session);
 }
 
 /* A larger descriptor is one with fields appended: it is accepted. */
@@ -172,6 +184,64 @@ static void check_broken_steps(void) {
   CHECK_STATUS(try_model(&model), EDGERT_ERROR_MODEL);
 }
 
+static const edgert_gpu_operand gpu_operand = {EDGERT_GPU_IO, 0, 8, 4};
+static const edgert_gpu_step gpu_step = {EDGERT_GPU_TO_DEVICE, 0, 0, 0, 0, 1, {1, 1, 1}, {0, 0, 0}, 0, 0, 0};
+static const edgert_gpu gpu_part = {sizeof(edgert_gpu), 1, &gpu_step, &gpu_operand, 1, "copy", 5, "", 0, NULL, 0, 0};
+
+/* With EDGERT_ON_CPU no driver is asked: what is told is the check of the descriptor alone. */
+static edgert_status try_gpu(const edgert_gpu *gpu) {
+  edgert_model model = *toy;
+  edgert_options options = EDGERT_OPTIONS_DEFAULT;
+  edgert_session *session;
+  model.gpu = gpu;
+  options.flags = EDGERT_ON_CPU;
+  edgert_status status = edgert_open_model(&model, &options, &session);
+  edgert_close(session);
+  return status;
+}
+
+#define CHECK_BROKEN_GPU(field, value)                     \
+  do {                                                     \
+    edgert_gpu gpu_ = gpu_part;                            \
+    gpu_.field = value;                                    \
+    CHECK_STATUS(try_gpu(&gpu_), EDGERT_ERROR_MODEL);      \
+  } while (0)
+
+#define CHECK_BROKEN_GPU_STEP(field, value)                \
+  do {                                                     \
+    edgert_gpu_step step_ = gpu_step;                      \
+    step_.field = value;                                   \
+    CHECK_BROKEN_GPU(steps, &step_);                       \
+  } while (0)
+
+#define CHECK_BROKEN_GPU_OPERAND(field, value)             \
+  do {                                                     \
+    edgert_gpu_operand operand_ = gpu_operand;             \
+    operand_.field = value;                                \
+    CHECK_BROKEN_GPU(operands, &operand_);                 \
+  } while (0)
+
+static void check_broken_gpu(void) {
+  CHECK_OK(try_gpu(&gpu_part));
+  CHECK_BROKEN_GPU(struct_bytes, 8);
+  CHECK_BROKEN_GPU(steps, NULL);
+  CHECK_BROKEN_GPU(operands, NULL);
+  CHECK_BROKEN_GPU(source, NULL);
+  CHECK_BROKEN_GPU(strings, NULL);
+  CHECK_BROKEN_GPU(strings_bytes, 3);
+  CHECK_BROKEN_GPU(weights_bytes, 1);
+  CHECK_BROKEN_GPU(step_count, UINT32_MAX);
+  CHECK_BROKEN_GPU_STEP(kind, 9);
+  CHECK_BROKEN_GPU_STEP(name, 5);
+  CHECK_BROKEN_GPU_STEP(operand, 2);
+  CHECK_BROKEN_GPU_STEP(operand_count, 0);
+  CHECK_BROKEN_GPU_OPERAND(space, EDGERT_GPU_WEIGHTS);
+  CHECK_BROKEN_GPU_OPERAND(space, 7);
+  CHECK_BROKEN_GPU_OPERAND(io, 4);
+  CHECK_BROKEN_GPU_OPERAND(offset, UINT64_MAX);
+  CHECK_BROKEN_GPU_OPERAND(bytes, UINT64_MAX);
+}
+
 static void check_huge(void) {
   edgert_model model = *toy;
   model.arena_bytes = UINT64_MAX;
@@ -181,9 +251,9 @@ static void check_huge(void) {
 }
 
 static void check_names(void) {
-  for (int status = EDGERT_OK; status <= EDGERT_ERROR_BUSY; status++)
+  for (int status = EDGERT_OK; status <= EDGERT_ERROR_GPU_BUILD; status++)
     CHECK(strncmp(edgert_status_name((edgert_status)status), "EDGERT_", 7) == 0);
-  CHECK(strcmp(edgert_status_name((edgert_status)(EDGERT_ERROR_BUSY + 1)), "unknown status") == 0);
+  CHECK(strcmp(edgert_status_name((edgert_status)(EDGERT_ERROR_GPU_BUILD + 1)), "unknown status") == 0);
   CHECK(strcmp(edgert_status_name((edgert_status)-1), "unknown status") == 0);
 }
 
@@ -192,7 +262,9 @@ int main(void) {
   check_newer_options();
   check_memory();
   check_machine();
+  check_older_model();
   check_newer_model();
+  check_broken_gpu();
   check_own_features();
   check_digest();
   check_broken_tensors();

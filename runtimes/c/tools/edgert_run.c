@@ -1,12 +1,13 @@
 /* edgert-run: runs an artifact on samples from a file; what `edgec run --device` starts on a device.
  *
  *   edgert-run MODEL.so --inputs FILE.bin --outputs FILE.bin [--count K] [--threads N] [--pin]
- *              [--warmup N] [--repeat N] [--profile FILE.json]
+ *              [--warmup N] [--repeat N] [--profile FILE.json] [--no-steps]
  *
  * FILE.bin holds K samples one after the other, each the dense inputs (or outputs) in the model's order and
  * byte layout. Without --count, K follows from the size of the inputs. The first sample is run `warmup` times
  * (0) without being measured; then every sample is run `repeat` times (1). The profile holds the wall time of
- * opening, of each measured run, and of each step over all measured runs. Exit code 2 and one sentence on
+ * opening, of each measured run, and of each step over all measured runs; --no-steps leaves these out, since
+ * reading the clock between them takes time, too. Exit code 2 and one sentence on
  * stderr tell an error; output files are written beside and then renamed.
  */
 #define _POSIX_C_SOURCE 200809L
@@ -24,7 +25,7 @@
 typedef struct arguments {
   const char *model, *inputs, *outputs, *profile;
   unsigned long threads, repeat, warmup, count;
-  bool pin, counted;
+  bool pin, counted, no_steps;
 } arguments;
 
 /* A file that appears under its name only when it is complete. */
@@ -77,20 +78,22 @@ static void parse_flag(arguments *parsed, const char *flag, const char *value) {
   else if (strcmp(flag, "--repeat") == 0) parsed->repeat = parse_number(flag, value);
   else if (strcmp(flag, "--warmup") == 0) parsed->warmup = parse_number(flag, value);
   else if (strcmp(flag, "--count") == 0) parsed->count = parse_number(flag, value), parsed->counted = true;
-  else quit("unknown flag %s; the flags are --inputs --outputs --count --threads --pin --warmup --repeat --profile", flag);
+  else quit("unknown flag %s; the flags are --inputs --outputs --count --threads --pin --warmup --repeat --profile "
+            "--no-steps", flag);
 }
 
 static arguments parse(int argc, char **argv) {
   arguments parsed = {.threads = 1, .repeat = 1};
   for (int i = 1; i < argc; i++) {
     if (strcmp(argv[i], "--pin") == 0) parsed.pin = true;
+    else if (strcmp(argv[i], "--no-steps") == 0) parsed.no_steps = true;
     else if (strncmp(argv[i], "--", 2) == 0) parse_flag(&parsed, argv[i], argv[i + 1]), i++;
     else if (!parsed.model) parsed.model = argv[i];
     else quit("'%s' is one argument too many: there is one model", argv[i]);
   }
   if (!parsed.model || !parsed.inputs || !parsed.outputs)
     quit("usage: edgert-run MODEL.so --inputs FILE.bin --outputs FILE.bin [--count K] [--threads N] [--pin] "
-         "[--warmup N] [--repeat N] [--profile FILE.json]");
+         "[--warmup N] [--repeat N] [--profile FILE.json] [--no-steps]");
   if (parsed.repeat == 0) quit("--repeat must be at least 1");
   if (parsed.threads == 0 || parsed.threads > EDGERT_MAX_THREADS)
     quit("--threads must be from 1 to %u", EDGERT_MAX_THREADS);
@@ -167,7 +170,7 @@ static void write_sample(const edgert_session *session) {
 
 static void warm_up(edgert_session *session, const arguments *parsed) {
   for (unsigned long i = 0; i < parsed->warmup; i++) require(edgert_run(session));
-  if (parsed->profile) require(edgert_profile(session, 1));
+  if (parsed->profile && !parsed->no_steps) require(edgert_profile(session, 1));
 }
 
 static void run_samples(edgert_session *session, const arguments *parsed, FILE *inputs, uint64_t *runs_ns) {
@@ -213,7 +216,7 @@ static void write_profile(const edgert_session *session, const arguments *parsed
   for (unsigned long i = 0; i < parsed->count * parsed->repeat; i++)
     fprintf(stream, "%s%llu", i ? ", " : "", (unsigned long long)runs_ns[i]);
   fputs("],\n \"steps\": [", stream);
-  for (uint32_t i = 0; i < edgert_step_count(session); i++) {
+  for (uint32_t i = 0; !parsed->no_steps && i < edgert_step_count(session); i++) {
     edgert_step_stats stats;
     require(edgert_step_stats_get(session, i, &stats));
     fputs(i ? ",\n  " : "\n  ", stream);

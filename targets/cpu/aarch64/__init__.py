@@ -11,10 +11,10 @@ from edgec.targets.cpu import interleave
 from edgec.targets.cpu.aarch64 import depthwise, dot, floats, loops, matrix, pairs, runs, winograd
 from edgec.targets.cpu.aarch64.neon import special
 from edgec.targets.cpu.loops import contract
-from edgec.targets.cpu.template import Template
 from edgec.targets.cpu.winograd import contract as contract_winograd
 from edgec.targets.cpu.winograd import pack as pack_winograd
 from edgec.targets.target import Target
+from edgec.targets.template import Template
 
 Plan = Callable[[Conv, Target], runs.RunPlan]
 Generate = Callable[[Any, list[str]], Any]

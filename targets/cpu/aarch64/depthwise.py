@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
+from edgec.lazy_tvm import tirx
 from edgec.program import Depthwise
 from edgec.targets.cpu.aarch64.neon import long_product, part, special
 from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile, load_input

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
+from edgec.lazy_tvm import tirx
 from edgec.nest import looked_up
 from edgec.scalar import Expr
 from edgec.targets.cpu.math import Bind, constant, vector_type

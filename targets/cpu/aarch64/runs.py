@@ -16,8 +16,8 @@ from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
-from tvm import tirx
 
+from edgec.lazy_tvm import tirx
 from edgec.program import Conv
 from edgec.targets.cpu.aarch64.neon import special
 from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile

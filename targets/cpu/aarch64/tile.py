@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import tirx
-
+from edgec.lazy_tvm import tirx
 from edgec.scalar import Expr
 from edgec.targets.cpu.aarch64.neon import join, part
 from edgec.targets.cpu.tile import CHANNEL_AXIS, Accumulators, Point, Store, pieces

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import tirx
-
+from edgec.lazy_tvm import tirx
 from edgec.program import Conv
 from edgec.targets.cpu.aarch64.neon import special
 from edgec.targets.cpu.aarch64.tile import LANES

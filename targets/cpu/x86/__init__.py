@@ -7,12 +7,12 @@ from functools import partial
 from edgec.program import Conv, Depthwise, Kernel, Loops
 from edgec.targets.cpu import interleave
 from edgec.targets.cpu.loops import contract
-from edgec.targets.cpu.template import Template
 from edgec.targets.cpu.winograd import contract as contract_winograd
 from edgec.targets.cpu.x86 import conv, depthwise, loops, winograd
 from edgec.targets.cpu.x86.isa import Isa
 from edgec.targets.cpu.x86.narrow import special
 from edgec.targets.target import Target
+from edgec.targets.template import Template
 
 CONV = Template(conv.plan, conv.generate, conv.contract, conv.pack, candidates=conv.candidates)
 DEPTHWISE = Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack)

@@ -16,8 +16,8 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
+from edgec.lazy_tvm import tirx
 from edgec.program import Conv
 from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvPlan, ConvWriter
 from edgec.targets.cpu.tile import SHORT, Accumulators, Point, Store, bias_apart, padded_pieces, starts, tiles

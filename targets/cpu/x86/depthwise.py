@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
+from edgec.lazy_tvm import tirx
 from edgec.program import Depthwise
 from edgec.targets.cpu.tile import SHORT, Point, Store, bias_apart, padded_pieces, tiles
 from edgec.targets.cpu.tir import Kernel, vector_load

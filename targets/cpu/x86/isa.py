@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import tirx
-
+from edgec.lazy_tvm import tirx
 from edgec.targets.cpu.tir import lanes_of
 from edgec.targets.target import Target
 

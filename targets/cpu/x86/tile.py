@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
+from edgec.lazy_tvm import tirx
 from edgec.scalar import Expr
 from edgec.targets.cpu.tile import CHANNEL_AXIS, Accumulators, Point, Store, pieces, starts
 from edgec.targets.cpu.tir import Body, Emitter, vector_store

@@ -11,8 +11,8 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
+from edgec.lazy_tvm import tirx
 from edgec.program import Conv
 from edgec.targets.cpu.tile import Accumulators, load_channels, tiles
 from edgec.targets.cpu.tir import Kernel

@@ -55,6 +55,22 @@
  * or, with `options.memory`, from the caller. What the queries return belongs to the session and lives until
  * close. What is bound belongs to the caller and must live until the next binding or close.
  *
+ * GPU
+ * ---
+ * An artifact for a GPU has its kernels as OpenCL C besides the processor's code. Open looks for the driver's
+ * libOpenCL.so (EDGERT_OPENCL_LIBRARY names another), takes the first GPU it offers, or another device where it
+ * has none (EDGERT_OPENCL_DEVICE: one whose name has that in it), and compiles the kernels; what the driver made
+ * of them is kept in EDGERT_CACHE_DIR, or `edgert` in XDG_CACHE_HOME or ~/.cache, for the next open on this device
+ * with this driver. Weights are copied to the GPU once. A run copies the inputs there and the outputs back, and the
+ * profile then has the GPU's own times. The GPU's objects come from its driver, and not from `options.memory`.
+ *
+ * Without an operating system
+ * ---------------------------
+ * On a Cortex-M the library has no files, no threads and no heap: a model is linked into the program and opened with
+ * edgert_open_model on memory that the caller gives (options.memory; edgert_memory_required says how much). It needs
+ * memcpy, memset, memcmp, strcmp and strlen of the C library. The profile's times come from `edgert_clock_ns`, which
+ * the program defines if it has a clock; without it they are 0.
+ *
  * Alignment
  * ---------
  * The arena and the session's own buffers are aligned to EDGERT_ALIGNMENT. A bound pointer needs no more than
@@ -99,7 +115,9 @@ typedef enum edgert_status {
   EDGERT_ERROR_SIZE = 13,     /* a bound buffer has not exactly the tensor's bytes */
   EDGERT_ERROR_ALIGNMENT = 14, /* a bound pointer is not aligned to its element type */
   EDGERT_ERROR_UNBOUND = 15,  /* run without own buffers, and an input or output is not bound */
-  EDGERT_ERROR_BUSY = 16      /* the session is running in another thread */
+  EDGERT_ERROR_BUSY = 16,     /* the session is running in another thread */
+  EDGERT_ERROR_GPU = 17,      /* no OpenCL driver or device, or the driver refused a call */
+  EDGERT_ERROR_GPU_BUILD = 18 /* the driver cannot compile the kernels; the sentence ends in its own words */
 } edgert_status;
 
 /* Bits of `edgert_options.flags`. */
@@ -107,7 +125,9 @@ typedef enum edgert_flag {
   EDGERT_SKIP_DIGEST = 1 << 0,    /* open faster: do not check the SHA-256; only for files that you trust */
   EDGERT_PIN_BIG_CORES = 1 << 1,  /* keep the workers on the fastest cores; no effect where the system
                                      does not tell which these are (see edgert_pin_caller) */
-  EDGERT_NO_IO_BUFFERS = 1 << 2   /* no own input and output buffers: every one will be bound */
+  EDGERT_NO_IO_BUFFERS = 1 << 2,  /* no own input and output buffers: every one will be bound */
+  EDGERT_ON_CPU = 1 << 3,         /* an artifact for a GPU: run it on the processor */
+  EDGERT_FALLBACK_CPU = 1 << 4    /* an artifact for a GPU: do so where no GPU can be used */
 } edgert_flag;
 
 /* Start from EDGERT_OPTIONS_DEFAULT, which also lets a newer library know which fields this header had. */
@@ -123,6 +143,9 @@ typedef struct edgert_options {
 #define EDGERT_OPTIONS_DEFAULT {(uint32_t)sizeof(edgert_options), 1u, 0u, 0u, NULL, 0u}
 
 typedef struct edgert_session edgert_session;
+
+/* Nanoseconds since any moment: called on a microcontroller, and defined by the program there if it wants a profile. */
+uint64_t edgert_clock_ns(void);
 
 /* The library's version, e.g. "0.1.0". */
 EDGERT_API const char *edgert_version(void);
@@ -156,6 +179,9 @@ EDGERT_API uint32_t edgert_memory_alignment(const edgert_model *model);
 /* The descriptor behind a session: names, target, arena size, steps, manifest. */
 EDGERT_API const edgert_model *edgert_session_model(const edgert_session *session);
 
+/* What the session runs on: "CPU", or the name of the GPU. */
+EDGERT_API const char *edgert_device(const edgert_session *session);
+
 /* Inputs and outputs, in the order of the ONNX model's. */
 EDGERT_API uint32_t edgert_input_count(const edgert_session *session);
 EDGERT_API uint32_t edgert_output_count(const edgert_session *session);
@@ -180,6 +206,9 @@ EDGERT_API edgert_status edgert_bind_output(edgert_session *session, uint32_t in
 
 /* One inference: read all inputs, write all outputs, return when done. */
 EDGERT_API edgert_status edgert_run(edgert_session *session);
+
+/* Make zero what the model keeps from one run to the next, as it is after open: a new sequence begins. */
+EDGERT_API edgert_status edgert_reset(edgert_session *session);
 
 /* What the profile knows about one step (a kernel call), over all runs since it was last switched on. */
 typedef struct edgert_step_stats {

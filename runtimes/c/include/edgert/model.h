@@ -39,7 +39,12 @@ typedef enum edgert_dtype {
 } edgert_dtype;
 
 /* Machine architectures; the artifact names the one it was built for. */
-typedef enum edgert_arch { EDGERT_X86_64 = 1, EDGERT_AARCH64 = 2, EDGERT_ARMV7 = 3 } edgert_arch;
+typedef enum edgert_arch {
+  EDGERT_X86_64 = 1,
+  EDGERT_AARCH64 = 2,
+  EDGERT_ARMV7 = 3,
+  EDGERT_CORTEX_M = 4
+} edgert_arch;
 
 /* CPU features an artifact may need, one bit each; a loader refuses an artifact whose bits it lacks. */
 typedef enum edgert_cpu_feature {
@@ -54,7 +59,9 @@ typedef enum edgert_cpu_feature {
   EDGERT_ARM_NEON = 1 << 16,
   EDGERT_ARM_FP16 = 1 << 17,
   EDGERT_ARM_DOTPROD = 1 << 18,
-  EDGERT_ARM_I8MM = 1 << 19
+  EDGERT_ARM_I8MM = 1 << 19,
+  EDGERT_ARM_DSP = 1 << 20, /* of Cortex-M */
+  EDGERT_ARM_MVE = 1 << 21  /* Helium, with floats */
 } edgert_cpu_feature;
 
 /* An input or an output. Elements are dense, the last axis contiguous, in the ONNX model's own layout. */
@@ -83,6 +90,57 @@ typedef struct edgert_step {
   uint32_t reserved;
 } edgert_step;
 
+/* ---- what an artifact for a GPU has besides ---- */
+
+typedef enum edgert_gpu_kind {
+  EDGERT_GPU_KERNEL = 0,    /* a kernel of the source; operands in order, the output last */
+  EDGERT_GPU_HOST = 1,      /* one of the model's own steps, on the processor */
+  EDGERT_GPU_TO_DEVICE = 2, /* copy its one operand from the host's memory to the GPU's */
+  EDGERT_GPU_TO_HOST = 3    /* and back */
+} edgert_gpu_kind;
+
+typedef enum edgert_gpu_space { EDGERT_GPU_ARENA = 0, EDGERT_GPU_WEIGHTS = 1, EDGERT_GPU_IO = 2 } edgert_gpu_space;
+
+/* A place in a buffer: the arena, the weights, or the input or output number `io` (inputs first). */
+typedef struct edgert_gpu_operand {
+  uint32_t space; /* edgert_gpu_space */
+  uint32_t io;
+  uint64_t offset; /* bytes */
+  uint64_t bytes;
+} edgert_gpu_operand;
+
+/* `name`, `kernel` and `function` are offsets into the GPU part's own `strings`. */
+typedef struct edgert_gpu_step {
+  uint32_t kind;          /* edgert_gpu_kind */
+  uint32_t name;          /* the ONNX nodes it computes, or what it copies */
+  uint32_t kernel;        /* the kernel's contract */
+  uint32_t function;      /* the kernel's name in the source */
+  uint32_t operand;       /* the first of its operands */
+  uint32_t operand_count;
+  uint32_t items[3];      /* work items along each axis; more may be started to fill up the last groups */
+  uint32_t group[3];      /* work items of a group; zeros leave it to the driver */
+  uint32_t host;          /* EDGERT_GPU_HOST: the step of the model */
+  uint32_t reserved;
+  uint64_t macs;
+} edgert_gpu_step;
+
+/* The program as kernels in OpenCL C 1.2. A kernel takes, for every operand, a buffer and an offset in bytes
+ * (uint). The arena of the GPU has the host's layout where any step runs on the host. */
+typedef struct edgert_gpu {
+  uint32_t struct_bytes; /* sizeof(edgert_gpu) when it was written */
+  uint32_t step_count;
+  const edgert_gpu_step *steps;
+  const edgert_gpu_operand *operands;
+  uint64_t operand_count;
+  const char *strings;
+  uint64_t strings_bytes;
+  const char *source; /* `source_bytes` long without its terminator */
+  uint64_t source_bytes;
+  const uint8_t *weights;
+  uint64_t weights_bytes;
+  uint64_t arena_bytes;
+} edgert_gpu;
+
 typedef struct edgert_model {
   uint32_t abi_version;  /* EDGERT_ABI_VERSION */
   uint32_t struct_bytes; /* sizeof(edgert_model) when it was written */
@@ -106,7 +164,12 @@ typedef struct edgert_model {
   const char *manifest; /* JSON, `manifest_bytes` long without its terminator */
   uint64_t manifest_bytes;
   uint8_t sha256[32]; /* of the weights followed by the manifest */
+  /* Appended; there only if `struct_bytes` says so. */
+  const edgert_gpu *gpu; /* the same model for a GPU, or NULL; `steps` are the processor's in any case */
+  uint64_t state_bytes;  /* of the arena, from its start on: kept between runs, zero at first */
 } edgert_model;
+
+#define EDGERT_MODEL_LEAST_BYTES offsetof(edgert_model, gpu)
 
 /* The last bytes of an artifact file. Integers are little endian. */
 typedef struct edgert_trailer {

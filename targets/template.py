@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from edgec.targets.target import Target
-
 
 @dataclass(frozen=True)
 class Template:
@@ -25,12 +23,12 @@ class Template:
             one that ``plan`` chooses; None where there is nothing to choose.
     """
 
-    plan: Callable[[Any, Target], Any]
+    plan: Callable[[Any, Any], Any]
     generate: Callable[[Any, list[str]], Any]
     contract: Callable[[Any], str]
     pack: Callable[[Any, np.ndarray], np.ndarray] | None = None
     table: Callable[[Any, Any], np.ndarray] | None = None
-    candidates: Callable[[Any, Target], Sequence[Any]] | None = None
+    candidates: Callable[[Any, Any], Sequence[Any]] | None = None
 
 
 def parameters(plan: Any) -> dict[str, int | str]:

@@ -1,0 +1,98 @@
+"""Products of float activations with integer weights, which stay packed: see :mod:`edgec.passes.fuse_weights`.
+
+A weight takes as few bits as its product's largest needs. Scales are float32 numbers; where all of a product's are
+numbers of bfloat16, as edgec's own quantiser makes them, two bytes hold each. One scale an output channel multiplies
+the sum, scales of groups multiply the weights.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec import scalar
+from edgec.lowering.context import Lowering, Operands, attribute, lowers, refuse, shape_of
+from edgec.lowering.convolution import Finish, as_2d, emit_convolution, padded, window_2d
+from edgec.lowering.matmul import emit_product
+from edgec.lowering.window import channels_last, window
+from edgec.program import SCALE_CHANNELS, Packing, View
+from edgec.scalar import Expr, binary
+
+_WIDTHS = (2, 3, 4, 8)
+
+
+def least_bits(values: np.ndarray) -> int:
+    """The bits of the narrowest signed integers that hold ``values``."""
+    low, high = int(values.min(initial=0)), int(values.max(initial=0))
+    return next(bits for bits in _WIDTHS if -(2 ** (bits - 1)) <= low and high < 2 ** (bits - 1))
+
+
+def _stored(scales: np.ndarray) -> np.ndarray:
+    """``scales`` [groups, channels] as a kernel reads them: see :class:`Packing`."""
+    groups, channels = scales.shape
+    padded_scales = np.zeros((groups, -(-channels // SCALE_CHANNELS) * SCALE_CHANNELS), np.float32)
+    padded_scales[:, :channels] = scales
+    halves = padded_scales.view(np.uint32)
+    return padded_scales if (halves & 0xFFFF).any() else (halves >> 16).astype(np.uint16)
+
+
+def _scaled(ctx: Lowering, scales: np.ndarray, bias: View) -> Finish:
+    """sum · scale + bias, with one scale a channel, or none."""
+    per_channel = ctx.constant(np.ascontiguousarray(scales), "scale") if scales.size else None
+
+    def finish(ops: Operands, first: int, count: int) -> Expr:
+        total = scalar.accumulator("float32")
+        if per_channel is not None:
+            total = binary("mul", total, ops.load(per_channel.slice((first,), (count,)), scalar.axis(3)))
+        return binary("add", total, ops.load(bias.slice((first,), (count,)), scalar.axis(3)))
+
+    return finish
+
+
+def _constants(ctx: Lowering, node: ir.Node, bias: int) -> tuple[np.ndarray, np.ndarray, View]:
+    """Weights, scales and bias, all known while compiling."""
+    values, scales, shift = (ctx.known(node, i, what) for i, what in ((1, "weights"), (2, "scales"), (bias, "bias")))
+    assert values is not None and scales is not None and shift is not None
+    return values.astype(np.int8), scales, ctx.constant(shift, "bias")
+
+
+@lowers("MatMulOfWeights", domain="edgec")
+def lower_matmul_of_weights(ctx: Lowering, node: ir.Node) -> None:
+    """x [..., K] · w [K, N] + bias."""
+    x = ctx.input(node, 0)
+    values, scales, bias = _constants(ctx, node, 3)
+    if x.dtype != "float32":
+        refuse(f"its activations are {x.dtype}", "leave them float32")
+    x = x if x.shape[-1] == 1 or x.strides[-1] == 1 else ctx.dense(x)
+    depth, channels = values.shape
+    grouped = scales.shape[0] > 1
+    packing = Packing(least_bits(values), int(attribute(node, "block_size", depth)) if grouped else 0)
+    finish = _scaled(ctx, scales[0] if not grouped else np.empty(0, np.float32), bias)
+    out = ctx.new((*x.shape[:-1], channels), x.dtype, name=str(node.outputs[0].name))
+    stored = ctx.constant(_stored(scales), "scales") if grouped else None
+    emit_product(ctx, out, x, ctx.constant(values, "weights"), lambda ops: finish(ops, 0, channels), packing, stored)
+    ctx.set(node.outputs[0], ctx.reshape(out, shape_of(node.outputs[0])))
+
+
+@lowers("ConvOfWeights", domain="edgec")
+def lower_conv_of_weights(ctx: Lowering, node: ir.Node) -> None:
+    """A convolution over one or two axes."""
+    x = ctx.input(node, 0)
+    values, scales, bias = _constants(ctx, node, 4)
+    shape = ctx.known(node, 3, "shape")
+    assert shape is not None
+    if x.dtype != "float32":
+        refuse(f"its activations are {x.dtype}", "leave them float32")
+    kernel = np.moveaxis(values.reshape(shape), -1, 1)
+    own = window(node, x.shape[2:], kernel.shape[2:])
+    w, groups = window_2d(own), int(attribute(node, "group", 1))
+    kernel = kernel[:, :, None, :] if kernel.ndim == 3 else kernel
+    out = ctx.new_for(node.outputs[0], channels_last(len(x.shape)))
+    grouped = scales.shape[1] > 1
+    if grouped and groups > 1:
+        refuse("its scales and its channels are both in groups", "give its weights one scale an output channel")
+    finish = _scaled(ctx, scales[:, 0] if not grouped else np.empty(0, np.float32), bias)
+    packing = Packing(least_bits(values), int(attribute(node, "block_size", 0)) if grouped else 0)
+    source = padded(ctx, as_2d(x), w.pads, False)
+    stored = ctx.constant(_stored(scales.T), "scales") if grouped else None
+    emit_convolution(ctx, source, kernel, w, groups, as_2d(out), finish, packing, stored)

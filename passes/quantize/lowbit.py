@@ -1,0 +1,210 @@
+"""Weights of 2, 3 and 4 bits: integers and scales that change a product's results on real inputs least.
+
+A row of weights w [depth] has one scale for each group of neighbours. With the second moment H of the patches, integers
+q and scales s cost (w − s·q)·H·(w − s·q)ᵀ. Four methods lower that, each from where the one before it stopped:
+
+* clipping: the scale of each group, of either sign, with the least error on H's diagonal, since a two's complement
+  range has one step more on one side;
+* GPTQ (Frantar et al. 2022, arXiv 2210.17323): column by column, the one that is seen most first, each error spread
+  over the columns that are still open;
+* descent: each integer in turn takes the value that is best given the others (see
+  :mod:`edgec.passes.quantize.rounding`);
+* alternation: the scales of a row are the solution of a least squares problem given its integers, and the integers
+  descend again given these.
+
+Scales are numbers of bfloat16, so that an artifact can hold them in two bytes: the integers are fitted to those.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from ml_dtypes import bfloat16
+
+_SHARES = tuple(np.linspace(1.0, 0.4, 16))
+"""Of the range that the largest weight of a group needs: what scales are tried."""
+
+_SWEEPS = 6
+_ALTERNATIONS = {2: 6, 3: 4, 4: 2}
+"""How often scales and integers are fitted in turn, by bits."""
+
+
+@dataclass(frozen=True)
+class LowBit:
+    """Rows of integer weights.
+
+    Attributes:
+        values: int8 [outputs, depth], in the range of ``bits``.
+        scales: float32 [outputs, groups]; group ``g`` is the depths from ``g · group`` on.
+        bits: 2, 3, 4 or 8.
+        group: neighbours along the depth that share a scale.
+    """
+
+    values: np.ndarray
+    scales: np.ndarray
+    bits: int
+    group: int
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The float32 weights [outputs, depth]."""
+        return self.values.astype(np.float32) * spread(self.scales, self.group, self.values.shape[1])
+
+
+def limits(bits: int) -> tuple[int, int]:
+    """The least and the largest integer of ``bits``; 8 bits leave out −128, as elsewhere."""
+    return (-127, 127) if bits == 8 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def spread(scales: np.ndarray, group: int, depth: int) -> np.ndarray:
+    """The scale of every weight [outputs, depth]."""
+    return np.repeat(scales, group, axis=1)[:, :depth]
+
+
+def nearest_low_bit(rows: np.ndarray, bits: int, group: int) -> LowBit:
+    """``rows`` [outputs, depth] rounded to the nearest: the largest magnitude of a group is the least integer."""
+    least = limits(bits)[0]
+    groups = _grouped(rows, group)
+    extreme = np.take_along_axis(groups, np.abs(groups).argmax(axis=2)[..., None], 2)[..., 0]
+    scales = _representable(np.where(extreme == 0, 1.0, extreme / least))
+    return LowBit(_nearest(rows, scales, bits, group).astype(np.int8), scales, bits, group)
+
+
+def fit_low_bit(rows: np.ndarray, moment: np.ndarray, bits: int, group: int, symmetric: bool = False) -> LowBit:
+    """``rows`` [outputs, depth] as integers of ``bits``.
+
+    Args:
+        rows: float32.
+        moment: H [depth, depth] of the patches, damped; see :func:`second_moment`.
+        bits: 2 to 8.
+        group: neighbours along the depth that share a scale.
+        symmetric: keep scales positive and leave out the least integer, as integer kernels want it.
+    """
+    exact, range_ = rows.astype(np.float64), limits(bits)
+    if symmetric:
+        range_ = (-range_[1], range_[1])
+    scales = _clipped_scales(exact, np.diag(moment), range_, group, symmetric)
+    integers = _gptq(exact, moment, spread(scales, group, rows.shape[1]), range_)
+    integers = _descend(exact, integers, moment, scales, range_, group)
+    for _ in range(_ALTERNATIONS.get(bits, 1)):
+        refitted = _refitted_scales(exact, integers, moment, scales, group, symmetric)
+        moved = _descend(exact, integers, moment, refitted, range_, group)
+        better = _error(exact, moved, moment, refitted, group) < _error(exact, integers, moment, scales, group)
+        if not better.any():
+            break
+        integers = np.where(better[:, None], moved, integers)
+        scales = np.where(better[:, None], refitted, scales)
+    return LowBit(integers.astype(np.int8), scales, bits, group)
+
+
+def shrunk(moment: np.ndarray, positions: int) -> np.ndarray:
+    """H [depth, depth] with what ``positions`` say of pairs of elements believed the less, the fewer there are.
+
+    A classifier at the end of a network sees one position a sample: errors that cancel on these do not on others.
+    """
+    trust = positions / (positions + len(moment))
+    return trust * moment + (1 - trust) * np.diag(np.diag(moment))
+
+
+def _representable(scales: np.ndarray) -> np.ndarray:
+    """The nearest numbers of bfloat16, as float32; never 0."""
+    tiny = float(np.finfo(np.float32).tiny)
+    safe = np.where(np.abs(scales) < tiny, tiny, scales)
+    return safe.astype(bfloat16).astype(np.float32)
+
+
+def _grouped(rows: np.ndarray, group: int) -> np.ndarray:
+    """[outputs, groups, group], zeros behind the last."""
+    outputs, depth = rows.shape
+    padded = np.zeros((outputs, -(-depth // group) * group), rows.dtype)
+    padded[:, :depth] = rows
+    return padded.reshape(outputs, -1, group)
+
+
+def _nearest(rows: np.ndarray, scales: np.ndarray, bits: int, group: int) -> np.ndarray:
+    return np.clip(np.rint(rows / spread(scales, group, rows.shape[1])), *limits(bits))
+
+
+def _clipped_scales(
+    rows: np.ndarray, importance: np.ndarray, range_: tuple[int, int], group: int, positive: bool
+) -> np.ndarray:
+    """float32 [outputs, groups]: of all shares and signs the one of least error weighted by ``importance`` [depth]."""
+    groups, weight = _grouped(rows, group), _grouped(importance[None], group)
+    low, high = range_
+    best, chosen = np.full(groups.shape[:2], np.inf), np.ones(groups.shape[:2], np.float32)
+    for sign in (1.0,) if positive else (1.0, -1.0):
+        needed = np.maximum((sign * groups).max(axis=2) / high, (sign * groups).min(axis=2) / low)
+        # the side with one step more may take the larger tail, the other one being clipped
+        wide = np.abs(groups).max(axis=2) / max(-low, high)
+        for share in _SHARES:
+            for whole in (needed, wide):
+                scales = _representable(sign * np.maximum(whole, 0) * share)
+                steps = np.clip(np.rint(groups / scales[..., None]), low, high)
+                error = (np.square(steps * scales[..., None] - groups) * weight).sum(axis=2)
+                better = error < best
+                best, chosen = np.where(better, error, best), np.where(better, scales, chosen)
+    return chosen.astype(np.float32)
+
+
+def _gptq(rows: np.ndarray, moment: np.ndarray, scales: np.ndarray, range_: tuple[int, int]) -> np.ndarray:
+    """Integers [outputs, depth] at fixed ``scales`` [outputs, depth], as float64."""
+    order = np.argsort(-np.diag(moment), kind="stable")
+    inverse = np.linalg.cholesky(np.linalg.inv(moment[np.ix_(order, order)])).T
+    left, found = rows[:, order].copy(), np.empty_like(rows)
+    for place, column in enumerate(order):
+        step = scales[:, column]
+        chosen = np.clip(np.rint(left[:, place] / step), *range_)
+        found[:, column] = chosen
+        error = (left[:, place] - chosen * step) / inverse[place, place]
+        left[:, place + 1 :] -= error[:, None] * inverse[place, place + 1 :]
+    return found
+
+
+def _descend(
+    rows: np.ndarray, integers: np.ndarray, moment: np.ndarray, scales: np.ndarray, range_: tuple[int, int], group: int
+) -> np.ndarray:
+    """``integers`` after each took its best value in turn, until none moves."""
+    steps, chosen = spread(scales, group, rows.shape[1]).astype(np.float64), integers.copy()
+    slope, diagonal = (chosen * steps - rows) @ moment, np.diag(moment)
+    for _ in range(_SWEEPS):
+        moved = False
+        for k in range(rows.shape[1]):
+            ideal = chosen[:, k] - slope[:, k] / (diagonal[k] * steps[:, k])
+            change = np.clip(np.rint(ideal), *range_) - chosen[:, k]
+            (outputs,) = np.nonzero(change)
+            if len(outputs):
+                moved = True
+                chosen[outputs, k] += change[outputs]
+                slope[outputs] += (change[outputs] * steps[outputs, k])[:, None] * moment[k]
+        if not moved:
+            break
+    return chosen
+
+
+def _refitted_scales(
+    rows: np.ndarray, integers: np.ndarray, moment: np.ndarray, scales: np.ndarray, group: int, positive: bool
+) -> np.ndarray:
+    """The scales [outputs, groups] that are best for the ``integers``; a group of zeros keeps its own."""
+    starts = np.arange(0, rows.shape[1], group)
+    # of each group's integers the products with every column, then summed up over the columns of each group
+    pairs = [
+        np.add.reduceat((integers[:, own] @ moment[own]) * integers, starts, axis=1)
+        for own in (slice(start, start + group) for start in starts)
+    ]
+    normal = np.stack(pairs, axis=1)
+    wanted = np.add.reduceat(integers * (rows @ moment), starts, axis=1)
+    diagonal = np.einsum("mgg->mg", normal)
+    used = diagonal > 0
+    diagonal += np.where(used, 1e-9 * diagonal.max(axis=1, keepdims=True), 1.0)
+    solved = np.linalg.solve(normal, wanted[..., None])[..., 0]
+    valid = used & np.isfinite(solved) & ((solved > 0) | (not positive))
+    return _representable(np.where(valid, solved, scales))
+
+
+def _error(
+    rows: np.ndarray, integers: np.ndarray, moment: np.ndarray, scales: np.ndarray, group: int
+) -> np.ndarray:
+    """What each row costs."""
+    errors = integers * spread(scales, group, rows.shape[1]) - rows
+    return np.einsum("mk,mk->m", errors @ moment, errors)

@@ -1,0 +1,5 @@
+#pragma once
+#pragma GCC system_header
+#include_next <limits.h>
+
+#define PATH_MAX 4096

@@ -1,0 +1,92 @@
+/* What libedgert uses of OpenCL 1.2, so that it builds without the Khronos headers, and the driver's functions. */
+#ifndef EDGERT_OPENCL_API_H
+#define EDGERT_OPENCL_API_H
+
+#include "internal.h"
+
+typedef struct _cl_platform_id *cl_platform_id;
+typedef struct _cl_device_id *cl_device_id;
+typedef struct _cl_context *cl_context;
+typedef struct _cl_command_queue *cl_command_queue;
+typedef struct _cl_mem *cl_mem;
+typedef struct _cl_program *cl_program;
+typedef struct _cl_kernel *cl_kernel;
+typedef struct _cl_event *cl_event;
+typedef int32_t cl_int;
+typedef uint32_t cl_uint, cl_bool;
+typedef uint64_t cl_ulong, cl_bitfield;
+
+enum {
+  CL_SUCCESS = 0,
+  CL_MEM_OBJECT_ALLOCATION_FAILURE = -4,
+  CL_OUT_OF_RESOURCES = -5,
+  CL_OUT_OF_HOST_MEMORY = -6,
+  CL_INVALID_BUFFER_SIZE = -61,
+  CL_DEVICE_TYPE_GPU = 1 << 2,
+  CL_DEVICE_MAX_WORK_GROUP_SIZE = 0x1004,
+  CL_DEVICE_NAME = 0x102B,
+  CL_DEVICE_VERSION = 0x102F,
+  CL_DRIVER_VERSION = 0x102D,
+  CL_MEM_READ_WRITE = 1 << 0,
+  CL_MEM_READ_ONLY = 1 << 2,
+  CL_MEM_COPY_HOST_PTR = 1 << 5,
+  CL_QUEUE_PROFILING_ENABLE = 1 << 1,
+  CL_PROGRAM_BINARY_SIZES = 0x1165,
+  CL_PROGRAM_BINARIES = 0x1166,
+  CL_PROGRAM_BUILD_LOG = 0x1183,
+  CL_PROFILING_COMMAND_START = 0x1282,
+  CL_PROFILING_COMMAND_END = 0x1283
+};
+#define CL_DEVICE_TYPE_ALL 0xFFFFFFFFu
+
+/* Every function that is used: X(result, name, parameters). */
+#define EDGERT_OPENCL_FUNCTIONS(X)                                                                                  \
+  X(cl_int, clGetPlatformIDs, (cl_uint, cl_platform_id *, cl_uint *))                                               \
+  X(cl_int, clGetDeviceIDs, (cl_platform_id, cl_bitfield, cl_uint, cl_device_id *, cl_uint *))                      \
+  X(cl_int, clGetDeviceInfo, (cl_device_id, cl_uint, size_t, void *, size_t *))                                     \
+  X(cl_context, clCreateContext,                                                                                    \
+    (const intptr_t *, cl_uint, const cl_device_id *, void (*)(const char *, const void *, size_t, void *), void *, \
+     cl_int *))                                                                                                     \
+  X(cl_int, clReleaseContext, (cl_context))                                                                         \
+  X(cl_command_queue, clCreateCommandQueue, (cl_context, cl_device_id, cl_bitfield, cl_int *))                      \
+  X(cl_int, clReleaseCommandQueue, (cl_command_queue))                                                              \
+  X(cl_mem, clCreateBuffer, (cl_context, cl_bitfield, size_t, void *, cl_int *))                                    \
+  X(cl_int, clReleaseMemObject, (cl_mem))                                                                           \
+  X(cl_program, clCreateProgramWithSource, (cl_context, cl_uint, const char **, const size_t *, cl_int *))          \
+  X(cl_program, clCreateProgramWithBinary,                                                                          \
+    (cl_context, cl_uint, const cl_device_id *, const size_t *, const uint8_t **, cl_int *, cl_int *))              \
+  X(cl_int, clBuildProgram,                                                                                         \
+    (cl_program, cl_uint, const cl_device_id *, const char *, void (*)(cl_program, void *), void *))                \
+  X(cl_int, clGetProgramInfo, (cl_program, cl_uint, size_t, void *, size_t *))                                      \
+  X(cl_int, clGetProgramBuildInfo, (cl_program, cl_device_id, cl_uint, size_t, void *, size_t *))                   \
+  X(cl_int, clReleaseProgram, (cl_program))                                                                         \
+  X(cl_kernel, clCreateKernel, (cl_program, const char *, cl_int *))                                                \
+  X(cl_int, clReleaseKernel, (cl_kernel))                                                                           \
+  X(cl_int, clSetKernelArg, (cl_kernel, cl_uint, size_t, const void *))                                             \
+  X(cl_int, clEnqueueNDRangeKernel,                                                                                 \
+    (cl_command_queue, cl_kernel, cl_uint, const size_t *, const size_t *, const size_t *, cl_uint,                 \
+     const cl_event *, cl_event *))                                                                                 \
+  X(cl_int, clEnqueueWriteBuffer,                                                                                   \
+    (cl_command_queue, cl_mem, cl_bool, size_t, size_t, const void *, cl_uint, const cl_event *, cl_event *))       \
+  X(cl_int, clEnqueueReadBuffer,                                                                                    \
+    (cl_command_queue, cl_mem, cl_bool, size_t, size_t, void *, cl_uint, const cl_event *, cl_event *))             \
+  X(cl_int, clFinish, (cl_command_queue))                                                                           \
+  X(cl_int, clGetEventProfilingInfo, (cl_event, cl_uint, size_t, void *, size_t *))                                 \
+  X(cl_int, clReleaseEvent, (cl_event))
+
+typedef struct opencl_functions {
+#define X(result, name, parameters) result(*name) parameters;
+  EDGERT_OPENCL_FUNCTIONS(X)
+#undef X
+} opencl_functions;
+
+/* opencl_driver.c */
+
+/* The driver's functions; loaded once a process, and never unloaded, since drivers do not bear it. */
+edgert_status edgert_opencl_functions(const opencl_functions **functions);
+/* The device to use. */
+edgert_status edgert_opencl_pick(const opencl_functions *cl, cl_device_id *device);
+/* A text that the driver has about `device`, cut to `bytes`. */
+void edgert_opencl_text(const opencl_functions *cl, cl_device_id device, cl_uint what, char *text, size_t bytes);
+
+#endif

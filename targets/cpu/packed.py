@@ -1,0 +1,277 @@
+"""Code for :class:`edgec.program.Conv` of float inputs with packed integer weights: unpacked in registers.
+
+Weights lie in panels, one a block of output channels. Along each run of the depth (what the input holds contiguously)
+they come in eights: of every vector of channels ``bits`` vectors of bytes, which hold, from the lowest bit,
+
+* 4 bits: the elements 0 and 1, 2 and 3, 4 and 5, 6 and 7;
+* 2 bits: the elements 0 to 3, 4 to 7;
+* 3 bits: the lower two bits of all eight in two bytes, as above, and the eight highest bits in a third;
+* 8 bits: a byte an element.
+
+What a run leaves of an eight is cut short to the bytes that it needs. A field is moved to the top of an int32 and back
+down, which extends its sign; so an element costs two shifts and a conversion for all pixels of a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from edgec.lazy_tvm import tirx
+from edgec.program import SCALE_CHANNELS, Conv
+from edgec.targets.cpu.conv import ConvPlan, ConvWriter, cost
+from edgec.targets.cpu.conv import contract as contract_floats
+from edgec.targets.cpu.tile import Accumulators, Point, load_channels, starts, tiles
+from edgec.targets.cpu.tir import Kernel, widen
+from edgec.targets.target import Target
+
+EIGHT = 8
+SPARE = 5
+"""Registers beside the sums: a pixel's value and what a vector of weights passes through."""
+
+
+class PackedPlan(ConvPlan):
+    """A convolution with packed weights and its register tile."""
+
+    @property
+    def bits(self) -> int:
+        """Of a weight."""
+        assert self.conv.packing is not None
+        return self.conv.packing.bits
+
+    @property
+    def group(self) -> int:
+        """Neighbours along the depth that share a scale; 0 where the epilogue has the scale."""
+        assert self.conv.packing is not None
+        return self.conv.packing.group
+
+    @property
+    def runs(self) -> tuple[list[tuple[int, int]], int, int]:
+        """The loops around a run, as :attr:`ConvPlan.reduction`; its length, and its step in the input."""
+        loops = self.reduction
+        return (loops[:-1], *loops[-1]) if loops else ([], 1, 0)
+
+    @property
+    def run_bytes(self) -> int:
+        """Vectors of bytes of a run's weights, for each vector of channels."""
+        whole, rest = divmod(self.runs[1], EIGHT)
+        return whole * self.bits + bytes_of(rest, self.bits)
+
+    def panel(self, channels: int) -> int:
+        return prod(extent for extent, _ in self.runs[0]) * self.run_bytes * sum(self.widths(channels))
+
+
+def fits(conv: Conv) -> bool:
+    """Whether ``conv`` is for this module."""
+    return conv.packing is not None and conv.input_dtype == "float32"
+
+
+def bytes_of(count: int, bits: int) -> int:
+    """Bytes that ``count`` elements of an eight take."""
+    if bits == 3:
+        return -(-count // 4) + (count > 0)
+    return -(-count * bits // EIGHT)
+
+
+def plan(conv: Conv, target: Target) -> PackedPlan:
+    """The register tile with the smallest cost estimate."""
+    return candidates(conv, target)[0]
+
+
+def candidates(conv: Conv, target: Target) -> list[PackedPlan]:
+    """Every register tile that fits, the cheapest first."""
+    found = _register_tiles(conv, target.lanes(4), target.vector_registers)
+    return sorted(found, key=lambda p: (_cost(p), p.rows, p.columns))
+
+
+def _register_tiles(conv: Conv, lanes: int, registers: int) -> Iterator[PackedPlan]:
+    for vectors in range(1, min(8, max(1, -(-conv.out_channels // lanes))) + 1):
+        pixels = max(1, (registers - vectors - SPARE) // vectors)
+        for columns in range(1, min(conv.out_width, pixels) + 1):
+            for rows in range(1, min(conv.out_height, max(1, pixels // columns)) + 1):
+                yield PackedPlan(conv, rows, columns, vectors, lanes)
+
+
+def _cost(p: PackedPlan) -> float:
+    """As :func:`edgec.targets.cpu.conv.cost`, and what unpacking costs each tile."""
+    conv, total = p.conv, cost(p)
+    unpacking = {8: 2.0, 4: 3.5, 3: 6.0, 2: 4.0}[p.bits] + bool(p.group)
+    for _, _, row_tiles in tiles(conv.out_height, p.rows):
+        for _, _, column_tiles in tiles(conv.out_width, p.columns):
+            for _, channels, blocks in tiles(conv.out_channels, p.block):
+                total += row_tiles * column_tiles * blocks * p.depth * len(p.widths(channels)) * unpacking
+    return total
+
+
+def pack(p: PackedPlan, weight: np.ndarray) -> np.ndarray:
+    """The weight int8 [kh, kw, ci, co] as panels: uint8, see the module."""
+    _, run, _ = p.runs
+    matrix = weight.reshape(-1, run, p.conv.out_channels)
+    panels = []
+    for start, channels, count in tiles(p.conv.out_channels, p.block):
+        for first in range(start, start + channels * count, channels):
+            block = np.zeros((*matrix.shape[:2], sum(p.widths(channels))), np.uint8)
+            block[:, :, :channels] = matrix[:, :, first : first + channels].view(np.uint8)
+            panels.append(_panel(block, p))
+    return np.concatenate(panels)
+
+
+def _panel(block: np.ndarray, p: PackedPlan) -> np.ndarray:
+    """[runs, run, lanes] as [run, eight, vector, byte, lane]."""
+    widths = p.widths(block.shape[2])
+    edges = np.cumsum(widths)[:-1]
+    rows = []
+    for each in block:
+        for start in range(0, len(each), EIGHT):
+            eight = each[start : start + EIGHT]
+            rows += [_packed(vector, p.bits).ravel() for vector in np.split(eight, edges, axis=1)]
+    return np.concatenate(rows)
+
+
+def _packed(eight: np.ndarray, bits: int) -> np.ndarray:
+    """Up to eight elements [count, lanes] as bytes [bytes_of(count, bits), lanes]."""
+    if bits == 8:
+        return eight
+    if bits == 3:
+        high = np.zeros((1, eight.shape[1]), np.uint8)
+        for index, row in enumerate(eight):
+            high[0] |= (row >> 2 & 1) << index
+        return np.concatenate([_packed(eight & 3, 2), high])
+    each = EIGHT // bits
+    found = np.zeros((-(-len(eight) // each), eight.shape[1]), np.uint8)
+    for index, row in enumerate(eight):
+        found[index // each] |= (row & (2**bits - 1)) << (bits * (index % each))
+    return found
+
+
+def generate(p: PackedPlan, dtypes: list[str]) -> Any:
+    """The kernel, as ``tirx.PrimFunc``."""
+    kernel = Kernel(dtypes)
+    _PackedWriter(p, kernel).write()
+    return kernel.function()
+
+
+class _PackedWriter(ConvWriter):
+    plan: PackedPlan
+
+    def __init__(self, p: PackedPlan, kernel: Kernel) -> None:
+        super().__init__(p, kernel)
+        self.scales = kernel.buffers[2] if p.group else None
+        self.channel: Any = None
+
+    def _accumulators(
+        self, points: list[Point], widths: list[int], channel: Any, channels: int, panel: Any
+    ) -> Accumulators:
+        self.channel = channel
+        return super()._accumulators(points, widths, channel, channels, panel)
+
+    def _reduce(self, acc: Accumulators, corner: Any, panel: Any, k_step: int) -> None:
+        outer, run, step = self.plan.runs
+        row = self.plan.run_bytes * sum(acc.widths)
+
+        def level(depth: int, source: Any, index: Any) -> None:
+            if depth == len(outer):
+                self._run(acc, source, panel + index * row, index * run, step)
+                return
+            extent, stride = outer[depth]
+            inner = prod(e for e, _ in outer[depth + 1 :])
+            with self.body.loop(extent) as i:
+                level(depth + 1, source + i * stride, index + i * inner)
+
+        level(0, corner, tirx.const(0, "int32"))
+
+    def _run(self, acc: Accumulators, source: Any, weights: Any, start: Any, step: int) -> None:
+        """The products of one run, whose first element is ``start`` along the depth."""
+        whole, rest = divmod(self.plan.runs[1], EIGHT)
+        row = self.plan.bits * sum(acc.widths)
+        if whole:
+            with self.body.loop(whole) as index:
+                at = start + index * EIGHT
+                self._eight(acc, source + index * (EIGHT * step), weights + index * row, at, step, EIGHT)
+        if rest:
+            at = start + whole * EIGHT
+            self._eight(acc, source + whole * EIGHT * step, weights + whole * row, at, step, rest)
+
+    def _eight(self, acc: Accumulators, source: Any, weights: Any, start: Any, step: int, count: int) -> None:
+        """``count`` elements along the depth for the whole tile."""
+        size = bytes_of(count, self.plan.bits)
+        source, weights = self.body.bind("source", source), self.body.bind("weights", weights)
+        rows, scales = [], []
+        for first, width in zip(starts(acc.widths), acc.widths, strict=True):
+            base = weights + first * size
+            rows.append([self._byte(base + index * width, width) for index in range(size)])
+            scales.append(self._scale(start, first, width))
+        for element in range(count):
+            vectors = [
+                self._weight(row, element, width, scale)
+                for row, width, scale in zip(rows, acc.widths, scales, strict=True)
+            ]
+            self._multiply_element(acc, source + element * step, vectors)
+
+    def _multiply_element(self, acc: Accumulators, source: Any, vectors: list[Any]) -> None:
+        _, h_step, w_step, _ = self.conv.input_strides
+        sh, sw = self.conv.stride
+        for pixel, point in enumerate(acc.points):
+            offset = point.row * sh * h_step + point.column * sw * w_step
+            value = self.body.bind("x", tirx.BufferLoad(self.input, [source + offset]))
+            for index, vector in enumerate(vectors):
+                acc.add_product(pixel, index, value, vector)
+
+    def _byte(self, offset: Any, width: int) -> Any:
+        """A vector of bytes as int32."""
+        return self.body.hold(load_channels(self.weight, offset, width).astype(_vector("int32", width)))
+
+    def _weight(self, row: list[Any], element: int, width: int, scale: Any) -> Any:
+        """One element of the depth for a vector of channels, float32."""
+        bits = self.plan.bits
+        if bits == 8:
+            whole = _extended(row[element], 0, 8, width)
+        elif bits == 3:
+            low = _field(row[element // 4], 2 * (element % 4), 2, width)
+            high = _extended(row[-1], element, 1, width)
+            whole = tirx.bitwise_or(low, tirx.shift_left(high, _same(2, width)))
+        else:
+            each = EIGHT // bits
+            whole = _extended(row[element // each], bits * (element % each), bits, width)
+        real = self.body.hold(whole.astype(_vector("float32", width)))
+        return real if scale is None else self.body.hold(real * scale)
+
+    def _scale(self, start: Any, first: int, width: int) -> Any:
+        """The scales of a vector of channels for the element ``start`` along the depth and its eight."""
+        if self.scales is None:
+            return None
+        row = -(-self.conv.out_channels // SCALE_CHANNELS) * SCALE_CHANNELS
+        group = tirx.truncdiv(start + tirx.const(0, "int32"), tirx.const(self.plan.group, "int32"))
+        value = load_channels(self.scales, group * row + self.channel + first, width)
+        if self.scales.dtype == "uint16":
+            wide = tirx.shift_left(value.astype(_vector("uint32", width)), _same(16, width, "uint32"))
+            value = tirx.reinterpret(_vector("float32", width), wide)
+        return self.body.hold(value)
+
+
+def _vector(dtype: str, width: int) -> str:
+    return dtype if width == 1 else f"{dtype}x{width}"
+
+
+def _same(value: int, width: int, dtype: str = "int32") -> Any:
+    return widen(tirx.const(value, dtype), width)
+
+
+def _extended(word: Any, first: int, bits: int, width: int) -> Any:
+    """``bits`` of each int32 from bit ``first`` on, as signed integers."""
+    top = tirx.shift_left(word, _same(32 - bits - first, width))
+    return tirx.shift_right(top, _same(32 - bits, width))
+
+
+def _field(word: Any, first: int, bits: int, width: int) -> Any:
+    """``bits`` of each int32 from bit ``first`` on, as unsigned integers."""
+    return tirx.bitwise_and(tirx.shift_right(word, _same(first, width)), _same(2**bits - 1, width))
+
+
+def contract(p: PackedPlan) -> str:
+    """The kernel's name."""
+    suffix = f"w{p.bits}g{p.group}" if p.group else f"w{p.bits}"
+    return f"{contract_floats(p)}_{suffix}"

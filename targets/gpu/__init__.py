@@ -1,0 +1,1 @@
+"""Kernels in OpenCL C for mobile GPUs, and for any other OpenCL device."""

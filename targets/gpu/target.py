@@ -1,0 +1,97 @@
+"""What a GPU program is built for: the GPU as data, one TOML file each beside this module, and its host processor."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from edgec.targets.target import Target
+
+GPU_FOLDER = Path(__file__).parent
+HALF = "-fp16"
+"""Ends the name of a target that stores floats in 16 bits; sums stay in 32."""
+
+
+@dataclass(frozen=True)
+class GpuTarget:
+    """A GPU that OpenCL C runs on, and the processor that starts its kernels and takes over where there is no GPU.
+
+    Attributes:
+        name: what ``--target`` takes.
+        description: one line for ``edgec targets``.
+        host: the processor beside it.
+        work_group: work items that a group may have.
+        local_memory: bytes that the items of a group may share.
+        vector: lanes of a vector that the GPU loads at once, of 32 bits each.
+        registers: 32-bit values that a work item may keep at hand without too few items running at a time.
+        double: whether kernels may compute in float64; where not, such steps run on the host.
+        storage: dtype in which floats stand in memory.
+    """
+
+    name: str
+    description: str
+    host: Target
+    work_group: int
+    local_memory: int
+    vector: int
+    registers: int
+    double: bool
+    storage: str = "float32"
+
+    packs_weights: ClassVar[bool] = False
+    """See :class:`edgec.targets.target.Target`."""
+
+    @property
+    def triple(self) -> str:
+        """The host's system."""
+        return self.host.triple
+
+    @property
+    def processor(self) -> str:
+        """What the kernels' code depends on, as tuning records have it."""
+        sizes = f"group{self.work_group} local{self.local_memory} vector{self.vector} registers{self.registers}"
+        return f"opencl {sizes} {self.storage}"
+
+    @property
+    def arena_alignment(self) -> int:
+        """As the host has it."""
+        return self.host.arena_alignment
+
+    @property
+    def activation_dtype(self) -> str:
+        """In which 8-bit integers products read their activations: as the host does, which runs the same program."""
+        return self.host.activation_dtype
+
+    def default_output(self, name: str) -> Path:
+        """Where the artifact of the model called ``name`` goes unless told otherwise."""
+        return self.host.default_output(name)
+
+    def lanes(self, dtype_bytes: int) -> int:
+        """Channels that are computed together."""
+        return self.vector
+
+
+def gpu_names() -> list[str]:
+    """Every GPU that ``--target`` takes."""
+    names = sorted(path.stem for path in GPU_FOLDER.glob("*.toml"))
+    return [each for name in names for each in (name, name + HALF)]
+
+
+def load_gpu(name: str) -> GpuTarget:
+    """The GPU called ``name``, one of :func:`gpu_names`."""
+    from edgec.targets.target import load_target
+
+    stem = name.removesuffix(HALF)
+    fields = tomllib.loads((GPU_FOLDER / f"{stem}.toml").read_text(encoding="utf-8"))
+    target = GpuTarget(name=name, **{**fields, "host": load_target(fields["host"])})
+    if stem == name:
+        return target
+    return replace(target, storage="float16", description=f"{target.description}; floats stored in 16 bits")

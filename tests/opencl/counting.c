@@ -1,0 +1,113 @@
+/* An OpenCL library in front of the real one: it counts the objects that are alive, and can refuse a call.
+ *
+ * COUNTING_FAIL=clCreateBuffer:2 makes the second call of that function fail as a device out of memory does. */
+#define _GNU_SOURCE
+#include "opencl_api.h"
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+static long alive;
+static unsigned long calls;
+
+/* Objects that were made and not released. */
+EXPORT long counting_alive(void) { return alive; }
+/* Calls of any function so far. */
+EXPORT unsigned long counting_calls(void) { return calls; }
+
+static void *real(const char *name) {
+  static void *library;
+  if (!library) library = dlopen("libOpenCL.so.1", RTLD_NOW | RTLD_LOCAL);
+  void *symbol = library ? dlsym(library, name) : NULL;
+  if (!symbol) abort();
+  calls++;
+  return symbol;
+}
+
+static int refuses(const char *name) {
+  static int seen;
+  const char *wanted = getenv("COUNTING_FAIL");
+  size_t length = strlen(name);
+  if (!wanted || strncmp(wanted, name, length) != 0 || wanted[length] != ':') return 0;
+  return ++seen == atoi(wanted + length + 1);
+}
+
+#define REAL(name) ((opencl_functions *)0)->name
+#define CALL(name) ((__typeof__(REAL(name)))real(#name))
+
+#define MAKES(type, name, parameters, arguments, error)          \
+  EXPORT type name parameters {                                  \
+    if (refuses(#name)) {                                        \
+      *(error) = CL_MEM_OBJECT_ALLOCATION_FAILURE;               \
+      return NULL;                                               \
+    }                                                            \
+    type made = CALL(name) arguments;                            \
+    if (made) alive++;                                           \
+    return made;                                                 \
+  }
+#define RELEASES(name, type)                   \
+  EXPORT cl_int name(type object) {            \
+    alive--;                                   \
+    return CALL(name)(object);                 \
+  }
+#define PASSES(name, parameters, arguments)    \
+  EXPORT cl_int name parameters {              \
+    if (refuses(#name)) return CL_OUT_OF_RESOURCES; \
+    return CALL(name) arguments;               \
+  }
+#define ENQUEUES(name, parameters, arguments)  \
+  EXPORT cl_int name parameters {              \
+    if (refuses(#name)) return CL_OUT_OF_RESOURCES; \
+    cl_int error = CALL(name) arguments;       \
+    if (error == CL_SUCCESS && event) alive++; \
+    return error;                              \
+  }
+
+MAKES(cl_context, clCreateContext,
+      (const intptr_t *p, cl_uint n, const cl_device_id *d, void (*f)(const char *, const void *, size_t, void *), void *u,
+       cl_int *e),
+      (p, n, d, f, u, e), e)
+MAKES(cl_command_queue, clCreateCommandQueue, (cl_context c, cl_device_id d, cl_bitfield p, cl_int *e), (c, d, p, e), e)
+MAKES(cl_mem, clCreateBuffer, (cl_context c, cl_bitfield f, size_t n, void *h, cl_int *e), (c, f, n, h, e), e)
+MAKES(cl_program, clCreateProgramWithSource,
+      (cl_context c, cl_uint n, const char **s, const size_t *l, cl_int *e), (c, n, s, l, e), e)
+MAKES(cl_program, clCreateProgramWithBinary,
+      (cl_context c, cl_uint n, const cl_device_id *d, const size_t *l, const uint8_t **b, cl_int *s, cl_int *e),
+      (c, n, d, l, b, s, e), e)
+MAKES(cl_kernel, clCreateKernel, (cl_program p, const char *n, cl_int *e), (p, n, e), e)
+
+RELEASES(clReleaseContext, cl_context)
+RELEASES(clReleaseCommandQueue, cl_command_queue)
+RELEASES(clReleaseMemObject, cl_mem)
+RELEASES(clReleaseProgram, cl_program)
+RELEASES(clReleaseKernel, cl_kernel)
+RELEASES(clReleaseEvent, cl_event)
+
+ENQUEUES(clEnqueueNDRangeKernel,
+         (cl_command_queue q, cl_kernel k, cl_uint d, const size_t *o, const size_t *g, const size_t *l, cl_uint n,
+          const cl_event *w, cl_event *event),
+         (q, k, d, o, g, l, n, w, event))
+ENQUEUES(clEnqueueWriteBuffer,
+         (cl_command_queue q, cl_mem b, cl_bool k, size_t o, size_t s, const void *p, cl_uint n, const cl_event *w,
+          cl_event *event),
+         (q, b, k, o, s, p, n, w, event))
+ENQUEUES(clEnqueueReadBuffer,
+         (cl_command_queue q, cl_mem b, cl_bool k, size_t o, size_t s, void *p, cl_uint n, const cl_event *w,
+          cl_event *event),
+         (q, b, k, o, s, p, n, w, event))
+
+PASSES(clGetPlatformIDs, (cl_uint n, cl_platform_id *p, cl_uint *c), (n, p, c))
+PASSES(clGetDeviceIDs, (cl_platform_id p, cl_bitfield t, cl_uint n, cl_device_id *d, cl_uint *c), (p, t, n, d, c))
+PASSES(clGetDeviceInfo, (cl_device_id d, cl_uint w, size_t n, void *v, size_t *s), (d, w, n, v, s))
+PASSES(clBuildProgram,
+       (cl_program p, cl_uint n, const cl_device_id *d, const char *o, void (*f)(cl_program, void *), void *u),
+       (p, n, d, o, f, u))
+PASSES(clGetProgramInfo, (cl_program p, cl_uint w, size_t n, void *v, size_t *s), (p, w, n, v, s))
+PASSES(clGetProgramBuildInfo, (cl_program p, cl_device_id d, cl_uint w, size_t n, void *v, size_t *s), (p, d, w, n, v, s))
+PASSES(clSetKernelArg, (cl_kernel k, cl_uint i, size_t n, const void *v), (k, i, n, v))
+PASSES(clFinish, (cl_command_queue q), (q))
+PASSES(clGetEventProfilingInfo, (cl_event e, cl_uint w, size_t n, void *v, size_t *s), (e, w, n, v, s))

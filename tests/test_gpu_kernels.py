@@ -1,0 +1,125 @@
+"""GPU kernels against the numpy reference: odd shapes, every plan, integers to the last bit, every operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgec import reference, scalar
+from edgec.program import Program
+from edgec.scalar import Expr
+from tests.gpu import gpu_session, needs_device, run_on_gpu
+from tests.programs import assert_close, program_of, random_inputs, run_reference
+from tests.random_models import RandomModel
+from tests.test_integer_kernels import SHAPES, layer
+from tests.test_kernels import CONVS
+from tests.test_math import INTEGERS, SPECIAL, ULP, binary, errors_in_ulp, exact, map_program, pairs, unary
+
+pytestmark = needs_device
+
+RANDOM, MANY = range(6), range(6, 60)
+
+
+def compute(folder: Path, functions: dict[str, Callable[..., Expr]], *inputs: np.ndarray) -> dict[str, np.ndarray]:
+    """What the device makes of ``functions``."""
+    program = map_program(functions, *inputs)
+    session, code = gpu_session(program, folder)
+    assert code.count("host") == 0
+    with session:
+        return session.run({f"x{i}": x for i, x in enumerate(inputs)})
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_convolution(name: str, tmp_path: Path) -> None:
+    program = program_of(CONVS[name])
+    inputs = random_inputs(program)
+    assert_close(run_on_gpu(program, tmp_path, inputs), run_reference(program, inputs))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_integer_convolution(name: str, dtype: str, tmp_path: Path) -> None:
+    source, inputs = layer(*SHAPES[name], dtype)
+    program = program_of(source, activation_dtype="uint8")
+    want = run_reference(program, inputs)["y"]
+    np.testing.assert_array_equal(run_on_gpu(program, tmp_path, inputs)["y"], want)
+
+
+@pytest.mark.parametrize("seed", [*RANDOM, *(pytest.param(seed, marks=pytest.mark.heavy) for seed in MANY)])
+def test_random_model(seed: int, tmp_path: Path) -> None:
+    program = program_of(RandomModel(seed, nodes=4 + seed % 12).build())
+    inputs = random_inputs(program, seed)
+    want = run_reference(program, inputs)
+    if all(np.isfinite(value).all() and np.abs(value).max(initial=0) < 1e6 for value in want.values()):
+        assert_close(run_on_gpu(program, tmp_path, inputs), want, 1e-4)
+
+
+def test_float_functions_are_accurate(tmp_path: Path) -> None:
+    generator = np.random.default_rng(11)
+    ranges = [generator.uniform(-bound, bound, 1007) for bound in (1, 10, 110)]
+    x = np.concatenate([*ranges, SPECIAL]).astype(np.float32)
+    for name, found in compute(tmp_path, unary(*ULP), x).items():
+        # OpenCL lets its own functions err by 4 or 5 units; those of math.cl are the processors' polynomials
+        assert errors_in_ulp(found, exact(name, x)).max() <= max(ULP[name], 5.0), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_float_arithmetic(dtype: str, tmp_path: Path) -> None:
+    a, b = pairs(dtype)
+    names = ["add", "sub", "mul", "div", "min", "max", "eq", "ne", "lt", "le", "gt", "ge", "floormod"]
+    found = compute(tmp_path, binary(*names), a, b)
+    with np.errstate(all="ignore"):
+        for name in names:
+            np.testing.assert_array_equal(found[name], reference.OPERATORS[name](a, b), err_msg=name)
+        names = ["isnan", "isinf", "neg", "abs", "sign", "floor", "ceil", "round"]
+        for name, values in compute(tmp_path, unary(*names), a).items():
+            np.testing.assert_array_equal(values, reference.OPERATORS[name](a), err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_integer_arithmetic(dtype: str, tmp_path: Path) -> None:
+    a, b = pairs(dtype)
+    names = ["add", "sub", "mul", "min", "max", "div", "floormod", "truncmod", "bitand", "bitor", "bitxor"]
+    names += ["eq", "ne", "lt", "le", "gt", "ge"]
+    defined = (b != 0) & ~((a == np.iinfo(dtype).min) & (b.astype(np.int64) == -1))
+    found = compute(tmp_path, binary(*names), a, b)
+    with np.errstate(all="ignore"):
+        for name in names:
+            where = defined if name in ("div", "floormod", "truncmod") else slice(None)
+            wanted = reference.OPERATORS[name](a, b)[where]
+            np.testing.assert_array_equal(found[name][where], wanted, err_msg=name)
+        for name, values in compute(tmp_path, unary("abs", "neg", "sign", "bitnot"), a).items():
+            np.testing.assert_array_equal(values, reference.OPERATORS[name](a), err_msg=name)
+
+
+def test_casts(tmp_path: Path) -> None:
+    x = np.array([0.0, -0.0, 0.5, -0.5, 1.99, -1.99, 100.7, -100.7, 2.5, 3.5, 127.0], np.float32)
+    functions = {n: lambda v, n=n: scalar.cast(v, n) for n in ["int8", "int16", "int32", "int64", "float16", "bool"]}
+    for name, found in compute(tmp_path, functions, x).items():
+        np.testing.assert_array_equal(found, x.astype(name), err_msg=name)
+    y = np.array([-128, -1, 0, 1, 127], np.int8)
+    functions = {n: lambda v, n=n: scalar.cast(v, n) for n in ["uint8", "int64", "float32", "bool", "int32"]}
+    for name, found in compute(tmp_path, functions, y).items():
+        np.testing.assert_array_equal(found, y.astype(name), err_msg=name)
+
+
+def float64_program() -> tuple[Program, dict[str, np.ndarray]]:
+    """A float64 step between float32 ones, which the generic device leaves to the processor."""
+    x = np.linspace(-3, 3, 37, dtype=np.float32)
+
+    def between(v: Expr) -> Expr:
+        return scalar.cast(scalar.unary("exp", scalar.cast(v, "float64")), "float32")
+
+    return map_program({"y": between, "z": lambda v: scalar.unary("neg", v)}, x), {"x0": x}
+
+
+def test_float64_runs_on_the_processor(tmp_path: Path) -> None:
+    program, inputs = float64_program()
+    session, code = gpu_session(program, tmp_path)
+    assert code.count("host") == 1 and code.count("kernel") == 1
+    with session:
+        found = session.run(inputs)
+    assert_close(found, run_reference(program, inputs))

@@ -1,0 +1,105 @@
+"""Objects of the OpenCL driver: none is left behind, whatever happens between open and close."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgec
+from edgec.artifact import build_artifact, tensor_entry
+from edgec.errors import EdgecError
+from edgec.runtimes.build import SOURCE_FOLDER
+from edgec.runtimes.python.session import Session
+from edgec.targets.cpu.backend import compile_program
+from edgec.targets.gpu.backend import GpuProgram
+from edgec.targets.gpu.target import load_gpu
+from tests.gpu import needs_device, quiet
+from tests.programs import program_of
+
+FOLDER = Path(__file__).parent / "opencl"
+CREATORS = {
+    "clCreateContext:1": "clCreateContext",
+    "clCreateCommandQueue:1": "clCreateCommandQueue",
+    "clCreateBuffer:1": "clCreateBuffer",
+    "clCreateBuffer:3": "clCreateBuffer",
+    "clCreateKernel:5": "clCreateKernel",
+    "clSetKernelArg:9": "clSetKernelArg",
+    "clEnqueueNDRangeKernel:4": "f32_conv",
+    "clEnqueueReadBuffer:1": "a copy",
+}
+"""Calls that fail as on a device that is out of memory, and what the sentence has in it."""
+
+pytestmark = needs_device
+
+
+@pytest.fixture(scope="module")
+def artifact(sample_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return edgec.compile(sample_model, "opencl", tmp_path_factory.mktemp("gpu") / "digits.so").path
+
+
+@pytest.fixture(scope="module")
+def counting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The counting library."""
+    path = tmp_path_factory.mktemp("counting") / "libcounting.so"
+    includes = [f"-I{SOURCE_FOLDER / 'src'}", f"-I{SOURCE_FOLDER / 'include'}"]
+    subprocess.run(["cc", "-shared", "-fPIC", *includes, FOLDER / "counting.c", "-o", path, "-ldl"], check=True)
+    return path
+
+
+def lifetimes(artifact: Path, counting: Path, runs: int, cycles: int, fail: str = "") -> dict[str, object]:
+    """What the counting library saw of a process that opens, runs and closes ``artifact``."""
+    environment = {**os.environ, "EDGERT_OPENCL_LIBRARY": str(counting), "COUNTING_FAIL": fail}
+    command = [sys.executable, "-m", "tests.opencl.lifetimes", str(artifact), str(counting), str(runs), str(cycles)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=environment, cwd=FOLDER.parent.parent
+    )
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+def test_runs_and_sessions_leave_nothing(artifact: Path, counting: Path) -> None:
+    found = lifetimes(artifact, counting, runs=2000, cycles=5)
+    assert found["error"] is None and found["closed"] == 0
+    first, second, *after_closing = found["between"]
+    # measuring makes a second queue, and keeps it; its events are gone after every run
+    assert found["open"] > 10 and first == found["open"] and second == first + 1
+    assert set(after_closing) == {0}
+
+
+@pytest.mark.heavy
+def test_many_runs_and_sessions_leave_nothing(artifact: Path, counting: Path) -> None:
+    found = lifetimes(artifact, counting, runs=10_000, cycles=100)
+    assert found["error"] is None and found["closed"] == 0
+    assert len(set(found["between"][1:10])) == 1 and set(found["between"][10:]) == {0}
+
+
+@pytest.mark.parametrize("call", CREATORS)
+def test_a_device_out_of_memory_is_a_sentence(call: str, artifact: Path, counting: Path) -> None:
+    found = lifetimes(artifact, counting, runs=3, cycles=1, fail=call)
+    assert "out of memory" in found["error"] and CREATORS[call] in found["error"]
+    assert "--fallback cpu" in found["error"] and found["closed"] == 0
+
+
+def test_what_the_compiler_says_is_in_the_error(tiny_model: Path, tmp_path: Path) -> None:
+    program, target = program_of(tiny_model), load_gpu("opencl")
+    code = GpuProgram(program, target).compile(quiet)
+    broken = replace(code, source=code.source.replace("get_global_id(0)", "get_global_idea(0)"))
+    facts = {
+        "name": "broken", "inputs": [tensor_entry(t) for t in program.inputs],
+        "outputs": [tensor_entry(t) for t in program.outputs], "steps": [],
+    }  # fmt: skip
+    data, _ = build_artifact(program, compile_program(program, target.host, quiet), target.host, facts, broken)
+    path = tmp_path / "broken.so"
+    path.write_bytes(data)
+    with pytest.raises(EdgecError, match=r"cannot compile the model's kernels .*get_global_idea"):
+        Session(path)
+    with Session(path, fallback="cpu") as session:
+        assert session.device == "CPU"
+        assert np.isfinite(session.run({"x": np.zeros((1, 3, 7, 5), np.float32)})["y"]).all()

@@ -1,0 +1,285 @@
+"""Weights of 2, 3 and 4 bits: their fit, their ONNX form, the kernels that unpack them, and the command."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+
+import edgec
+from edgec.graph import load_graph
+from edgec.passes.pipeline import run as run_passes
+from edgec.passes.quantize.lowbit import LowBit, fit_low_bit, limits, nearest_low_bit, spread
+from edgec.program import Conv
+from tests import graphs
+from tests.operators import node
+from tests.programs import HostProgram, assert_close, program_of, run_reference
+from tests.test_aarch64_kernels import emulated, together
+from tests.test_cli import results_of, sentence_of
+
+# ---- fit ------------------------------------------------------------------------------------------------------
+
+
+def cost(fit: LowBit, rows: np.ndarray, moment: np.ndarray) -> float:
+    """What the fit's error costs, over what leaving the weights out would."""
+    errors = fit.rows - rows
+    return float(np.einsum("mk,mk->", errors @ moment, errors) / np.einsum("mk,mk->", rows @ moment, rows))
+
+
+@pytest.fixture(scope="module")
+def problem() -> tuple[np.ndarray, np.ndarray]:
+    """Rows [17, 127], and the second moment of correlated inputs of different sizes."""
+    generator = np.random.default_rng(1)
+    x = generator.standard_normal((400, 127)) @ generator.standard_normal((127, 127)) * generator.exponential(1, 127)
+    moment = x.T @ x / len(x)
+    return generator.standard_normal((17, 127)).astype(np.float32), moment + 0.01 * np.trace(moment) / 127 * np.eye(127)
+
+
+@pytest.mark.parametrize(("bits", "group"), [*itertools.product((2, 3, 4), (16, 32, 127))])
+def test_fit_costs_half_of_rounding_to_the_nearest(
+    problem: tuple[np.ndarray, np.ndarray], bits: int, group: int
+) -> None:
+    rows, moment = problem
+    fit = fit_low_bit(rows, moment, bits, group)
+    low, high = limits(bits)
+    assert fit.values.min() >= low and fit.values.max() <= high and fit.scales.shape == (17, -(-127 // group))
+    assert cost(fit, rows, moment) < 0.5 * cost(nearest_low_bit(rows, bits, group), rows, moment)
+
+
+def test_scales_fit_two_bytes(problem: tuple[np.ndarray, np.ndarray]) -> None:
+    fit = fit_low_bit(*problem, 4, 32)
+    np.testing.assert_array_equal(fit.scales, fit.scales.astype(ml_dtypes.bfloat16).astype(np.float32))
+
+
+def test_symmetric_fit_is_for_integer_kernels(problem: tuple[np.ndarray, np.ndarray]) -> None:
+    fit = fit_low_bit(*problem, 4, 127, symmetric=True)
+    assert fit.values.min() >= -7 and fit.values.max() <= 7 and (fit.scales > 0).all()
+
+
+def test_exact_weights_stay_exact(problem: tuple[np.ndarray, np.ndarray]) -> None:
+    """Rows that lie on a grid of 4 bits are found again, with either method."""
+    generator = np.random.default_rng(2)
+    values = generator.integers(-8, 8, (5, 127))
+    values[:, ::32] = -8
+    rows = (values * spread(np.exp2(generator.integers(-5, 0, (5, 4))), 32, 127)).astype(np.float32)
+    for fit in (fit_low_bit(rows, problem[1], 4, 32), nearest_low_bit(rows, 4, 32)):
+        np.testing.assert_array_equal(fit.rows, rows)
+
+
+# ---- kernels --------------------------------------------------------------------------------------------------
+
+KERNELS = {
+    "odd everything": ((1, 5, 9, 7), (7, 5, 3, 3), {"pads": [1, 0, 2, 1], "strides": [2, 1]}),
+    "channels of eights": ((2, 16, 7, 5), (17, 16, 3, 3), {"pads": [1, 1, 1, 1]}),
+    "dilated": ((1, 24, 11, 9), (5, 24, 2, 3), {"dilations": [2, 1], "strides": [1, 2]}),
+    "pointwise": ((1, 40, 5, 17), (33, 40, 1, 1), {}),
+    "signal": ((1, 16, 31), (20, 16, 3), {"pads": [2, 0]}),
+    "depthwise": ((1, 17, 7, 7), (17, 1, 3, 3), {"group": 17, "pads": [1, 1, 1, 1]}),
+    "groups": ((1, 10, 7, 5), (6, 5, 3, 3), {"group": 2}),
+    "127": ((1, 127, 3, 1), (127, 127, 1, 1), {}),
+}
+"""Input, weights, attributes."""
+
+WIDTHS = {8: "int8", 4: "int4", 3: "int4", 2: "int4"}
+
+
+def convolution(name: str, bits: int, group: int = 0) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """A convolution of integer weights, in ``group`` groups along the channels of each tap, or one scale a channel."""
+    shape, weight, attributes = KERNELS[name]
+    generator = np.random.default_rng(len(name) + bits)
+    low, high = limits(bits)
+    values = generator.integers(low, high + 1, weight).astype(getattr(ml_dtypes, WIDTHS[bits], np.int8))
+    blocks = (weight[0], -(-weight[1] // group), *weight[2:]) if group else (weight[0],)
+    constants = {
+        "w": values,
+        "s": generator.uniform(-0.1, 0.1, blocks).astype(ml_dtypes.bfloat16).astype(np.float32),
+        "b": generator.standard_normal(weight[0], np.float32),
+    }
+    extra = {"axis": 1, "block_size": group} if group else {"axis": 0}
+    nodes = [node("DequantizeLinear", "w s", "r", **extra), node("Conv", "x r b", "c", **attributes)]
+    nodes.append(node("Relu", "c", "y"))
+    model = graphs.build(nodes, {"x": shape}, ["y"], constants, opset=21)
+    return model, {"x": generator.standard_normal(shape, np.float32)}
+
+
+def product(bits: int, group: int, op: str = "MatMul") -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """x [3, 5, 100] · w [100, 21], or with its weight transposed and a bias."""
+    generator = np.random.default_rng(bits * group)
+    low, high = limits(bits)
+    values = generator.integers(low, high + 1, (100, 21)).astype(getattr(ml_dtypes, WIDTHS[bits], np.int8))
+    scales = generator.uniform(0.01, 0.1, (-(-100 // group), 21)).astype(np.float32)
+    turned = op == "Gemm"
+    constants = {"w": values.T if turned else values, "s": scales.T if turned else scales}
+    constants["b"] = generator.standard_normal(21, np.float32)
+    nodes = [node("DequantizeLinear", "w s", "r", axis=int(turned), block_size=group)]
+    nodes.append(node("Gemm", "x r b", "y", transB=1) if turned else node("MatMul", "x r", "y"))
+    shape = (15, 100) if turned else (3, 5, 100)
+    model = graphs.build(nodes, {"x": shape}, ["y"], constants, opset=21)
+    return model, {"x": generator.standard_normal(shape, np.float32)}
+
+
+CASES = {
+    **{f"{name}, {bits} bits": convolution(name, bits) for name in KERNELS for bits in WIDTHS},
+    **{f"channels of eights, {bits} bits by 8": convolution("channels of eights", bits, 8) for bits in WIDTHS},
+    "dilated, 4 bits by 24": convolution("dilated", 4, 24),
+    "pointwise, 3 bits by 16": convolution("pointwise", 3, 16),
+    "signal, 2 bits by 8": convolution("signal", 2, 8),
+    **{f"{op}, {bits} bits by 32": product(bits, 32, op) for op in ("MatMul", "Gemm") for bits in WIDTHS},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_agree(name: str, tmp_path: Path) -> None:
+    """The reference and the compiled kernel agree with ONNX Runtime to 1e-5 of the range."""
+    model, inputs = CASES[name]
+    wanted = graphs.run(model, inputs)
+    program = program_of(model)
+    assert_close(run_reference(program, inputs), wanted)
+    assert_close(HostProgram(program, tmp_path).run(inputs, threads=3), wanted)
+
+
+def test_arm_kernels_agree(emulator: str, tmp_path: Path) -> None:
+    """All of them on an emulated core."""
+    inputs = {f"{i}_{name}": x for i, (_, values) in enumerate(CASES.values()) for name, x in values.items()}
+    model = together(model for model, _ in CASES.values())
+    assert_close(emulated(model, inputs, tmp_path, "rpi4", "cortex-a72", 2), graphs.run(model, inputs))
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_weights_stay_packed(bits: int, tmp_path: Path) -> None:
+    """An artifact has the bytes that the bits say, and no constant of a whole product's floats."""
+    generator = np.random.default_rng(bits)
+    low, high = limits(bits)
+    values = generator.integers(low, high + 1, (512, 256)).astype(getattr(ml_dtypes, WIDTHS[bits], np.int8))
+    scales = generator.uniform(0.01, 0.1, (16, 256)).astype(ml_dtypes.bfloat16).astype(np.float32)
+    nodes = [node("DequantizeLinear", "w s", "r", axis=0, block_size=32), node("MatMul", "x r", "y")]
+    model = graphs.build(nodes, {"x": (1, 512)}, ["y"], {"w": values, "s": scales}, opset=21)
+    stored = edgec.compile(model, output=tmp_path / "a.so").manifest["weights_bytes"]
+    exact = 512 * 256 * bits / 8 + 16 * 256 * 2
+    assert exact <= stored <= 1.03 * exact
+
+
+# ---- what others write ----------------------------------------------------------------------------------------
+
+
+def kernels_of(model: onnx.ModelProto) -> list[Conv]:
+    """The convolutions and products of the compiled program."""
+    return [step.kernel for step in program_of(model).steps if isinstance(step.kernel, Conv)]
+
+
+def test_zero_points_go_into_the_integers(tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    constants = {
+        "w": generator.integers(0, 16, (64, 12)).astype(ml_dtypes.uint4),
+        "s": generator.uniform(0.01, 0.1, (2, 12)).astype(np.float32),
+        "z": generator.integers(0, 16, (2, 12)).astype(ml_dtypes.uint4),
+    }
+    nodes = [node("DequantizeLinear", "w s z", "r", axis=0, block_size=32), node("MatMul", "x r", "y")]
+    model = graphs.build(nodes, {"x": (2, 64)}, ["y"], constants, opset=21)
+    inputs = {"x": generator.standard_normal((2, 64), np.float32)}
+    (kernel,) = kernels_of(model)
+    assert kernel.packing is not None and kernel.packing.bits == 8 and kernel.packing.group == 32
+    assert_close(HostProgram(program_of(model), tmp_path).run(inputs), graphs.run(model, inputs))
+
+
+@pytest.mark.parametrize("block", [10, 127])
+def test_blocks_that_no_kernel_reads_are_real_numbers(block: int, tmp_path: Path) -> None:
+    """A block of ten divides no eight; differences of 255 fit no byte."""
+    generator = np.random.default_rng(4)
+    narrow = block == 10
+    constants = {
+        "w": generator.integers(0, 256, (60, 12)).astype(np.uint8),
+        "s": generator.uniform(0.01, 0.1, (6 if narrow else 1, 12)).astype(np.float32),
+        "z": np.full((6 if narrow else 1, 12), 128 if narrow else 0, np.uint8),
+    }
+    nodes = [node("DequantizeLinear", "w s z", "r", axis=0, block_size=block), node("MatMul", "x r", "y")]
+    model = graphs.build(nodes, {"x": (2, 60)}, ["y"], constants, opset=21)
+    inputs = {"x": generator.standard_normal((2, 60), np.float32)}
+    (kernel,) = kernels_of(model)
+    assert kernel.packing is None
+    assert_close(HostProgram(program_of(model), tmp_path).run(inputs), graphs.run(model, inputs))
+
+
+def test_passes_leave_a_model_that_others_run() -> None:
+    """The fused operators are functions: ONNX Runtime gives the same."""
+    for name in ("channels of eights, 4 bits by 8", "Gemm, 3 bits by 32", "depthwise, 8 bits"):
+        model, inputs = CASES[name]
+        graph = load_graph(model)
+        run_passes(graph)
+        assert any(each.domain == "edgec" for each in graph.graph), name
+        assert_close(graphs.run(graph, inputs), graphs.run(model, inputs))
+
+
+# ---- the command ----------------------------------------------------------------------------------------------
+
+
+def agreement(artifact: Path, data: dict[str, np.ndarray]) -> float:
+    """Percent of the sample data that an artifact classifies right."""
+    with edgec.load(artifact) as session:
+        found = [session.run({"image": image[None]})["logits"].argmax() for image in data["image"]]
+    return 100 * float(np.mean(np.array(found) == data["labels"]))
+
+
+@pytest.mark.parametrize(("mode", "least"), [("w8", 98.7), ("w4", 98.2), ("w3", 97.5), ("w2", 95.0), ("w4a8", 98.0)])
+def test_command_keeps_the_accuracy(
+    mode: str, least: float, sample_model: Path, sample_data: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """Float is right on 99.1 %; ONNX Runtime runs what stands beside the artifact, with the same classes."""
+    calib, output = sample_model.with_name("digits_calib.npz"), tmp_path / "digits.so"
+    printed = results_of("compile", sample_model, "--quantize", mode, "--calib", calib, "-o", output)
+    assert agreement(output, sample_data) >= least
+    assert mode in {layer["bits"] for layer in printed["quantisation"]["layers"]}
+    twin = onnx.load(output.with_name("digits.so.quantised.onnx"))
+    onnx.checker.check_model(twin, full_check=True)
+    with edgec.load(output) as session:
+        for image in sample_data["image"][:20]:
+            wanted = graphs.run(twin, {"image": image[None]})["logits"]
+            assert session.run({"image": image[None]})["logits"].argmax() == wanted.argmax()
+
+
+def test_recipe_and_guard(sample_model: Path, tmp_path: Path) -> None:
+    """Layers go back to more bits until no more is lost than allowed; the recipe gives the same bytes again."""
+    calib, labelled = (sample_model.with_name(f"digits_{name}.npz") for name in ("calib", "eval"))
+    first, second = tmp_path / "first.so", tmp_path / "second.so"
+    common = ["compile", sample_model, "--quantize", "w2", "--calib", calib]
+    printed = results_of(*common, "--eval", labelled, "--max-drop", "0.3", "--group-size", "64", "-o", first)
+    guard = printed["quantisation"]["guard"]
+    assert guard["put_back"] and guard["float_score"] - guard["score"] <= 0.3
+    assert set(guard["put_back"].values()) <= {"w4", "w8", "float"}
+    recipe = first.with_name("first.so.recipe.toml")
+    assert "group_size = 64" in recipe.read_text()
+    results_of(*common, "--recipe", recipe, "-o", second)
+    with edgec.load(first) as one, edgec.load(second) as other:
+        x = np.ones((1, 1, 8, 8), np.float32)
+        np.testing.assert_array_equal(one.run({"image": x})["logits"], other.run({"image": x})["logits"])
+
+
+def test_diff_tells_weights_apart(sample_model: Path, tmp_path: Path) -> None:
+    calib, output = sample_model.with_name("digits_calib.npz"), tmp_path / "digits.so"
+    results_of("compile", sample_model, "--quantize", "w2", "--calib", calib, "-o", output)
+    found = results_of("diff", sample_model, output, "--calib", calib)
+    assert found["layers"] and all(layer["activations_alone"] is None for layer in found["layers"])
+    assert all(layer["bits"] == "weights" for layer in found["layers"])
+    assert min(layer["alone"] for layer in found["layers"]) < 30
+
+
+def test_wrong_group_size_is_a_sentence(sample_model: Path, tmp_path: Path) -> None:
+    calib = sample_model.with_name("digits_calib.npz")
+    said = sentence_of(
+        "compile", sample_model, "--quantize", "w4", "--calib", calib, "--group-size", "33", "-o", tmp_path / "x.so"
+    )
+    assert "--group-size 33" in said and "32" in said and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("target", ["opencl", "pynq-z2"])
+def test_targets_refuse_widths_by_name(target: str, sample_model: Path, tmp_path: Path) -> None:
+    calib = sample_model.with_name("digits_calib.npz")
+    said = sentence_of(
+        "compile", sample_model, "--target", target, "--quantize", "w3", "--calib", calib, "-o", tmp_path / "x"
+    )
+    assert f"{target} has no kernels for w3" in said and "int8, int16, w4a8" in said
+    assert not list(tmp_path.iterdir())
