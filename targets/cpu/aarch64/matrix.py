@@ -1,9 +1,9 @@
 """Code for :class:`edgec.program.Conv` of 8-bit integers by ``smmla``, for ARM cores that multiply matrices (i8mm).
 
-``smmla`` multiplies eight bytes of two pixels by eight bytes of two channels: 32 products an instruction, twice those of
-``sdot``. A weight vector holds two channels × eight bytes of a run. Within the loops, two pixels and four channels have
-their sums in two registers of two pixels × two channels each; before and behind them, in one register a pixel. The way
-there and back is the same exchange of halves. A pixel without a neighbour is computed twice.
+``smmla`` multiplies eight bytes of two pixels by eight bytes of two channels: 32 products an instruction, twice as many
+as ``sdot``. A weight vector holds two channels × eight bytes of a run. Within the loops, two pixels and four channels
+have their sums in two registers of two pixels × two channels each; before and behind them, in one register a pixel. The
+way there and back is the same exchange of halves. A pixel without a neighbour is computed twice.
 """
 
 from __future__ import annotations
