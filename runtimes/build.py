@@ -78,8 +78,8 @@ def _build_once(triple: str, toolchain: Toolchain, cache: Path) -> RuntimeFiles:
 
 
 def _files(folder: Path) -> RuntimeFiles:
-    files = (folder / name for name in ("libedgert.so", "libedgert.a", "edgert-run", "edgert-selftest"))
-    return RuntimeFiles(*files, include=SOURCE_FOLDER / "include")
+    shared, static = folder / "libedgert.so", folder / "libedgert.a"
+    return RuntimeFiles(shared, static, folder / "edgert-run", folder / "edgert-selftest", SOURCE_FOLDER / "include")
 
 
 def _sources() -> list[Path]:
