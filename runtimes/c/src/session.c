@@ -8,20 +8,6 @@
 #include <stdlib.h>
 #endif
 
-struct edgert_session {
-  const edgert_model *model;
-  void *library; /* the loader's handle; NULL for a linked-in model */
-  void *block;   /* what close frees; NULL if the caller gave the memory */
-  uint8_t *arena;
-  void **io;  /* what the kernels get: inputs, then outputs */
-  void **own; /* the session's own buffers, in the same order; NULL without */
-  edgert_step_stats *stats;
-  edgert_pool *pool;
-  edgert_opencl *gpu; /* NULL: it runs on the processor */
-  atomic_flag running;
-  bool profiling;
-};
-
 /* Offsets within the block; the session itself stands at 0. */
 typedef struct layout {
   size_t io, own, stats, pool, buffers, arena, total;
@@ -376,7 +362,7 @@ static void run_share(void *context, int32_t thread, int32_t threads) {
   job->step->run(session->arena, session->model->weights, session->io, thread, threads);
 }
 
-static void run_step(const edgert_session *session, const edgert_step *step) {
+void edgert_run_step(const edgert_session *session, const edgert_step *step) {
   step_job job = {session, step};
   if (step->parallel)
     edgert_pool_run(session->pool, run_share, &job);
@@ -387,7 +373,7 @@ static void run_step(const edgert_session *session, const edgert_step *step) {
 static void run_measured(const edgert_session *session, uint32_t index) {
   edgert_step_stats *stats = &session->stats[index];
   uint64_t start = edgert_now_ns();
-  run_step(session, &session->model->steps[index]);
+  edgert_run_step(session, &session->model->steps[index]);
   uint64_t elapsed = edgert_now_ns() - start;
   if (stats->calls == 0 || elapsed < stats->min_ns) stats->min_ns = elapsed;
   stats->total_ns += elapsed;
@@ -397,7 +383,7 @@ static void run_measured(const edgert_session *session, uint32_t index) {
 /* A step that the GPU leaves to the processor. */
 static void run_host_step(void *context, uint32_t index) {
   const edgert_session *session = context;
-  run_step(session, &session->model->steps[index]);
+  edgert_run_step(session, &session->model->steps[index]);
 }
 
 static edgert_status check_bindings(const edgert_session *session) {
@@ -412,9 +398,8 @@ static edgert_status check_bindings(const edgert_session *session) {
   return EDGERT_OK;
 }
 
-static edgert_status run_steps(const edgert_session *session) {
-  edgert_status status = edgert_pool_check(session->pool);
-  if (status == EDGERT_OK) status = check_bindings(session);
+edgert_status edgert_run_steps(edgert_session *session) {
+  edgert_status status = check_bindings(session);
   if (status != EDGERT_OK) return status;
   if (session->gpu)
     return edgert_opencl_run(session->gpu, session->io, session->arena, session->profiling ? session->stats : NULL,
@@ -423,7 +408,7 @@ static edgert_status run_steps(const edgert_session *session) {
     if (session->profiling)
       run_measured(session, i);
     else
-      run_step(session, &session->model->steps[i]);
+      edgert_run_step(session, &session->model->steps[i]);
   }
   return EDGERT_OK;
 }
@@ -438,14 +423,19 @@ edgert_status edgert_reset(edgert_session *session) {
   return EDGERT_OK;
 }
 
-edgert_status edgert_run(edgert_session *session) {
-  if (!session) return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_run: session is NULL");
+edgert_status edgert_exclusively(edgert_session *session, edgert_status (*work)(edgert_session *session)) {
   if (atomic_flag_test_and_set(&session->running))
     return edgert_fail(EDGERT_ERROR_BUSY,
                        "the session is running in another thread; open one session per thread");
-  edgert_status status = run_steps(session);
+  edgert_status status = edgert_pool_check(session->pool);
+  if (status == EDGERT_OK) status = work(session);
   atomic_flag_clear(&session->running);
   return status;
+}
+
+edgert_status edgert_run(edgert_session *session) {
+  if (!session) return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_run: session is NULL");
+  return edgert_exclusively(session, edgert_run_steps);
 }
 
 /* ---- profile ---- */
