@@ -37,6 +37,15 @@ class Lifetime:
         return self.first <= other.last and other.first <= self.last
 
 
+def entry(lifetime: Lifetime) -> dict[str, str | int | None]:
+    """A live range as the manifest lists it."""
+    buffer = lifetime.buffer
+    return {
+        "buffer": buffer.name, "offset": buffer.offset, "bytes": lifetime.nbytes, "first": lifetime.first,
+        "last": lifetime.last,
+    }  # fmt: skip
+
+
 def plan(program: Program, alignment: int = ALIGNMENT) -> list[Lifetime]:
     """Set the offset of every arena buffer and the program's arena size and lower bound.
 

@@ -91,14 +91,9 @@ def print_gpu(facts: Mapping[str, Any]) -> None:
     """The GPU's part of an artifact: where the steps run, and what is copied."""
     print_table(
         f"on the GPU, in {facts['api']} with floats stored as {facts['storage']}",
-        ("kernels", "steps on the CPU", "copies a run", "bytes copied", "arena", "source bytes"),
-        [
-            (
-                facts["kernels"], facts["host_steps"], facts["copies"], facts["copied_bytes"], facts["arena_bytes"],
-                facts["source_bytes"],
-            )
-        ],
-    )  # fmt: skip
+        ("kernels", "steps on the CPU", "copies a run", "bytes copied", "source bytes"),
+        [(facts["kernels"], facts["host_steps"], facts["copies"], facts["copied_bytes"], facts["source_bytes"])],
+    )
 
 
 def print_quantisation(done: Quantisation, explain: bool) -> None:

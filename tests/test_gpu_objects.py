@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 import edgec
-from edgec import memory
 from edgec.artifact import build_artifact, tensor_entry
 from edgec.errors import EdgecError
 from edgec.runtimes.build import SOURCE_FOLDER
@@ -90,7 +89,6 @@ def test_a_device_out_of_memory_is_a_sentence(call: str, artifact: Path, countin
 
 def test_what_the_compiler_says_is_in_the_error(tiny_model: Path, tmp_path: Path) -> None:
     program, target = program_of(tiny_model), load_gpu("opencl")
-    memory.plan(program)
     code = GpuProgram(program, target).compile(quiet)
     broken = replace(code, source=code.source.replace("get_global_id(0)", "get_global_idea(0)"))
     facts = {

@@ -69,6 +69,11 @@ def dot(total: Any, left: Any, right: Any) -> Any:
     return instruction("int32x4", "aarch64.neon.sdot.v4i32.v16i8", total, left, right)
 
 
+def matrix_product(total: Any, left: Any, right: Any) -> Any:
+    """``total`` int32 [2, 2] plus int8 ``left`` [2, 8] times ``right`` [2, 8] transposed (``smmla``)."""
+    return instruction("int32x4", "aarch64.neon.smmla.v4i32.v16i8", total, left, right)
+
+
 def long_product(left: Any, right: Any) -> Any:
     """Products of int8x8 as int16x8 (``smull``)."""
     return instruction("int16x8", "aarch64.neon.smull.v8i16", left, right)
