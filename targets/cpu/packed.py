@@ -9,7 +9,7 @@ they come in eights: of every vector of channels ``bits`` vectors of bytes, whic
 * 8 bits: a byte an element.
 
 What a run leaves of an eight is cut short to the bytes that it needs. A field is moved to the top of an int32 and back
-down, which extends its sign; so an element costs two shifts for all pixels of a tile, and for float inputs a conversion.
+down, which extends its sign; so an element costs two shifts, and for floats a conversion, for all pixels of a tile.
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ class RunWriter(ConvWriter):
         """Add the products of ``chunk`` elements of every pixel with the weights from ``weights`` on."""
 
     def _step_weights(self, weights: Any, step: int, size: int, count: int) -> list[Any]:
-        """``count`` vectors of ``size`` bytes of weights, for a step of the chunk whose weights start at ``weights``."""
+        """``count`` vectors of ``size`` bytes: the weights of a step of the chunk that starts at ``weights``."""
         place = step // self.plan.per_byte
         offsets = [weights + (place * count + vector) * size for vector in range(count)]
         stored = [self.body.bind("w", load_channels(self.weight, offset, size)) for offset in offsets]
