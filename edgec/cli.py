@@ -130,8 +130,8 @@ def compile_model(
     quantize: Annotated[
         str,
         typer.Option(
-            metavar="none|int8|w8|w4|w3|w2|w4a8",
-            help="Make integers: of weights and activations, of weights only (w…), of 4 and 8 bits (w4a8).",
+            metavar="none|int8|w8|w4|w3|w2|w4a8|auto",
+            help="Make integers: of weights and activations, of weights only (w…), of 4 and 8 bits (w4a8), or mixed.",
         ),
     ] = "none",
     calib: Annotated[
@@ -151,6 +151,12 @@ def compile_model(
     ] = None,
     group_size: Annotated[
         int | None, typer.Option(metavar="N", help="Weights that share a scale (w4, w3, w2); 0: an output channel's.")
+    ] = None,
+    max_ms: Annotated[
+        float | None, typer.Option(metavar="MS", help="auto: milliseconds that a run may take on this machine.")
+    ] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(metavar="BYTES", help="auto: bytes that the weights may take.")
     ] = None,
     state: Annotated[
         list[str] | None,
@@ -199,8 +205,8 @@ def compile_model(
         compiled = compile(
             model, target, output, shapes=shapes, passes=names, check=checked, prune=prune, quantize=quantize,
             calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe,
-            group_size=group_size, states=parse_states(state or ()), tune=tune, tune_db=tune_db, fps=fps,
-            bundle_tests=bundle_tests, progress=progress,
+            group_size=group_size, max_ms=max_ms, max_bytes=max_bytes, states=parse_states(state or ()), tune=tune,
+            tune_db=tune_db, fps=fps, progress=progress,
         )  # fmt: skip
         if page:
             page.write_compiled(compiled, progress)

@@ -65,6 +65,8 @@ def compile(
     max_drop: float | None = None,
     recipe: str | os.PathLike[str] | Recipe | None = None,
     group_size: int | None = None,
+    max_ms: float | None = None,
+    max_bytes: int | None = None,
     states: Mapping[str, str] | str | None = None,
     tune: float | None = None,
     tune_db: str | os.PathLike[str] | None = None,
@@ -91,9 +93,9 @@ def compile(
             arrays by input name.
         prune: the share of the MACs to remove by structured pruning, 0 to 0.9.
         quantize: "none"; "int8", 8-bit integers by post-training quantisation; "w8", "w4", "w3" or "w2", weights of
-            so many bits with float activations; or "w4a8", weights of 4 bits and activations of 8. The recipe and the
-            ONNX models before and after it are written beside the artifact (see
-            :func:`edgec.quantisation.companions`).
+            so many bits with float activations; "w4a8", weights of 4 bits and activations of 8; or "auto", bits for
+            each layer by :mod:`edgec.mixing`, within ``max_drop``, ``max_ms`` or ``max_bytes``. The recipe and the ONNX
+            models before and after it are written beside the artifact (see :func:`edgec.quantisation.companions`).
         calib: typical inputs to prune and to quantise by: an ``.npz``, a folder of images, or an iterable of arrays
             by input name. Without any, pruning goes by the weights alone.
         preprocess: how images become inputs (TOML), for folders of them.
@@ -103,6 +105,8 @@ def compile(
         recipe: how to quantise: a :class:`edgec.passes.quantize.Recipe`, or a file of one.
         group_size: weights of less than 8 bits that share a scale where activations are float; 0 for those of a
             whole output channel.
+        max_ms: with "auto", milliseconds that a run may take on this machine.
+        max_bytes: with "auto", bytes that the weights of products may take.
         states: outputs, with the input of each, that the artifact keeps from one run to the next: see
             :mod:`edgec.states`. "auto" pairs ``present…`` with ``past…``. Samples are then successive runs, without
             arrays for these inputs.
@@ -142,7 +146,7 @@ def compile(
     clock = _Clock()
     chosen = resolve_target(target)
     folder_rule = Path(preprocess) if preprocess is not None else None
-    options = Options(quantize, folder_rule, eval, max_drop, recipe, group_size)
+    options = Options(quantize, folder_rule, eval, max_drop, recipe, group_size, max_ms, max_bytes)
     options.check(calib is not None, prune > 0)
     if states and not isinstance(chosen, Target):
         raise EdgecError(f"{target} keeps no states between runs; leave --state out and carry them over yourself")
@@ -247,7 +251,7 @@ def _transformed(
     clock.lap("passes")
     if calibration is None or not options.quantises:
         return graph, reports, None
-    graph, quantisation = quantise_graph(graph, options, calibration, tell)
+    graph, quantisation = quantise_graph(graph, options, calibration, target, tell)
     clock.lap("quantisation")
     return graph, (*reports, *apply_passes(graph, integers, None)), quantisation
 

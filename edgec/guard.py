@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Sample = Mapping[str, Array]
 
+HELD_OUT = 4
+"""Every so many calibration samples one is kept to judge by, where there are no others for that."""
+
 
 @dataclass(frozen=True)
 class Judge:

@@ -22,6 +22,7 @@ import onnx_ir as ir
 from edgec.errors import EdgecError
 from edgec.passes.integer_weights import integer_weights
 from edgec.passes.quantize.execution import ModelRunner, Sample
+from edgec.passes.quantize.products import product_of
 from edgec.passes.quantize.report import decibels, signal_to_noise
 from edgec.passes.rewriting import Refused, new_constant
 from edgec.quantisation import companions
@@ -128,12 +129,16 @@ class _Pair:
 
 @dataclass(frozen=True)
 class _Layer:
-    """What is quantised of a node: grids of its activations and dequantised weights, by input index."""
+    """What is quantised of a node: grids of its activations and dequantised weights, by input index.
+
+    ``bias`` is what a product with integer weights has instead of its own: the node's name, the index, the constant.
+    """
 
     node: ir.Node
     twin: ir.Node
     pairs: Mapping[int, _Pair]
     weights: Mapping[int, Array]
+    bias: tuple[str, int, Array] | None
 
     @property
     def limits(self) -> tuple[float, float] | tuple[None, None]:
@@ -187,6 +192,18 @@ def measure_layers(
         tell("layers", index + 1, len(layers))
     whole = _sqnr(ModelRunner(quantised).run_all(chosen), wanted)
     return LayerErrors(tuple(found), whole, len(chosen))
+
+
+def outputs_alone(
+    model: ir.Model, quantised: ir.Model, samples: Sequence[Sample], progress: Progress | None = None
+) -> dict[str, list[list[Array]]]:
+    """The outputs on ``samples`` of the float ``model`` with one layer of ``quantised``, by the layer's name."""
+    tell = progress or (lambda what, done, total: None)
+    layers, found = list(_layers(model, quantised)), {}
+    for index, layer in enumerate(layers):
+        found[str(layer.node.name)] = ModelRunner(_with_layer(model, quantised, layer, True, True)).run_all(samples)
+        tell("layers", index + 1, len(layers))
+    return found
 
 
 def compare_layers(
@@ -263,8 +280,8 @@ def _with_times(errors: LayerErrors, artifact: Path, floats: Path, sample: Sampl
 
     with tempfile.TemporaryDirectory(prefix="edgec-diff-") as folder:
         twin = compile(floats, "host", Path(folder) / "float.so")
-        float_times = _times(twin.path, sample)
-        times = _times(artifact, sample)
+        float_times = step_times(twin.path, sample)
+        times = step_times(artifact, sample)
     total = sum(times.values())
     layers = tuple(
         replace(
@@ -278,7 +295,7 @@ def _with_times(errors: LayerErrors, artifact: Path, floats: Path, sample: Sampl
     return replace(errors, layers=layers)
 
 
-def _times(artifact: Path, sample: Sample) -> dict[str, float]:
+def step_times(artifact: Path, sample: Sample) -> dict[str, float]:
     """Microseconds of every step of an artifact for this machine, by the first node that it computes."""
     from edgec.benchmark import profile_steps
     from edgec.compiler import manifest_path
@@ -308,7 +325,7 @@ def _layers(model: ir.Model, quantised: ir.Model) -> Iterator[_Layer]:
             elif (constant := _dequantised(source)) is not None:
                 weights[index] = constant
         if pairs or weights:
-            yield _Layer(node, twin, pairs, weights)
+            yield _Layer(node, twin, pairs, weights, _bias(node, twins) if weights else None)
 
 
 def _producer(value: ir.Value, op: str) -> ir.Node | None:
@@ -327,12 +344,30 @@ def _pair(value: ir.Value) -> _Pair | None:
 
 
 def _dequantised(value: ir.Value) -> Array | None:
-    """The constant of 8 bits or less that is made real; biases, of 32 bits, are as good as float."""
+    """The constant of 8 bits or less that is made real; for biases, of 32 bits, see :func:`_bias`."""
     try:
         found = integer_weights(value)
     except Refused:
         return None
     return None if found is None else found.real
+
+
+def _bias(node: ir.Node, twins: Mapping[str, ir.Node]) -> tuple[str, int, Array] | None:
+    """The bias of a product in the quantised model, which takes up what its weights' errors shift."""
+    product = product_of(node)
+    if product is None or not product.can_have_bias:
+        return None
+    holder, index = product.bias_place
+    twin = twins.get(str(holder.name))
+    value = None if twin is None else input_of(twin, index)
+    if value is None:
+        return None
+    found = constant_of(value)
+    source = _producer(value, "DequantizeLinear")
+    if source is not None:
+        integers, scale = constant_of(source.inputs[0]), constant_of(source.inputs[1])
+        found = None if integers is None or scale is None else (integers.astype(np.float64) * scale).astype(np.float32)
+    return None if found is None else (str(holder.name), index, product.shaped_bias(found.reshape(-1)))
 
 
 def _bits(layer: _Layer) -> str:
@@ -350,6 +385,12 @@ def _with_layer(model: ir.Model, quantised: ir.Model, layer: _Layer, weights: bo
     if weights:
         for index, array in layer.weights.items():
             node.replace_input_with(index, new_constant(array, f"{node.name}_{index}_rounded", copy.graph))
+    if weights and layer.bias is not None:
+        name, index, array = layer.bias
+        holder = next(each for each in copy.graph if each.name == name)
+        if index >= len(holder.inputs):
+            holder.resize_inputs(index + 1)
+        holder.replace_input_with(index, new_constant(array, f"{name}_moved", copy.graph))
     for index, pair in layer.pairs.items() if activations else ():
         name = f"{node.name}_{index}"
         grid = [new_constant(array, f"{name}_grid", copy.graph) for array in (pair.scale, pair.zero)]

@@ -18,16 +18,14 @@ if TYPE_CHECKING:
     from edgec.calibration import Calibration, Source
     from edgec.data import Array
     from edgec.guard import Guarded, Judge
+    from edgec.mixing import Mix
     from edgec.passes.quantize import LayerQuantization, Quantized, Recipe
     from edgec.targets.fpga.board import Board
     from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import Target
 
-MODES = ("none", "int8", "w8", "w4", "w3", "w2", "w4a8")
-"""What ``--quantize`` takes: but for none, the precision that layers have by default."""
-
-_HELD_OUT = 4
-"""Without ``eval``, every fourth calibration sample is kept to judge by."""
+MODES = ("none", "int8", "w8", "w4", "w3", "w2", "w4a8", "auto")
+"""What ``--quantize`` takes: but for none, and for auto, which mixes them, the precision of layers by default."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -43,6 +41,8 @@ class Options:
         max_drop: points that may be lost (see :mod:`edgec.guard`).
         recipe: a recipe, or the file of one.
         group_size: weights that share a scale; None leaves it to the recipe.
+        max_ms: for auto, milliseconds that a run may take on this machine.
+        max_bytes: for auto, bytes that the weights may take.
     """
 
     mode: str = "none"
@@ -51,6 +51,8 @@ class Options:
     max_drop: float | None = None
     recipe: str | os.PathLike[str] | Recipe | None = None
     group_size: int | None = None
+    max_ms: float | None = None
+    max_bytes: int | None = None
 
     @property
     def quantises(self) -> bool:
@@ -82,6 +84,12 @@ class Options:
             raise EdgecError(
                 f"--quantize {self.mode} learns from samples; give some tens of typical inputs with --calib PATH"
             )
+        budgets = {"--max-drop": self.max_drop, "--max-ms": self.max_ms, "--max-bytes": self.max_bytes}
+        limits = [flag for flag, value in budgets.items() if value is not None]
+        if self.mode != "auto" and limits not in ([], ["--max-drop"]):
+            raise EdgecError(f"{limits[-1]} is for --quantize auto, which chooses bits to stay within it")
+        if len(limits) > 1:
+            raise EdgecError(f"{limits[0]} and {limits[1]} do not go together; give one of them")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise EdgecError(f"--max-drop {self.max_drop:g} is no number of points from 0 to 100")
 
@@ -100,6 +108,7 @@ class Quantisation:
         float_model: the ONNX model before the quantisation, its channels equalised.
         model: after it: standard QDQ ONNX.
         attempts: the models that the guard judged, in its order; the last is ``model``.
+        mix: what ``auto`` chose, of which options.
     """
 
     layers: tuple[LayerQuantization, ...]
@@ -111,6 +120,7 @@ class Quantisation:
     float_model: bytes
     model: bytes
     attempts: tuple[ir.Model, ...] = ()
+    mix: Mix | None = None
 
     def files(self, artifact: Path) -> dict[Path, bytes]:
         """What is written beside the artifact: the recipe, and the models before and after the quantisation."""
@@ -125,6 +135,7 @@ class Quantisation:
             "warnings": list(self.warnings),
             "guard": asdict(self.guarded) if self.guarded else None,
             "layers": [asdict(layer) for layer in self.layers],
+            "mix": asdict(self.mix) if self.mix else None,
         }
 
     def __str__(self) -> str:
@@ -142,7 +153,7 @@ def companions(artifact: Path) -> tuple[Path, Path, Path]:
 
 
 def quantise_graph(
-    graph: ir.Model, options: Options, calibration: Calibration, tell: Progress
+    graph: ir.Model, options: Options, calibration: Calibration, target: Target | Board | GpuTarget, tell: Progress
 ) -> tuple[ir.Model, Quantisation]:
     """Quantise a graph that the float passes have left.
 
@@ -150,6 +161,7 @@ def quantise_graph(
         graph: it is not changed.
         options: what was asked for; checked.
         calibration: the samples.
+        target: what is compiled for.
         tell: told (what, done, total).
 
     Returns:
@@ -168,6 +180,9 @@ def quantise_graph(
 
     recipe = _recipe(options)
     check_layers(recipe, graph)
+    mixed = _mixed(graph, options, recipe, calibration, target, tell) if options.mode == "auto" else None
+    if mixed is not None:
+        recipe = replace(recipe, default=mixed.default, layers={**recipe.layers, **mixed.chosen})
     judge, samples = _judge(graph, options, calibration)
 
     attempts: list[ir.Model] = []
@@ -190,7 +205,7 @@ def quantise_graph(
     protos = [ir.to_proto(each).SerializeToString() for each in (found.twin, found.model)]
     done = Quantisation(
         found.layers, found.equalised, len(samples), calibration.warnings, guarded, text, protos[0], protos[1],
-        tuple(attempts),
+        tuple(attempts), mixed,
     )  # fmt: skip
     return found.model, done
 
@@ -228,13 +243,38 @@ def _recipe(options: Options) -> Recipe:
             sizes = ", ".join(map(str, GROUP_SIZES))
             raise EdgecError(f"--group-size {options.group_size} is none of {sizes} (0: a whole output channel)")
         recipe = replace(recipe, group_size=options.group_size)
-    return replace(recipe, default=options.mode)
+    return replace(recipe, default="int8" if options.mode == "auto" else options.mode)
+
+
+def _mixed(
+    graph: ir.Model, options: Options, recipe: Recipe, calibration: Calibration, target: Target | Board | GpuTarget,
+    tell: Progress,
+) -> Mix:  # fmt: skip
+    from edgec.mixing import DEFAULT_DROP, FAMILIES, Limits, mix
+
+    limits = Limits(options.max_drop, options.max_ms, options.max_bytes)
+    if limits == Limits():
+        limits = Limits(most_drop=DEFAULT_DROP)
+    if limits.most_drop is not None:
+        _require_held_out(calibration.samples)
+    families = [name for name in FAMILIES if target.packs_weights or name == "int8"]
+    return mix(graph, calibration.samples, recipe, limits, target.name == "host", families, tell)
+
+
+def _require_held_out(samples: Sequence[Any]) -> None:
+    from edgec.guard import HELD_OUT
+
+    if len(samples) < 2 * HELD_OUT:
+        raise EdgecError(
+            f"--max-drop without --eval keeps a part of the calibration samples to judge by, and there are only "
+            f"{len(samples)}; give {2 * HELD_OUT} or more, or labelled samples with --eval PATH"
+        )
 
 
 def _judge(graph: ir.Model, options: Options, calibration: Calibration) -> tuple[Judge | None, Sequence[Any]]:
     """Who measures the loss, and the samples that are left to learn from."""
     from edgec.calibration import load_calibration
-    from edgec.guard import Judge
+    from edgec.guard import HELD_OUT, Judge
 
     samples = calibration.samples
     if options.eval is not None:
@@ -242,13 +282,9 @@ def _judge(graph: ir.Model, options: Options, calibration: Calibration) -> tuple
         return Judge.of(graph, own.samples, labels_of(options.eval, graph, options.preprocess)), samples
     if options.max_drop is None:
         return None, samples
-    if len(samples) < 2 * _HELD_OUT:
-        raise EdgecError(
-            f"--max-drop without --eval keeps a part of the calibration samples to judge by, and there are only "
-            f"{len(samples)}; give {2 * _HELD_OUT} or more, or labelled samples with --eval PATH"
-        )
-    kept = [sample for index, sample in enumerate(samples) if index % _HELD_OUT]
-    return Judge.of(graph, samples[::_HELD_OUT], None), kept
+    _require_held_out(samples)
+    kept = [sample for index, sample in enumerate(samples) if index % HELD_OUT]
+    return Judge.of(graph, samples[::HELD_OUT], None), kept
 
 
 def labels_of(source: Source, graph: ir.Model, preprocess: Path | None) -> Array | None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgec.inspection import ModelInspection
     from edgec.layer_errors import LayerErrors
     from edgec.machine import Machine
+    from edgec.mixing import Mix
     from edgec.passes.base import PassReport
     from edgec.prebuilt import Built
     from edgec.pruning import Comparison, Prunable
@@ -96,10 +97,28 @@ def print_gpu(facts: Mapping[str, Any]) -> None:
     )
 
 
+def print_mix(found: Mix) -> None:
+    """Every layer's options, those that were chosen marked."""
+    time = "" if found.ms is None else f", {found.ms:.3f} ms"
+    print_table(
+        f"mixed precision: {found.bytes:,} bytes of weights{time}; change a layer in the recipe",
+        ("layer", "precision", "", "loss", "bytes", "µs"),
+        (
+            (
+                option.layer, option.precision, "chosen" if option.chosen else "", f"{option.loss:.3g}", option.bytes,
+                None if option.ms is None else round(1e3 * option.ms, 2),
+            )
+            for option in found.options
+        ),
+    )  # fmt: skip
+
+
 def print_quantisation(done: Quantisation, explain: bool) -> None:
     """How the layers were quantised (all, or those that lose most), what is odd about the samples, what was lost."""
     from edgec.passes.quantize.report import counts
 
+    if done.mix is not None:
+        print_mix(done.mix)
     layers = [layer for layer in done.layers if layer.tensors]
     if not explain:
         layers = sorted(layers, key=lambda layer: min(t.sqnr for t in layer.tensors))[:_WORST_LAYERS]

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from edgec.passes.quantize.execution import NodeRunner, Sample
 from edgec.passes.quantize.grid import Grid, Weights, round_weights, scales_for_bias, weight_scales
-from edgec.passes.quantize.lowbit import LowBit, fit_low_bit, nearest_low_bit, shrunk
+from edgec.passes.quantize.lowbit import LowBit, aimed, fit_low_bit, nearest_low_bit, shrunk
 from edgec.passes.quantize.operators import channel_axis, weight_axis
 from edgec.passes.quantize.placement import Placement
 from edgec.passes.quantize.products import Product, product_of
@@ -35,6 +35,15 @@ class Fit:
 
     weights: Weights | LowBit
     bias: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class _Sight:
+    """What a product sees, [samples, *shape] each: its input as it will be, and input and output in the float model."""
+
+    x: np.ndarray
+    exact: np.ndarray
+    wanted: np.ndarray
 
 
 def learn(
@@ -53,14 +62,16 @@ def learn(
     moved: dict[ir.Node, dict[int, np.ndarray]] = {}
     nodes = list(graph)
     for done, node in enumerate(nodes, 1):
-        wanted = runner.run(node, exact.inputs(node))
+        given = exact.inputs(node)
+        wanted = runner.run(node, given)
         inputs = _rounded(node, quantised.inputs(node), placement, ranges)
         product = product_of(node) if node in placement.weights else None
         if product is None:
             outputs = runner.run(node, inputs, moved.get(node))
         else:
             scale = _grid(node, 0, placement, ranges).scale if (node, 0) in placement.bits else None
-            fit, outputs = _fit(product, inputs[0], wanted[0], scale, placement.weights[node], recipe, runner)
+            sight = _Sight(inputs[0], given[0], wanted[0])
+            fit, outputs = _fit(product, sight, scale, placement.weights[node], recipe, runner)
             fits[node] = fit
             if product.adder is not None and fit.bias is not None:
                 moved[product.adder] = {product.bias_place[1]: product.shaped_bias(fit.bias)}
@@ -78,29 +89,29 @@ def nearest_fit(product: Product, x_scale: float | None) -> Fit:
 
 
 def _fit(
-    product: Product, x: np.ndarray, wanted: np.ndarray, x_scale: float | None, bits: int, recipe: Recipe,
-    runner: NodeRunner,
-) -> tuple[Fit, list[np.ndarray]]:  # fmt: skip
+    product: Product, sight: _Sight, x_scale: float | None, bits: int, recipe: Recipe, runner: NodeRunner
+) -> tuple[Fit, list[np.ndarray]]:
     """The product fitted to its input ``x`` as it will be, and its outputs with that, without the bias of an Add."""
     correct = recipe.correct_bias and product.can_have_bias
     learned = recipe.rounding == "learned"
-    patches = product.patches(x) if product.node.op_type != "ConvTranspose" else None
+    patches = product.patches(sight.x) if product.node.op_type != "ConvTranspose" else None
     weights: Weights | LowBit
     if bits < 8 and patches is not None:
-        weights = _low_bit(product, patches if learned else None, x_scale, bits, recipe.group_size, correct)
+        seen = (patches[0], product.patches(sight.exact)[0]) if learned else None
+        weights = _low_bit(product, seen, x_scale, bits, recipe.group_size, correct)
     elif learned and patches is not None:
         weights = _learned(product, patches, x_scale, correct)
     else:
         weights = round_weights(product.weight, _scales(product, x_scale), weight_axis(product.node))
     real = product.real_weight(weights)
-    found = runner.run(product.node, {0: x}, {1: real})
+    found = runner.run(product.node, {0: sight.x}, {1: real})
     if not correct:
         return Fit(weights, product.bias), found
     known = None if patches is None else _analytic(product, real, patches)
     if bits < 8 and known is not None:
         shift = known
     else:
-        shift = _correction(wanted - found[0], channel_axis(product.node) + 1, known)
+        shift = _correction(sight.wanted - found[0], channel_axis(product.node) + 1, known)
     bias = product.bias
     fit = Fit(weights, (np.zeros_like(shift) if bias is None else bias) + shift)
     if product.adder is not None:
@@ -111,15 +122,19 @@ def _fit(
 
 
 def _low_bit(
-    product: Product, patches: np.ndarray | None, x_scale: float | None, bits: int, group_size: int, centred: bool
-) -> LowBit:
-    """Weights of less than 8 bits; without ``patches`` rounded to the nearest."""
+    product: Product, seen: tuple[np.ndarray, np.ndarray] | None, x_scale: float | None, bits: int, group_size: int,
+    centred: bool,
+) -> LowBit:  # fmt: skip
+    """Weights of less than 8 bits, for patches of the input as it will be and in the float model; without these
+    rounded to the nearest."""
     order = product.depth_order
     rows = product.rows(product.weight)[0][:, order]
     group = product.group_size(group_size) if x_scale is None else len(order)
-    if patches is None:
+    if seen is None:
         return nearest_low_bit(rows, bits, group)
-    moment = shrunk(second_moment(patches[:, :, order], centred)[0], patches.shape[1])
+    patches, exact = (each[:, order] for each in seen)
+    moment = shrunk(second_moment(patches[np.newaxis], centred)[0], len(patches))
+    rows = aimed(rows, exact, patches, centred)
     return fit_low_bit(rows, moment, bits, group, symmetric=x_scale is not None)
 
 

@@ -26,6 +26,7 @@ _SHARES = tuple(np.linspace(1.0, 0.4, 16))
 """Of the range that the largest weight of a group needs: what scales are tried."""
 
 _SWEEPS = 6
+_AIM_DAMPING = 0.1
 _ALTERNATIONS = {2: 6, 3: 4, 4: 2}
 """How often scales and integers are fitted in turn, by bits."""
 
@@ -105,6 +106,27 @@ def shrunk(moment: np.ndarray, positions: int) -> np.ndarray:
     """
     trust = positions / (positions + len(moment))
     return trust * moment + (1 - trust) * np.diag(np.diag(moment))
+
+
+def aimed(rows: np.ndarray, exact: np.ndarray, patches: np.ndarray, centred: bool) -> np.ndarray:
+    """``rows`` [outputs, depth] moved to what gives, on the inputs as they will be, most nearly the float results.
+
+    That is the solution of a least squares problem (Li et al. 2025, arXiv 2504.02692), damped, since what inputs have
+    lost cannot be won back from few samples.
+
+    Args:
+        rows: float32.
+        exact: patches [positions, depth] of the float model's inputs.
+        patches: the same of the inputs behind quantised layers.
+        centred: leave means out, which the bias takes up.
+    """
+    wide, lost = patches.astype(np.float32), exact.astype(np.float32) - patches
+    if centred:
+        wide, lost = wide - wide.mean(axis=0), lost - lost.mean(axis=0)
+    moment = (wide.T @ wide).astype(np.float64)
+    moment += _AIM_DAMPING * np.trace(moment) / len(moment) * np.eye(len(moment))
+    cross = (lost.T @ wide).astype(np.float64)
+    return (rows + np.linalg.solve(moment, cross.T @ rows.T.astype(np.float64)).T).astype(np.float32)
 
 
 def _representable(scales: np.ndarray) -> np.ndarray:

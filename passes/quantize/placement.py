@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 import onnx_ir as ir
 
-from edgec.passes.quantize.operators import Role, quantised_inputs, role_of
+from edgec.passes.quantize.operators import Role, quantised_inputs, role_of, weight_axis
 from edgec.passes.quantize.recipe import Recipe
 from edgec.values import shape_of
 
 _WIDEST_SHARE = 2.0
 """How much wider than its own range the grid may be that a value shares with a Concat: one bit."""
+
+LEAST_DEPTH = 32
+"""Weights of an output channel, below which they keep 8 bits: they are few bytes, and each matters much."""
 
 _ATTENTION = ("Attention", "MaskedAttention", "MultiHeadAttention")
 
@@ -104,9 +108,15 @@ def _weights(roles: Mapping[ir.Node, Role], recipe: Recipe) -> dict[ir.Node, int
             transposed = node.op_type == "ConvTranspose"
             if precision.activations is None and transposed:
                 continue  # no kernel reads packed weights there
-            narrow = not transposed and node.attributes.get_int("group", 1) == 1
+            narrow = not transposed and node.attributes.get_int("group", 1) == 1 and _depth(node) >= LEAST_DEPTH
             found[node] = precision.weights if narrow else 8
     return found
+
+
+def _depth(node: ir.Node) -> int:
+    """Weights of an output channel."""
+    shape = shape_of(node.inputs[1])
+    return prod(shape) // shape[weight_axis(node)]
 
 
 def _edges(

@@ -27,8 +27,8 @@ PRECISIONS: Mapping[str, Precision] = {
     "w2": Precision(None, 2),
     "float": Precision(None, None),
 }
-"""What a layer can be told. One without weights takes only the activations' bits; a convolution in groups of channels
-keeps weights of 8 bits."""
+"""What a layer can be told. One without weights takes only the activations' bits; a convolution in groups of channels,
+and a product of a few weights an output channel, keeps weights of 8 bits."""
 
 GROUP_SIZES = (0, 16, 32, 64, 128, 256)
 """Weights of an output channel that share a scale where activations are float; 0 is all of them."""
