@@ -165,6 +165,10 @@ def compile_model(
     fps: Annotated[
         float | None, typer.Option(min=0.001, help="FPGA boards: frames a second to reach; by default as many as fit.")
     ] = None,
+    bundle_tests: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Samples to put into the artifact with their outputs, for edgert-selftest."),
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say what the passes left alone, and why.")] = False,
     report: ReportFile = None,
     json: Json = False,
@@ -196,7 +200,7 @@ def compile_model(
             model, target, output, shapes=shapes, passes=names, check=checked, prune=prune, quantize=quantize,
             calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe,
             group_size=group_size, states=parse_states(state or ()), tune=tune, tune_db=tune_db, fps=fps,
-            progress=progress,
+            bundle_tests=bundle_tests, progress=progress,
         )  # fmt: skip
         if page:
             page.write_compiled(compiled, progress)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from edgec.targets.target import Target
     from edgec.transformation import Check
     from edgec.tuning import Tuned
+    from edgec.vectors import Vectors
 
 Progress = Callable[[str, int, int], None]
 """Told (what, done, total) while work goes on."""
@@ -69,6 +70,7 @@ def compile(
     tune_db: str | os.PathLike[str] | None = None,
     device: str | None = None,
     fps: float | None = None,
+    bundle_tests: Source | None = None,
     progress: Progress | None = None,
 ) -> Compiled:
     """Compile ``model`` for ``target`` into one shared object, or into an HLS project for an FPGA board.
@@ -109,6 +111,8 @@ def compile(
             those that come with edgec, and with ``tune`` a file in the user's cache.
         device: where plans are measured (see :func:`edgec.tuning.meter_for`).
         fps: frames a second that an FPGA is to reach with as little as possible; by default as many as fit.
+        bundle_tests: samples whose inputs and outputs, by the reference, the artifact is to hold, the first few of
+            them: ``edgert-selftest`` runs them on the device (see :mod:`edgec.vectors`).
         progress: told (what, done, total) as the work goes on.
 
     Raises:
@@ -132,6 +136,7 @@ def compile(
     from edgec.targets.target import Target, resolve_target
     from edgec.toolchain import find_toolchain
     from edgec.tuning import records_for
+    from edgec.vectors import make_vectors
 
     tell = progress or (lambda what, done, total: None)
     clock = _Clock()
@@ -150,6 +155,8 @@ def compile(
         from edgec.targets.fpga.artifact import check_project_path
 
         check_project_path(path)
+        if bundle_tests is not None:
+            raise EdgecError(f"--bundle-tests is for processors; a project for {target} is tested by its C simulation")
     elif fps is not None:
         raise EdgecError(f"--fps is a goal for FPGA boards, and {target} is none; leave it out")
     else:
@@ -162,6 +169,7 @@ def compile(
     graph = load_graph(model, shapes=shapes)
     original = summarise(graph)
     clock.lap("import")
+    tests = None if bundle_tests is None else load_calibration(bundle_tests, graph, options.preprocess, states)
     calibration = None if calib is None else load_calibration(calib, graph, options.preprocess, states)
     graph, reports, quantisation = _transformed(
         graph, chosen, prune, selected, check, options, calibration, tell, clock
@@ -202,7 +210,10 @@ def compile(
     facts["model"] = model_facts
     if gpu is not None and gpu_code is not None:
         facts = {**facts, **gpu.facts(gpu_code), "fallback": facts["steps"]}
-    data, manifest, headers = _linked(program, code, processor, facts, path, gpu_code)
+    vectors = None if tests is None else make_vectors(program, tests.samples)
+    facts["tests"] = vectors.count if vectors else 0
+    clock.lap("tests")
+    data, manifest, headers = _linked(program, code, processor, facts, path, gpu_code, vectors)
     clock.lap("link")
     calls = [(call.step.nodes, call.operands) for call in code.calls]
     if gpu_code is not None:
@@ -242,15 +253,16 @@ def _transformed(
 
 
 def _linked(
-    program: Program, code: Code, target: Target, manifest: dict[str, Any], path: Path, gpu: GpuCode | None
+    program: Program, code: Code, target: Target, manifest: dict[str, Any], path: Path, gpu: GpuCode | None,
+    vectors: Vectors | None,
 ) -> tuple[bytes, dict[str, Any], dict[Path, bytes]]:
     """The artifact as its file name asks for it, its manifest, and the files that belong beside it."""
     from edgec.artifact import build_artifact
     from edgec.static_object import build_static, is_static
 
     if not is_static(path):
-        return *build_artifact(program, code, target, manifest, gpu), {}
-    static = build_static(program, code, target, manifest, path.stem)
+        return *build_artifact(program, code, target, manifest, gpu, vectors), {}
+    static = build_static(program, code, target, manifest, path.stem, vectors)
     return static.data, static.manifest, {path.with_suffix(".h"): static.header.encode()}
 
 

@@ -72,6 +72,8 @@ uint64_t edgert_now_ns(void);
 
 /* Everything that must hold before a kernel of `model` may be called. */
 edgert_status edgert_check_model(const edgert_model *model, bool check_digest);
+/* The tests in `model`, NULL if there are none; older descriptors have no place for them. */
+const edgert_tests *edgert_tests_of(const edgert_model *model);
 /* Bytes of one element, 0 for an unknown dtype. */
 uint32_t edgert_dtype_bytes(uint32_t dtype);
 
@@ -116,5 +118,27 @@ void edgert_opencl_close(edgert_opencl *gpu);
 
 void edgert_cache_read(const uint8_t key[32], uint8_t **bytes, size_t *size);
 void edgert_cache_write(const uint8_t key[32], const uint8_t *bytes, size_t size);
+/* session.c */
+
+struct edgert_session {
+  const edgert_model *model;
+  void *library; /* the loader's handle; NULL for a linked-in model */
+  void *block;   /* what close frees; NULL if the caller gave the memory */
+  uint8_t *arena;
+  void **io;  /* what the kernels get: inputs, then outputs */
+  void **own; /* the session's own buffers, in the same order; NULL without */
+  edgert_step_stats *stats;
+  edgert_pool *pool;
+  edgert_opencl *gpu; /* NULL: it runs on the processor */
+  atomic_flag running;
+  bool profiling;
+};
+
+/* Every step, on the processor or the GPU; all inputs and outputs must be bound. */
+edgert_status edgert_run_steps(edgert_session *session);
+/* One step, on all threads of the session. */
+void edgert_run_step(const edgert_session *session, const edgert_step *step);
+/* Calls `work` unless the session is at work already, or its threads are gone. */
+edgert_status edgert_exclusively(edgert_session *session, edgert_status (*work)(edgert_session *session));
 
 #endif

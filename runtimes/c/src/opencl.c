@@ -39,6 +39,7 @@ static edgert_status refused(const char *call, cl_int error) {
 
 /* Divisions and square roots are rounded as the processor rounds them where the device can. */
 static const char *const exact_options = "-cl-std=CL1.2 -cl-fp32-correctly-rounded-divide-sqrt";
+static const char *const newest_options = "-cl-std=CL3.0 -cl-fp32-correctly-rounded-divide-sqrt";
 static const char *const plain_options = "-cl-std=CL1.2";
 
 static void cache_key(const edgert_opencl *gpu, const char *options, uint8_t key[32]) {
@@ -114,12 +115,20 @@ static cl_int build_source(edgert_opencl *gpu, const char *options) {
   return gpu->program ? gpu->cl->clBuildProgram(gpu->program, 1, &gpu->device, options, NULL, NULL) : error;
 }
 
+/* Sources that multiply four bytes at once say so by this name; only OpenCL C 3.0 has it for every vendor. */
+static bool wants_newest(const edgert_opencl *gpu) {
+  char version[64];
+  edgert_opencl_text(gpu->cl, gpu->device, CL_DEVICE_OPENCL_C_VERSION, version, sizeof version);
+  return strncmp(version, "OpenCL C 3", 10) == 0 && strstr(gpu->part->source, "DOT4(");
+}
+
 static edgert_status build_program(edgert_opencl *gpu) {
   uint8_t key[32];
   if (gpu->part->source_bytes == 0) return EDGERT_OK; /* every step runs on the host */
   cache_key(gpu, exact_options, key);
   if (from_cache(gpu, key, exact_options)) return EDGERT_OK;
-  cl_int error = build_source(gpu, exact_options);
+  cl_int error = wants_newest(gpu) ? build_source(gpu, newest_options) : CL_OUT_OF_RESOURCES;
+  if (error != CL_SUCCESS) error = build_source(gpu, exact_options);
   if (error != CL_SUCCESS) error = build_source(gpu, plain_options);
   if (!gpu->program) return refused("clCreateProgramWithSource", error);
   if (error != CL_SUCCESS) return build_failed(gpu, error);

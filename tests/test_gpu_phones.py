@@ -1,4 +1,4 @@
-"""Floats stored in 16 bits: half the memory, answers that a device cannot tell apart, code that phones' GPUs take."""
+"""Floats stored in 16 bits, and kernels that only phones' GPUs are made for: what can be shown of them here."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tests.agreement import onnxruntime_outputs
 from tests.gpu import needs_device, quiet, run_on_gpu
 from tests.programs import assert_close, program_of, random_inputs, run_reference
 from tests.test_gpu_kernels import float64_program
+from tests.test_integer_kernels import SHAPES, layer
 from tests.test_kernels import CONVS
 
 CLANG = next(filter(None, (shutil.which(f"clang-{version}") for version in (19, 18, 17, 16, 15, 14))), None)
@@ -71,17 +72,37 @@ def test_weights_beyond_16_bits_are_refused(tmp_path: Path) -> None:
         GpuProgram(program, load_gpu("opencl-fp16"))
 
 
-@pytest.mark.skipif(CLANG is None, reason="no clang to compile OpenCL C with; .ci/install-tools installs PoCL's")
+needs_clang = pytest.mark.skipif(CLANG is None, reason="no clang for OpenCL C; .ci/install-tools installs PoCL's")
+FRONT_END = ["-x", "cl", "-target", "spir64-unknown-unknown", "-Xclang", "-finclude-default-header", "-Werror"]
+
+
+@needs_clang
 @pytest.mark.parametrize("target", gpu_names())
 def test_kernels_compile_for_any_device(target: str, sample_model: Path, tmp_path: Path) -> None:
     """By clang's OpenCL front end, for the SPIR of a device with cl_khr_fp16 and of one without."""
     source = GpuProgram(program_of(sample_model), load_gpu(target)).compile(quiet).source
     assert ("vload_half" in source.partition("__kernel")[2]) == target.endswith("-fp16")
     (tmp_path / "kernels.cl").write_text(source, encoding="utf-8")
-    front_end = ["-x", "cl", "-cl-std=CL1.2", "-Xclang", "-finclude-default-header", "-Werror", "-emit-llvm", "-c"]
     for extension in ("+cl_khr_fp16", "-cl_khr_fp16"):
-        device = ["-target", "spir64-unknown-unknown", "-Xclang", f"-cl-ext={extension}"]
-        command = [str(CLANG), *front_end, *device, "kernels.cl", "-o", "kernels.bc"]
+        device = ["-cl-std=CL1.2", "-Xclang", f"-cl-ext={extension}", "-emit-llvm", "-c"]
+        command = [str(CLANG), *FRONT_END, *device, "kernels.cl", "-o", "kernels.bc"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "kernels.bc").stat().st_size > 0
+
+
+@needs_clang
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_products_of_bytes_are_one_instruction_where_there_is_one(dtype: str, tmp_path: Path) -> None:
+    """OpenCL C 3.0 names it ``dot``; a device without it gets the sum."""
+    program = program_of(layer(*SHAPES["3x3"], dtype)[0], activation_dtype=dtype)
+    source = GpuProgram(program, load_gpu("android-mali")).compile(quiet).source
+    (tmp_path / "kernels.cl").write_text(source, encoding="utf-8")
+    feature = "__opencl_c_integer_dot_product_input_4x8bit"
+    found = {}
+    for device in (["-cl-std=CL3.0", f"-D{feature}=1", "-Wno-builtin-macro-redefined"], ["-cl-std=CL1.2"]):
+        command = [str(CLANG), *FRONT_END, *device, "-S", "-emit-llvm", "kernels.cl", "-o", "-"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found[device[0]] = "@_Z3dotDv4_" in done.stdout
+    assert found == {"-cl-std=CL3.0": True, "-cl-std=CL1.2": False}
