@@ -285,4 +285,4 @@ def test_diff_refuses_what_does_not_belong_together(
     onnx.save(floats, tmp_path / "scaled.onnx")
     onnx.save(quantised, tmp_path / "quantised.onnx")
     found = sentence_of("diff", tmp_path / "scaled.onnx", tmp_path / "quantised.onnx", "--calib", calib)
-    assert "differ too much to be quantised ones" in found
+    assert "differ too much from the float model's" in found
