@@ -118,6 +118,9 @@ typedef struct edgert_opencl edgert_opencl;
 typedef void (*edgert_host_fn)(void *context, uint32_t index);
 
 edgert_status edgert_opencl_open(const edgert_model *model, edgert_opencl **gpu);
+/* Makes the buffers of inputs and outputs, and the kernels. A GPU that shares the host's memory works in place in
+ * those of `own` (the session's buffers, inputs first) that are not NULL. */
+edgert_status edgert_opencl_prepare(edgert_opencl *gpu, void *const *own);
 const char *edgert_opencl_device(const edgert_opencl *gpu);
 /* One inference; `io` and `arena` are the host's. With `stats`, every step is measured. */
 edgert_status edgert_opencl_run(edgert_opencl *gpu, void *const *io, uint8_t *arena, edgert_step_stats *stats,

@@ -207,7 +207,9 @@ static edgert_status start_on(edgert_opencl *gpu, const edgert_model *model, con
   edgert_session *made = build(model, options, &place, block);
   made->block = options->memory ? NULL : block;
   made->gpu = gpu;
-  status = edgert_pool_start(made->pool, options->threads, (options->flags & EDGERT_PIN_BIG_CORES) != 0);
+  if (gpu) status = edgert_opencl_prepare(gpu, made->own);
+  if (status == EDGERT_OK)
+    status = edgert_pool_start(made->pool, options->threads, (options->flags & EDGERT_PIN_BIG_CORES) != 0);
   if (status == EDGERT_OK)
     *session = made;
   else
