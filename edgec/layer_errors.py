@@ -320,10 +320,11 @@ def _require_own_weights(layers: Sequence[_Layer]) -> None:
         for index, array in layer.weights.items():
             own = constant_of(layer.node.inputs[index])
             if own is None or own.shape != array.shape or np.square(array - own).sum() > np.square(own).sum():
+                owner = f"{layer.node.op_type} node '{layer.node.name}'"
                 raise EdgecError(
-                    f"the weights of {layer.node.op_type} node '{layer.node.name}' differ too much from the float model's "
-                    "to be them, quantised: was it changed before, its channels scaled against each other, say? Give "
-                    "the model that was quantised; edgec compile writes it beside the artifact, as OUT.float.onnx"
+                    f"the weights of {owner} differ too much from the float model's to be them, quantised: was it "
+                    "changed before, its channels scaled against each other, say? Give the model "
+                    "that was quantised; edgec compile writes it beside the artifact, as OUT.float.onnx"
                 )
 
 
