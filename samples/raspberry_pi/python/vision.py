@@ -4,8 +4,8 @@
     python vision.py MODEL.so --preprocess RECIPE.toml --labels LABELS.txt --camera 640x480 --output live.jpg
 
 Prints a line a picture, with the time of preparing and of inference, and at the end frames per second. With
-``--output`` the results are drawn: into a folder a file NAME_seen.jpg for each picture, or into one file that every frame
-of the camera replaces. Needs numpy, pillow, and the package edgert (on a board) or edgec; a camera needs picamera2.
+``--output`` the results are drawn: into a folder a file NAME_seen.jpg for each picture, or into one file that every
+frame of the camera replaces. Needs numpy, pillow, and edgert (on a board) or edgec; a camera needs picamera2.
 """
 
 from __future__ import annotations
