@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgec.compiler import Compiled, compile, tune
     from edgec.errors import EdgecError, UnsupportedModelError
+    from edgec.generation import generate
     from edgec.report import Report
     from edgec.runtimes.python.session import Session, load
 
-__all__ = ["Compiled", "EdgecError", "Report", "Session", "UnsupportedModelError", "compile", "load", "tune"]
+__all__ = [
+    "Compiled", "EdgecError", "Report", "Session", "UnsupportedModelError", "compile", "generate", "load", "tune",
+]  # fmt: skip
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -24,6 +27,7 @@ _HOMES = {
     "compile": "edgec.compiler",
     "tune": "edgec.compiler",
     "EdgecError": "edgec.errors",
+    "generate": "edgec.generation",
     "UnsupportedModelError": "edgec.errors",
     "Report": "edgec.report",
     "Session": "edgec.runtimes.python.session",

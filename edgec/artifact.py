@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edgec.targets.cpu.backend import Code
     from edgec.targets.gpu.backend import GpuCode
     from edgec.targets.target import Target
+    from edgec.vectors import Vectors
 
 ELF_MAGIC = b"\x7fELF"
 TABLES = ("steps", "memory", "fallback")
@@ -39,7 +40,8 @@ TRAILER = struct.Struct("<16sQQ32s")
 
 
 def build_artifact(
-    program: Program, code: Code, target: Target, manifest: dict[str, Any], gpu: GpuCode | None = None
+    program: Program, code: Code, target: Target, manifest: dict[str, Any], gpu: GpuCode | None = None,
+    vectors: Vectors | None = None,
 ) -> tuple[bytes, dict[str, Any]]:
     """Link ``code``, and what there is for a GPU, into an artifact.
 
@@ -54,7 +56,8 @@ def build_artifact(
     text = manifest_text(manifest)
     with tempfile.TemporaryDirectory(prefix="edgec-") as name:
         folder = Path(name)
-        linked = _link(folder, toolchain, write_sources(folder, program, code, target, text, gpu=gpu))
+        sources = write_sources(folder, program, code, target, text, gpu=gpu, vectors=vectors)
+        linked = _link(folder, toolchain, sources)
         return with_trailer(linked.read_bytes(), text), manifest
 
 

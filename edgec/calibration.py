@@ -54,18 +54,23 @@ def input_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
     )
 
 
-def load_calibration(source: Source, model: ir.Model, preprocess: Path | None = None) -> Calibration:
+def load_calibration(
+    source: Source, model: ir.Model, preprocess: Path | None = None, states: Mapping[str, str] | str | None = None
+) -> Calibration:
     """The samples of ``source`` for ``model``.
 
     Args:
         source: see :data:`Source`.
         model: with static shapes.
         preprocess: how images become inputs, for a folder of them.
+        states: inputs that no sample has: they are what the model itself makes of the samples before (see
+            :mod:`edgec.states`).
 
     Raises:
         EdgecError: a sample does not fit the model's inputs, is not finite, or there is nothing to learn from.
     """
-    specs = input_specs(model)
+    pairs = _pairs(model, states) if states else {}
+    specs = tuple(spec for spec in input_specs(model) if spec.name not in pairs.values())
     if isinstance(source, str | os.PathLike):
         path, found = Path(source), f"'{source}'"
         runs: Iterable[Mapping[str, Array]] = load_samples(path, specs, preprocess)
@@ -85,7 +90,35 @@ def load_calibration(source: Source, model: ir.Model, preprocess: Path | None = 
     warnings = list(_warnings(samples, found))
     if left_out:
         warnings.append(f"{found} holds more than {MOST_SAMPLES} samples; the first {MOST_SAMPLES} are used")
-    return Calibration(tuple(samples), tuple(warnings))
+    return Calibration(tuple(_carried(samples, model, pairs) if pairs else samples), tuple(warnings))
+
+
+def _pairs(model: ir.Model, states: Mapping[str, str] | str) -> dict[str, str]:
+    """Names of inputs by those of outputs."""
+    from edgec.states import Named, pair_states
+
+    inputs = [Named(spec.name, spec.shape, str(spec.dtype)) for spec in input_specs(model)]
+    outputs = [
+        Named(str(value.name), tuple(value.shape.numpy()), str(value.dtype.numpy()))
+        for value in model.graph.outputs
+        if value.shape is not None and value.dtype is not None
+    ]
+    return pair_states(states, inputs, outputs)
+
+
+def _carried(
+    samples: list[Mapping[str, Array]], model: ir.Model, pairs: Mapping[str, str]
+) -> Iterator[Mapping[str, Array]]:
+    """``samples`` with the states before each run; those before the first are zero."""
+    from edgec.passes.quantize.execution import ModelRunner
+
+    runner = ModelRunner(model)
+    state = {s.name: np.zeros(s.shape, s.dtype) for s in input_specs(model) if s.name in pairs.values()}
+    for sample in samples:
+        whole = {**sample, **state}
+        yield whole
+        outputs = runner.by_name(whole)
+        state = {source: outputs[output] for output, source in pairs.items()}
 
 
 def _checked(

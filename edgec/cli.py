@@ -152,12 +152,22 @@ def compile_model(
     group_size: Annotated[
         int | None, typer.Option(metavar="N", help="Weights that share a scale (w4, w3, w2); 0: an output channel's.")
     ] = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OUTPUT=INPUT", help="Keep an output as the next run's input; auto pairs present… with past…."
+        ),
+    ] = None,
     tune: Annotated[
         float | None, typer.Option(metavar="MINUTES", help="Measure plans of the kernels so long, and take the best.")
     ] = None,
     tune_db: TuneDb = None,
     fps: Annotated[
         float | None, typer.Option(min=0.001, help="FPGA boards: frames a second to reach; by default as many as fit.")
+    ] = None,
+    bundle_tests: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Samples to put into the artifact with their outputs, for edgert-selftest."),
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say what the passes left alone, and why.")] = False,
     report: ReportFile = None,
@@ -167,6 +177,7 @@ def compile_model(
     from edgec.compiler import compile
     from edgec.html import order_page
     from edgec.shapes import parse_shape_flags
+    from edgec.states import parse_states
     from edgec.transformation import transform
 
     names = None if passes is None else [name.strip() for name in passes.split(",") if name.strip()]
@@ -188,7 +199,8 @@ def compile_model(
         compiled = compile(
             model, target, output, shapes=shapes, passes=names, check=checked, prune=prune, quantize=quantize,
             calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe,
-            group_size=group_size, tune=tune, tune_db=tune_db, fps=fps, progress=progress,
+            group_size=group_size, states=parse_states(state or ()), tune=tune, tune_db=tune_db, fps=fps,
+            bundle_tests=bundle_tests, progress=progress,
         )  # fmt: skip
         if page:
             page.write_compiled(compiled, progress)
@@ -304,6 +316,23 @@ def run(
     found = [summarise_array(name, array) for name, array in outputs.items()]
     facts = {"saved": output, "outputs": found, **({"machine": results.machine} if results.machine else {})}
     _show(facts, json, lambda: tables.print_outputs(found, output, results.machine))
+
+
+@app.command()
+def generate(
+    artifact: Artifact,
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What comes before.")],
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to generate.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; else one is drawn.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """Continue a text with a language model of bytes that was compiled with --state."""
+    from edgec.generation import write
+
+    found = write(artifact, prompt, tokens, temperature=temperature, seed=seed, threads=threads)
+    _show(found, json, lambda: tables.print_generated(found))
 
 
 @app.command()

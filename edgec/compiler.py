@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from edgec.targets.target import Target
     from edgec.transformation import Check
     from edgec.tuning import Tuned
+    from edgec.vectors import Vectors
 
 Progress = Callable[[str, int, int], None]
 """Told (what, done, total) while work goes on."""
@@ -65,10 +66,12 @@ def compile(
     max_drop: float | None = None,
     recipe: str | os.PathLike[str] | Recipe | None = None,
     group_size: int | None = None,
+    states: Mapping[str, str] | str | None = None,
     tune: float | None = None,
     tune_db: str | os.PathLike[str] | None = None,
     device: str | None = None,
     fps: float | None = None,
+    bundle_tests: Source | None = None,
     progress: Progress | None = None,
 ) -> Compiled:
     """Compile ``model`` for ``target`` into one shared object, or into an HLS project for an FPGA board.
@@ -101,11 +104,16 @@ def compile(
         recipe: how to quantise: a :class:`edgec.passes.quantize.Recipe`, or a file of one.
         group_size: weights of less than 8 bits that share a scale where activations are float; 0 for those of a
             whole output channel.
+        states: outputs, with the input of each, that the artifact keeps from one run to the next: see
+            :mod:`edgec.states`. "auto" pairs ``present…`` with ``past…``. Samples are then successive runs, without
+            arrays for these inputs.
         tune: minutes to spend on measuring plans of the kernels; none by default.
         tune_db: the file of tuning records that plans are chosen by, and that new ones are added to; by default
             those that come with edgec, and with ``tune`` a file in the user's cache.
         device: where plans are measured (see :func:`edgec.tuning.meter_for`).
         fps: frames a second that an FPGA is to reach with as little as possible; by default as many as fit.
+        bundle_tests: samples whose inputs and outputs, by the reference, the artifact is to hold, the first few of
+            them: ``edgert-selftest`` runs them on the device (see :mod:`edgec.vectors`).
         progress: told (what, done, total) as the work goes on.
 
     Raises:
@@ -118,17 +126,19 @@ def compile(
     from edgec.graph import load_graph
     from edgec.lowering import lower
     from edgec.passes.pipeline import select
-    from edgec.quantisation import Options
+    from edgec.quantisation import Options, check_precisions
+    from edgec.states import keep_states
     from edgec.static_object import check_form
     from edgec.summary import summarise
     from edgec.targets.cpu.backend import compile_program
     from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
-    from edgec.targets.gpu.backend import GpuProgram, gpu_facts
+    from edgec.targets.gpu.backend import GpuProgram
     from edgec.targets.gpu.target import GpuTarget
-    from edgec.targets.target import resolve_target
+    from edgec.targets.target import Target, resolve_target
     from edgec.toolchain import find_toolchain
     from edgec.tuning import records_for
+    from edgec.vectors import make_vectors
 
     tell = progress or (lambda what, done, total: None)
     clock = _Clock()
@@ -136,19 +146,27 @@ def compile(
     folder_rule = Path(preprocess) if preprocess is not None else None
     options = Options(quantize, folder_rule, eval, max_drop, recipe, group_size)
     options.check(calib is not None, prune > 0)
-    selected = None if passes is None else select(passes, activation_dtype=chosen.activation_dtype)
+    if states and not isinstance(chosen, Target):
+        raise EdgecError(f"{target} keeps no states between runs; leave --state out and carry them over yourself")
+    check_precisions(options, chosen)
+    selected = None
+    if passes is not None:
+        selected = select(passes, activation_dtype=chosen.activation_dtype, packs_weights=chosen.packs_weights)
     path = Path(output) if output is not None else chosen.default_output(_name(model))
     if isinstance(chosen, Board):
         from edgec.targets.fpga.artifact import check_project_path
 
         check_project_path(path)
+        if bundle_tests is not None:
+            raise EdgecError(f"--bundle-tests is for processors; a project for {target} is tested by its C simulation")
     elif fps is not None:
         raise EdgecError(f"--fps is a goal for FPGA boards, and {target} is none; leave it out")
     elif isinstance(chosen, Format):
         chosen.check_path(path)
         check_writable(path)
-        if tune is not None:
-            raise EdgecError(f"--tune measures edgec's own kernels, and {target} has none; leave it out")
+        own = {"--tune": tune, "--bundle-tests": bundle_tests, "--state": states}
+        if given := [flag for flag, value in own.items() if value]:
+            raise EdgecError(f"{given[0]} is for edgec's own kernels and library, and {target} has none; leave it out")
     else:
         find_toolchain(chosen.triple)
         check_form(path, chosen)
@@ -159,7 +177,8 @@ def compile(
     graph = load_graph(model, shapes=shapes)
     original = summarise(graph)
     clock.lap("import")
-    calibration = None if calib is None else load_calibration(calib, graph, options.preprocess)
+    tests = None if bundle_tests is None else load_calibration(bundle_tests, graph, options.preprocess, states)
+    calibration = None if calib is None else load_calibration(calib, graph, options.preprocess, states)
     graph, reports, quantisation = _transformed(
         graph, chosen, prune, selected, check, options, calibration, tell, clock
     )
@@ -180,12 +199,15 @@ def compile(
         return _compile_format(graph, chosen, _name(model), path, model_facts, reports, quantisation, clock)
     program = lower(graph)
     program.name = _name(model)
+    if states:
+        keep_states(program, states)
     fusion.fuse(program)
     gpu = GpuProgram(program, chosen) if isinstance(chosen, GpuTarget) else None
     processor = chosen.host if isinstance(chosen, GpuTarget) else chosen
     if gpu is None:
         tiling.tile(program)
-    lifetimes = memory.plan(program, chosen.arena_alignment)
+    planned = gpu is not None and gpu.program is program
+    lifetimes = gpu.lifetimes if gpu and planned else memory.plan(program, chosen.arena_alignment)
     clock.lap("lowering")
     tuned_program = gpu.program if gpu else program
     records, tuned = records_for(tuned_program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
@@ -197,8 +219,11 @@ def compile(
     facts = _manifest(program, code, processor, lifetimes)
     facts["model"] = model_facts
     if gpu is not None and gpu_code is not None:
-        facts = {**facts, **gpu_facts(gpu_code, gpu.target), "fallback": facts["steps"]}
-    data, manifest, headers = _linked(program, code, processor, facts, path, gpu_code)
+        facts = {**facts, **gpu.facts(gpu_code), "fallback": facts["steps"]}
+    vectors = None if tests is None else make_vectors(program, tests.samples)
+    facts["tests"] = vectors.count if vectors else 0
+    clock.lap("tests")
+    data, manifest, headers = _linked(program, code, processor, facts, path, gpu_code, vectors)
     clock.lap("link")
     calls = [(call.step.nodes, call.operands) for call in code.calls]
     if gpu_code is not None:
@@ -241,7 +266,7 @@ def _transformed(
     from edgec.targets.formats import Format
     from edgec.transformation import apply_passes
 
-    integers = () if isinstance(target, Format) else integer_passes(target.activation_dtype)
+    integers = () if isinstance(target, Format) else integer_passes(target.activation_dtype, target.packs_weights)
     samples = None if calibration is None else calibration.samples
     pruned = prune_graph(graph, settings_for(prune, target), samples) if prune else ()
     default = FLOAT if options.quantises else (*FLOAT, *integers)
@@ -257,15 +282,16 @@ def _transformed(
 
 
 def _linked(
-    program: Program, code: Code, target: Target, manifest: dict[str, Any], path: Path, gpu: GpuCode | None
+    program: Program, code: Code, target: Target, manifest: dict[str, Any], path: Path, gpu: GpuCode | None,
+    vectors: Vectors | None,
 ) -> tuple[bytes, dict[str, Any], dict[Path, bytes]]:
     """The artifact as its file name asks for it, its manifest, and the files that belong beside it."""
     from edgec.artifact import build_artifact
     from edgec.static_object import build_static, is_static
 
     if not is_static(path):
-        return *build_artifact(program, code, target, manifest, gpu), {}
-    static = build_static(program, code, target, manifest, path.stem)
+        return *build_artifact(program, code, target, manifest, gpu, vectors), {}
+    static = build_static(program, code, target, manifest, path.stem, vectors)
     return static.data, static.manifest, {path.with_suffix(".h"): static.header.encode()}
 
 
@@ -331,6 +357,7 @@ def _digest(model: Any) -> str | None:
 
 def _manifest(program: Program, code: Code, target: Target, lifetimes: Sequence[Lifetime]) -> dict[str, Any]:
     """What the artifact says of itself."""
+    from edgec import memory
     from edgec.artifact import tensor_entry
     from edgec.descriptor import ABI_VERSION
 
@@ -346,16 +373,8 @@ def _manifest(program: Program, code: Code, target: Target, lifetimes: Sequence[
         "outputs": [tensor_entry(tensor) for tensor in program.outputs],
         "arena_bytes": program.arena_bytes,
         "arena_lower_bound": program.arena_lower_bound,
+        "states": [{**tensor_entry(tensor), "kind": "state"} for tensor in program.states],
         "steps": [{"name": c.step.name, "kernel": c.contract, "macs": c.step.kernel.macs} for c in code.calls],
-        "memory": [
-            {
-                "buffer": x.buffer.name,
-                "offset": x.buffer.offset,
-                "bytes": x.nbytes,
-                "first": x.first,
-                "last": x.last,
-            }
-            for x in lifetimes
-        ],
+        "memory": [memory.entry(lifetime) for lifetime in lifetimes],
         "versions": {name: metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi", "onnx")},
     }

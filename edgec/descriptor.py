@@ -15,7 +15,8 @@ import numpy as np
 
 from edgec.gpu_descriptor import SOURCE_FILE, WEIGHTS_FILE, GpuWriter
 from edgec.memory import ALIGNMENT
-from edgec.program import ARENA, CONSTANT, Buffer, Program, Tensor
+from edgec.program import ARENA, CONSTANT, STATE, Buffer, Program, Tensor
+from edgec.vectors import Vectors, sources
 
 if TYPE_CHECKING:
     from edgec.targets.cpu.backend import Call, Code
@@ -91,7 +92,7 @@ class Sources:
 
 def write_sources(
     folder: Path, program: Program, code: Code, target: Target, manifest: bytes, symbol: str = SYMBOL, entry: str = "",
-    gpu: GpuCode | None = None,
+    gpu: GpuCode | None = None, vectors: Vectors | None = None,
 ) -> Sources:  # fmt: skip
     """Write what an artifact is linked from.
 
@@ -104,6 +105,7 @@ def write_sources(
         symbol: the descriptor's name.
         entry: the name of a function that runs the model without a library; none by default.
         gpu: the same program for a GPU.
+        vectors: the tests that the artifact is to hold.
     """
     image = lay_out(code.constants)
     (folder / "weights.bin").write_bytes(image.data or b"\0")
@@ -112,7 +114,10 @@ def write_sources(
     part = GpuWriter(program, gpu, lay_out(gpu.constants)) if gpu is not None else None
     if part is not None:
         part.write_blobs(folder)
-    writer = _DescriptorWriter(program, code, target, image, manifest, folder, part)
+    if vectors:
+        (folder / "inputs.bin").write_bytes(vectors.inputs or b"\0")
+        (folder / "outputs.bin").write_bytes(vectors.outputs or b"\0")
+    writer = _DescriptorWriter(program, code, target, image, manifest, folder, part, vectors)
     sources.descriptor.write_text(writer.source(symbol, entry), encoding="utf-8")
     return sources
 
@@ -122,8 +127,9 @@ class _DescriptorWriter:
 
     def __init__(
         self, program: Program, code: Code, target: Target, image: Image, manifest: bytes, folder: Path,
-        gpu: GpuWriter | None,
+        gpu: GpuWriter | None, vectors: Vectors | None,
     ) -> None:  # fmt: skip
+        self.vectors = vectors
         self.program, self.code, self.target, self.image = program, code, target, image
         self.manifest = b"" if target.bare_metal else manifest
         self.loaded, self.folder, self.gpu = not target.bare_metal, folder, gpu
@@ -140,6 +146,7 @@ class _DescriptorWriter:
             self._tensors("outputs", self.program.outputs),
             self._steps(),
             *self._gpu(),
+            *(self._tests(self.vectors) if self.vectors else []),
             self._model(symbol),
             *([self._entry(entry)] if entry else []),
         ]
@@ -180,7 +187,7 @@ class _DescriptorWriter:
     def _address(self, buffer: Buffer) -> str:
         root = buffer.root
         skip = buffer.root_offset * np.dtype(buffer.dtype).itemsize
-        if root.space == ARENA:
+        if root.space in (ARENA, STATE):
             assert root.offset is not None
             return f"arena + {root.offset + skip}"
         if root.space == CONSTANT:
@@ -225,6 +232,13 @@ class _DescriptorWriter:
             f"}}\n"
         )
 
+    def _tests(self, vectors: Vectors) -> list[str]:
+        blobs = [
+            self._blob(f"edgec_test_{name}", f"{name}.bin", f'.rodata.edgec_test_{name},\\"a\\"')
+            for name in ("inputs", "outputs")
+        ]
+        return [*blobs, *sources(vectors, self._io, len(self.code.calls))]
+
     def _model(self, symbol: str) -> str:
         target, program = self.target, self.program
         manifest = "(const char *)edgec_manifest" if self.loaded else "0"
@@ -238,6 +252,7 @@ class _DescriptorWriter:
             f"{len(self.code.calls)}u", "steps", "strings", "(uint64_t)sizeof strings", "edgec_weights",
             f"{len(self.image.data)}u",
             manifest, f"{len(self.manifest)}u", f"{{{digest}}}", "&edgec_gpu" if self.gpu else "0",
+            f"{program.state_bytes}u", "&tests" if self.vectors else "0",
         ]  # fmt: skip
         body = ",\n  ".join(fields)
         return f'__attribute__((visibility("default"))) const edgert_model {symbol} = {{\n  {body}\n}};\n'

@@ -37,6 +37,15 @@ class Lifetime:
         return self.first <= other.last and other.first <= self.last
 
 
+def entry(lifetime: Lifetime) -> dict[str, str | int | None]:
+    """A live range as the manifest lists it."""
+    buffer = lifetime.buffer
+    return {
+        "buffer": buffer.name, "offset": buffer.offset, "bytes": lifetime.nbytes, "first": lifetime.first,
+        "last": lifetime.last,
+    }  # fmt: skip
+
+
 def plan(program: Program, alignment: int = ALIGNMENT) -> list[Lifetime]:
     """Set the offset of every arena buffer and the program's arena size and lower bound.
 
@@ -53,8 +62,22 @@ def plan(program: Program, alignment: int = ALIGNMENT) -> list[Lifetime]:
         (sum(x.nbytes for x in lifetimes if x.first <= i <= x.last) for i in range(len(program.steps))),
         default=0,
     )
-    program.arena_bytes = _place(lifetimes, program.arena_lower_bound) + _slack(program)
+    size = _place(lifetimes, program.arena_lower_bound)
+    _place_states(program, lifetimes, alignment)
+    program.arena_lower_bound += program.state_bytes
+    program.arena_bytes = program.state_bytes + size + _slack(program)
     return lifetimes
+
+
+def _place_states(program: Program, lifetimes: Sequence[Lifetime], alignment: int) -> None:
+    """Put states at the start of the arena, and everything else behind them."""
+    program.state_bytes = 0
+    for state in program.states:
+        state.buffer.offset = program.state_bytes
+        program.state_bytes += -(-state.buffer.nbytes // alignment) * alignment
+    for lifetime in lifetimes:
+        assert lifetime.buffer.offset is not None
+        lifetime.buffer.offset += program.state_bytes
 
 
 def live_ranges(program: Program, alignment: int = ALIGNMENT) -> list[Lifetime]:

@@ -19,6 +19,8 @@ from edgec import scalar
 from edgec.scalar import Expr
 
 ARENA, INPUT, OUTPUT, CONSTANT = "arena", "input", "output", "constant"
+STATE = "state"
+"""The part of the arena, at its start, that keeps its content from one run to the next."""
 
 
 @dataclass(eq=False)
@@ -423,7 +425,10 @@ class Tensor:
 
 @dataclass
 class Program:
-    """The lowered model. ``arena_bytes`` and buffer offsets are set by :mod:`edgec.memory`."""
+    """The lowered model. Sizes in bytes and buffer offsets are set by :mod:`edgec.memory`.
+
+    ``states`` (see :mod:`edgec.states`) lie in the first ``state_bytes`` of the arena.
+    """
 
     name: str
     inputs: list[Tensor]
@@ -431,6 +436,8 @@ class Program:
     steps: list[Step] = field(default_factory=list)
     arena_bytes: int = 0
     arena_lower_bound: int = 0
+    states: list[Tensor] = field(default_factory=list)
+    state_bytes: int = 0
 
     @property
     def macs(self) -> int:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from edgec.data import Array
     from edgec.guard import Guarded, Judge
     from edgec.passes.quantize import LayerQuantization, Quantized, Recipe
+    from edgec.targets.formats import Format
+    from edgec.targets.fpga.board import Board
+    from edgec.targets.gpu.target import GpuTarget
+    from edgec.targets.target import Target
 
 MODES = ("none", "int8", "w8", "w4", "w3", "w2", "w4a8")
 """What ``--quantize`` takes: but for none, the precision that layers have by default."""
@@ -190,6 +194,26 @@ def quantise_graph(
         tuple(attempts),
     )  # fmt: skip
     return found.model, done
+
+
+def check_precisions(options: Options, target: Target | Board | GpuTarget | Format) -> None:
+    """Refuse what ``target`` has no kernels for.
+
+    Raises:
+        EdgecError: the precision and those that it can run.
+    """
+    from edgec.passes.quantize.recipe import PRECISIONS
+
+    if not options.quantises or target.packs_weights:
+        return
+    recipe = _recipe(options)
+    able = [name for name, each in PRECISIONS.items() if each.activations is not None or each.weights is None]
+    for name in (recipe.default, *recipe.layers.values()):
+        if name not in able:
+            raise EdgecError(
+                f"{target.name} has no kernels for {name}, whose weights are unpacked under float activations; it can "
+                f"run {', '.join(able)}"
+            )
 
 
 def _recipe(options: Options) -> Recipe:

@@ -26,18 +26,19 @@ def run(program: Program, inputs: Mapping[str, Array]) -> dict[str, Array]:
         memory[id(tensor.buffer)] = np.ascontiguousarray(inputs[tensor.name], tensor.dtype).reshape(-1)
     for step in program.steps:
         run_step(step, memory)
-    return {t.name: _storage(t.buffer, memory).reshape(t.shape).copy() for t in program.outputs}
+    return {t.name: elements_of(t.buffer, memory).reshape(t.shape).copy() for t in program.outputs}
 
 
 def run_step(step: Step, memory: dict[int, Array]) -> None:
     """Execute one step on ``memory``: the flat elements of every root buffer, by ``id``."""
-    operands = [_storage(buffer, memory) for buffer in step.inputs]
-    output = _storage(step.output, memory)
+    operands = [elements_of(buffer, memory) for buffer in step.inputs]
+    output = elements_of(step.output, memory)
     with np.errstate(all="ignore"):
         _RUN[type(step.kernel)](step.kernel, operands, output)
 
 
-def _storage(buffer: Buffer, memory: dict[int, Array]) -> Array:
+def elements_of(buffer: Buffer, memory: dict[int, Array]) -> Array:
+    """The elements of ``buffer``, from its start to the end of its root; zeros before anything is stored."""
     root = buffer.root
     if id(root) not in memory:
         data = np.zeros(root.elements, root.dtype) if root.data is None else np.asarray(root.data).reshape(-1)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgec.program import Program, Tensor
     from edgec.targets.cpu.backend import Code
     from edgec.targets.target import Target
+    from edgec.vectors import Vectors
 
 SUFFIX = ".o"
 
@@ -89,7 +90,9 @@ def check_form(path: Path, target: Target | GpuTarget) -> None:
         )
 
 
-def build_static(program: Program, code: Code, target: Target, manifest: dict[str, Any], name: str) -> Static:
+def build_static(
+    program: Program, code: Code, target: Target, manifest: dict[str, Any], name: str, vectors: Vectors | None = None
+) -> Static:
     """Link ``code`` into an object whose symbols begin with ``name``.
 
     Raises:
@@ -108,7 +111,7 @@ def build_static(program: Program, code: Code, target: Target, manifest: dict[st
             "code_bytes": footprint.code, "ram_bytes": footprint.ram,
         }  # fmt: skip
         text = manifest_text(manifest)
-        sources = write_sources(folder, program, code, target, text, f"{name}_model", f"{name}_run")
+        sources = write_sources(folder, program, code, target, text, f"{name}_model", f"{name}_run", vectors=vectors)
         data = _link(folder, toolchain, target, sources, name).read_bytes()
     return Static(with_trailer(data, text), _header(program, target, footprint, name), manifest)
 
@@ -182,11 +185,11 @@ def _header(program: Program, target: Target, footprint: Footprint, name: str) -
         " *",
         f" * Code {footprint.code} bytes, constants {footprint.constants} bytes; arena, inputs and outputs "
         f"{footprint.ram} bytes.",
-        " * It calls memcpy, memset and functions of libm, allocates nothing and keeps nothing from call to call.",
+        " * It calls memcpy, memset and functions of libm, allocates nothing and has no variables.",
         " */",
         f"#ifndef EDGEC_{upper}_H", f"#define EDGEC_{upper}_H", "", "#include <stdint.h>", "",
         "#ifdef __cplusplus", 'extern "C" {', "#endif", "",
-        "/* Scratch memory of a call; its content does not matter before, and is lost after. */",
+        f"/* {_arena_comment(program)} */",
         f"#define {upper}_ARENA_BYTES {max(program.arena_bytes, 1)}u",
         f"#define {upper}_ARENA_ALIGNMENT {target.arena_alignment}u",
         "",
@@ -205,6 +208,15 @@ def _header(program: Program, target: Target, footprint: Footprint, name: str) -
         "#ifdef __cplusplus", "}", "#endif", "", "#endif", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _arena_comment(program: Program) -> str:
+    if program.state_bytes:
+        return (
+            f"Memory of a sequence of calls: its first {program.state_bytes} bytes are zero before the first call, and "
+            "are kept between calls."
+        )
+    return "Scratch memory of a call; its content does not matter before, and is lost after."
 
 
 def _parameters(tensors: Sequence[Tensor]) -> list[str]:

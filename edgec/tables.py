@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgec.data import ArraySummary
     from edgec.doctor import Check
     from edgec.evaluation import Evaluation
+    from edgec.generation import Generated
     from edgec.inspection import ModelInspection
     from edgec.layer_errors import LayerErrors
     from edgec.machine import Machine
@@ -94,14 +95,9 @@ def print_gpu(facts: Mapping[str, Any]) -> None:
     """The GPU's part of an artifact: where the steps run, and what is copied."""
     print_table(
         f"on the GPU, in {facts['api']} with floats stored as {facts['storage']}",
-        ("kernels", "steps on the CPU", "copies a run", "bytes copied", "arena", "source bytes"),
-        [
-            (
-                facts["kernels"], facts["host_steps"], facts["copies"], facts["copied_bytes"], facts["arena_bytes"],
-                facts["source_bytes"],
-            )
-        ],
-    )  # fmt: skip
+        ("kernels", "steps on the CPU", "copies a run", "bytes copied", "source bytes"),
+        [(facts["kernels"], facts["host_steps"], facts["copies"], facts["copied_bytes"], facts["source_bytes"])],
+    )
 
 
 def print_quantisation(done: Quantisation, explain: bool) -> None:
@@ -127,6 +123,15 @@ def print_quantisation(done: Quantisation, explain: bool) -> None:
         print_text(f"warning: {warning}")
     if done.guarded:
         print_text(str(done.guarded))
+
+
+def print_generated(found: Generated) -> None:
+    """The text, and what a token took."""
+    print_text(found.text or " ".join(map(str, found.tokens)))
+    print_text(
+        f"\n{len(found.tokens)} tokens after {found.prompt_tokens}, {found.ms_per_token:.3f} ms each; "
+        f"{found.state_bytes:,} bytes kept between runs"
+    )
 
 
 def print_layer_errors(found: LayerErrors) -> None:

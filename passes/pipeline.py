@@ -62,14 +62,16 @@ _INTEGER: tuple[Pass, ...] = (
 )
 
 
-def integer_passes(activation_dtype: str) -> tuple[Pass, ...]:
+def integer_passes(activation_dtype: str, packs_weights: bool = True) -> tuple[Pass, ...]:
     """What a quantised model goes through, whoever quantised it; others leave as they came.
 
     Args:
         activation_dtype: in which the target reads 8-bit activations best: "int8" or "uint8".
+        packs_weights: whether its products of floats read packed integer weights; else these become floats.
     """
+    chosen = [each for each in _INTEGER if packs_weights or not isinstance(each, FuseWeights)]
     # first, while every tensor of bytes lies between Quantize and Dequantize
-    return (ActivationDtype(activation_dtype), *_INTEGER)
+    return (ActivationDtype(activation_dtype), *chosen)
 
 
 DEFAULT = FLOAT + integer_passes("int8")
@@ -84,18 +86,19 @@ def pass_names() -> list[str]:
 
 
 def select(
-    names: Iterable[str] | None = None, stop_after: str | None = None, activation_dtype: str = "int8"
-) -> tuple[Pass, ...]:
+    names: Iterable[str] | None = None, stop_after: str | None = None, activation_dtype: str = "int8",
+    packs_weights: bool = True,
+) -> tuple[Pass, ...]:  # fmt: skip
     """The passes with these names in this order (all by default), up to the last one named ``stop_after``.
 
-    Activations of 8 bits become ``activation_dtype`` (see :func:`integer_passes`).
+    The passes for integers are those of a target (see :func:`integer_passes`).
 
     Raises:
         EdgecError: there is no pass of a name, or it is not among those chosen.
     """
-    every = FLOAT + integer_passes(activation_dtype)
+    every = FLOAT + integer_passes(activation_dtype, packs_weights)
     known = {each.name: each for each in every}
-    chosen = every if names is None else tuple(known[_checked(name)] for name in names)
+    chosen = every if names is None else tuple(known[name] for name in map(_checked, names) if name in known)
     if stop_after is None:
         return chosen
     places = [index for index, each in enumerate(chosen) if each.name == _checked(stop_after)]

@@ -26,11 +26,12 @@ LINK_FLAGS = ("-s", "-Wl,--gc-sections", "-Wl,-z,norelro", "-ldl")
 
 @dataclass(frozen=True)
 class RuntimeFiles:
-    """libedgert for one system: shared and static library, ``edgert-run``, and the folder of its headers."""
+    """libedgert for one system: shared and static library, the tools, and the folder of its headers."""
 
     shared: Path
     static: Path
     runner: Path
+    selftest: Path
     include: Path
 
 
@@ -77,9 +78,8 @@ def _build_once(triple: str, toolchain: Toolchain, cache: Path) -> RuntimeFiles:
 
 
 def _files(folder: Path) -> RuntimeFiles:
-    return RuntimeFiles(
-        folder / "libedgert.so", folder / "libedgert.a", folder / "edgert-run", SOURCE_FOLDER / "include"
-    )
+    shared, static = folder / "libedgert.so", folder / "libedgert.a"
+    return RuntimeFiles(shared, static, folder / "edgert-run", folder / "edgert-selftest", SOURCE_FOLDER / "include")
 
 
 def _sources() -> list[Path]:
@@ -131,5 +131,6 @@ def _build_into(toolchain: Toolchain, files: RuntimeFiles) -> None:
     link_flags = [*LINK_FLAGS, *([] if toolchain.triple.endswith("-android") else ["-lpthread"])]
     soname = f"-Wl,-soname,{files.shared.name}"
     toolchain.compile(_sources(), files.shared, flags=[*compile_flags, soname, *link_flags])
-    runner = SOURCE_FOLDER / "tools" / "edgert_run.c"
-    toolchain.compile([runner, files.static], files.runner, shared=False, flags=[*compile_flags, *link_flags])
+    for tool in (files.runner, files.selftest):
+        source = SOURCE_FOLDER / "tools" / f"{tool.name.replace('-', '_')}.c"
+        toolchain.compile([source, files.static], tool, shared=False, flags=[*compile_flags, *link_flags])

@@ -33,12 +33,14 @@ class Format:
         description: one line for ``edgec targets``.
         suffix: of the file's name.
         runtime: the adapter in :mod:`edgec.runtimes.peers` that runs it.
+        packs_weights: whether it keeps integer weights under float activations.
     """
 
     name: str
     description: str
     suffix: str
     runtime: str
+    packs_weights: bool
 
     @property
     def activation_dtype(self) -> str:
@@ -68,8 +70,8 @@ class Format:
 FORMATS = {
     each.name: each
     for each in (
-        Format("onnxruntime", "ONNX Runtime: an ONNX model, QDQ if quantised", ".onnx", "onnxruntime"),
-        Format("tflite", "LiteRT (TensorFlow Lite): a .tflite file", ".tflite", "litert"),
+        Format("onnxruntime", "ONNX Runtime: an ONNX model, QDQ if quantised", ".onnx", "onnxruntime", True),
+        Format("tflite", "LiteRT (TensorFlow Lite): a .tflite file", ".tflite", "litert", False),
     )
 }
 

@@ -9,7 +9,7 @@ import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -61,6 +61,9 @@ class Target:
     arena_alignment: int = ALIGNMENT
     flash_bytes: int = 0
     ram_bytes: int = 0
+
+    packs_weights: ClassVar[bool] = True
+    """Whether products of floats read packed integer weights."""
 
     @property
     def bare_metal(self) -> bool:

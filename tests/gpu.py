@@ -14,7 +14,7 @@ from edgec.program import Program
 from edgec.runtimes.python.session import Session
 from edgec.targets.cpu.backend import compile_program
 from edgec.targets.gpu.backend import GpuCode, GpuProgram
-from edgec.targets.gpu.target import load_gpu
+from edgec.targets.gpu.target import GpuTarget, load_gpu
 
 needs_device = pytest.mark.skipif(not device_names(), reason="no OpenCL device; .ci/install-tools installs PoCL")
 
@@ -23,20 +23,21 @@ def quiet(what: str, done: int, total: int) -> None:
     """Progress that nobody looks at."""
 
 
-def gpu_session(program: Program, folder: Path, target: str = "opencl", **options: bool) -> tuple[Session, GpuCode]:
+def gpu_session(program: Program, folder: Path, target: str | GpuTarget = "opencl") -> tuple[Session, GpuCode]:
     """``program``, compiled for ``target`` and opened, and its kernels."""
-    chosen = load_gpu(target)
+    chosen = load_gpu(target) if isinstance(target, str) else target
     made = GpuProgram(program, chosen)
-    memory.plan(program)
+    if made.program is not program:
+        memory.plan(program)
     code = made.compile(quiet)
     facts = {
         "name": program.name, "inputs": [tensor_entry(t) for t in program.inputs],
         "outputs": [tensor_entry(t) for t in program.outputs], "steps": [],
     }  # fmt: skip
     data, _ = build_artifact(program, compile_program(program, chosen.host, quiet), chosen.host, facts, code)
-    path = folder / f"{target}.so"
+    path = folder / f"{chosen.name}.so"
     path.write_bytes(data)
-    return Session(path, **options), code
+    return Session(path), code
 
 
 def run_on_gpu(

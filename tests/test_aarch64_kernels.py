@@ -40,8 +40,9 @@ MORE_SHAPES = {
 }  # fmt: skip
 """Input, weights, attributes, beside those that every target is tested with."""
 
-CORES = [("rpi3", "cortex-a53", 1), ("rpi3", "cortex-a72", 3), ("rpi5", "cortex-a76", 3), ("rpi5", "max", 1)]
-"""Targets without and with dot product, the cores that run them, and on how many threads."""
+CORES = [("rpi3", "cortex-a53", 1), ("rpi3", "cortex-a72", 3), ("rpi5", "cortex-a76", 3), ("rpi5", "max", 1),
+         ("arm64-i8mm", "max", 2)]  # fmt: skip
+"""Targets without and with dot product, and with matrix products, the cores that run them, and on how many threads."""
 
 LAYERS = [
     (name, shape, ("int8", "uint8")[index % 2]) for index, (name, shape) in enumerate((SHAPES | MORE_SHAPES).items())

@@ -363,7 +363,7 @@ def test_mistakes_end_in_a_sentence(sample_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = ("compile", sample_model, "--target", "tflite")
     assert "does not end in .tflite" in sentence_of(*flags, "-o", "m.so")
-    assert "--tune measures edgec's own kernels" in sentence_of(*flags, "--tune", 1)
+    assert "--tune is for edgec's own kernels" in sentence_of(*flags, "--tune", 1)
     assert "--fps is a goal for FPGA boards" in sentence_of(*flags, "--fps", 1)
     assert call(*flags).exit_code == 0 and Path("digits_repvgg.tflite").is_file()
     data = ("--input", sample_model.with_name("digits_eval.npz"))

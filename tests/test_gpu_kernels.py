@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from edgec import reference, scalar
 from edgec.program import Program
 from edgec.scalar import Expr
+from edgec.targets.gpu.target import load_gpu
 from tests.gpu import gpu_session, needs_device, run_on_gpu
 from tests.programs import assert_close, program_of, random_inputs, run_reference
 from tests.random_models import RandomModel
@@ -123,3 +125,17 @@ def test_float64_runs_on_the_processor(tmp_path: Path) -> None:
     with session:
         found = session.run(inputs)
     assert_close(found, run_reference(program, inputs))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("name", ["pointwise", "3x3", "one row", "grouped"])
+def test_four_products_at_once_are_the_same_sum(name: str, dtype: str, tmp_path: Path) -> None:
+    """The kernels for devices that have an instruction for it; here each sum is spelled out."""
+    source, inputs = layer(*SHAPES[name], dtype)
+    program = program_of(source, activation_dtype="uint8")
+    want = run_reference(program, inputs)["y"]
+    target = replace(load_gpu("opencl"), integer_dot=True)
+    session, code = gpu_session(program, tmp_path, target)
+    assert ("DOT4(" in code.source) == (name != "grouped")
+    with session:
+        np.testing.assert_array_equal(session.run(inputs)["y"], want)

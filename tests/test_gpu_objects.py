@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 import edgec
-from edgec import memory
 from edgec.artifact import build_artifact, tensor_entry
 from edgec.errors import EdgecError
-from edgec.runtimes.build import SOURCE_FOLDER
+from edgec.runtimes.build import SOURCE_FOLDER, build_runtime
 from edgec.runtimes.python.session import Session
 from edgec.targets.cpu.backend import compile_program
 from edgec.targets.gpu.backend import GpuProgram
 from edgec.targets.gpu.target import load_gpu
+from edgec.toolchain import host_triple
 from tests.gpu import needs_device, quiet
 from tests.programs import program_of
 
@@ -81,6 +81,22 @@ def test_many_runs_and_sessions_leave_nothing(artifact: Path, counting: Path) ->
     assert len(set(found["between"][1:10])) == 1 and set(found["between"][10:]) == {0}
 
 
+def test_a_gpu_that_shares_memory_works_in_place(
+    artifact: Path, counting: Path, sample_data: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """The runner has the session's own buffers: nothing is copied, on devices like PoCL and phones' GPUs."""
+    images = sample_data["image"][:5]
+    images.tofile(tmp_path / "in.bin")
+    command = [build_runtime(host_triple()).runner, artifact, "--inputs", "in.bin", "--outputs", "out.bin"]
+    environment = {**os.environ, "EDGERT_OPENCL_LIBRARY": str(counting), "COUNTING_COPIES": "1"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment)
+    assert "copies 0" in done.stderr.splitlines()
+    found = np.fromfile(tmp_path / "out.bin", np.float32).reshape(5, 10)
+    with edgec.load(artifact) as session:
+        wanted = np.concatenate([session.run({"image": image[None]})["logits"] for image in images])
+    np.testing.assert_array_equal(found, wanted)
+
+
 @pytest.mark.parametrize("call", CREATORS)
 def test_a_device_out_of_memory_is_a_sentence(call: str, artifact: Path, counting: Path) -> None:
     found = lifetimes(artifact, counting, runs=3, cycles=1, fail=call)
@@ -90,7 +106,6 @@ def test_a_device_out_of_memory_is_a_sentence(call: str, artifact: Path, countin
 
 def test_what_the_compiler_says_is_in_the_error(tiny_model: Path, tmp_path: Path) -> None:
     program, target = program_of(tiny_model), load_gpu("opencl")
-    memory.plan(program)
     code = GpuProgram(program, target).compile(quiet)
     broken = replace(code, source=code.source.replace("get_global_id(0)", "get_global_idea(0)"))
     facts = {

@@ -37,14 +37,18 @@ SHAPES = {
 
 
 def layer(
-    shape: tuple[int, ...], weight: tuple[int, ...], attributes: dict[str, object], dtype: str, seed: int = 0
+    shape: tuple[int, ...], weight: tuple[int, ...], attributes: dict[str, object], dtype: str, seed: int = 0,
+    most: int = 127,
 ) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """A QLinearConv whose results use the whole range of ``dtype``, some of them beyond it, and an input."""
+    """A QLinearConv whose results use the whole range of ``dtype``, some of them beyond it, and an input.
+
+    ``most`` is the largest weight; the least is −127, or −8 for 4 bits.
+    """
     generator = np.random.default_rng([seed, *shape, *weight])
     limits = np.iinfo(dtype)
     x = generator.integers(limits.min, limits.max, shape, dtype, endpoint=True)
-    kernel = generator.integers(-127, 127, weight, np.int8, endpoint=True)
-    spread = 74 * 74 * np.sqrt(np.prod(weight[1:]))
+    kernel = generator.integers(-127 if most == 127 else -most - 1, most, weight, np.int8, endpoint=True)
+    spread = 74 * 74 * most / 127 * np.sqrt(np.prod(weight[1:]))
     constants = {
         "xs": np.float32(0.02),
         "xz": np.array(generator.integers(limits.min, limits.max), dtype),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -15,11 +16,13 @@ from edgec.graph import load_graph
 from edgec.passes.pipeline import run as run_passes
 from edgec.passes.quantize.lowbit import LowBit, fit_low_bit, limits, nearest_low_bit, spread
 from edgec.program import Conv
+from edgec.targets.target import load_target
 from tests import graphs
 from tests.operators import node
 from tests.programs import HostProgram, assert_close, program_of, run_reference
-from tests.test_aarch64_kernels import emulated, together
+from tests.test_aarch64_kernels import CORES, MORE_SHAPES, emulated, together
 from tests.test_cli import results_of, sentence_of
+from tests.test_integer_kernels import SHAPES, layer
 
 # ---- fit ------------------------------------------------------------------------------------------------------
 
@@ -163,6 +166,50 @@ def test_weights_stay_packed(bits: int, tmp_path: Path) -> None:
     assert exact <= stored <= 1.03 * exact
 
 
+# ---- integer kernels ------------------------------------------------------------------------------------------
+
+DENSE = {name: shape for name, shape in (SHAPES | MORE_SHAPES).items() if "depthwise" not in name}
+NIBBLES = {
+    name: layer(*shape, ("int8", "uint8")[index % 2], most=7) for index, (name, shape) in enumerate(DENSE.items())
+}
+
+
+@pytest.mark.parametrize("name", NIBBLES)
+def test_nibbles_equal_the_reference(name: str, tmp_path: Path) -> None:
+    """Two weights a byte, and the same bits as ONNX Runtime and the reference, by every kind of kernel."""
+    model, inputs = NIBBLES[name]
+    wanted = graphs.run(model, inputs)["y"]
+    host = load_target("host")
+    narrow = replace(host, features=("avx2", "fma"), cpu="x86-64-v3", vector_bytes=32, vector_registers=16)
+    unknown = replace(host, arch="unknown", features=(), cpu="generic" if host.arch == "aarch64" else "x86-64")
+    for number, target in enumerate([host, unknown, *([narrow] if host.arch == "x86_64" else [])]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        program = program_of(model)
+        np.testing.assert_array_equal(run_reference(program, inputs)["y"], wanted)
+        compiled = HostProgram(program, folder, target)
+        np.testing.assert_array_equal(compiled.run(inputs, threads=3)["y"], wanted)
+        assert any("w4" in call.contract for call in compiled.code.calls)
+
+
+@pytest.mark.parametrize(("target", "cpu", "threads"), CORES[1:3])
+def test_nibbles_on_arm(target: str, cpu: str, threads: int, emulator: str, tmp_path: Path) -> None:
+    inputs = {f"{i}_x": values["x"] for i, (_, values) in enumerate(NIBBLES.values())}
+    model = together(model for model, _ in NIBBLES.values())
+    found = emulated(model, inputs, tmp_path, target, cpu, threads)
+    for name, wanted in graphs.run(model, inputs).items():
+        np.testing.assert_array_equal(found[name], wanted, err_msg=[*NIBBLES][int(name.partition("_")[0])])
+
+
+def test_nibbles_stay_packed(tmp_path: Path) -> None:
+    """A kilobyte of them takes half of it, with four bytes of bias and of multiplier a channel."""
+    model, _ = layer((1, 256, 3, 3), (256, 256, 3, 3), {}, "uint8", most=7)
+    for target in ("host", "rpi4", "rpi5"):
+        stored = edgec.compile(model, target, tmp_path / f"{target}.so").manifest["weights_bytes"]
+        exact = 256 * 256 * 9 / 2 + 256 * 8
+        assert exact <= stored <= 1.03 * exact, target
+
+
 # ---- what others write ----------------------------------------------------------------------------------------
 
 
@@ -273,3 +320,13 @@ def test_wrong_group_size_is_a_sentence(sample_model: Path, tmp_path: Path) -> N
         "compile", sample_model, "--quantize", "w4", "--calib", calib, "--group-size", "33", "-o", tmp_path / "x.so"
     )
     assert "--group-size 33" in said and "32" in said and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("target", ["opencl", "pynq-z2"])
+def test_targets_refuse_widths_by_name(target: str, sample_model: Path, tmp_path: Path) -> None:
+    calib = sample_model.with_name("digits_calib.npz")
+    said = sentence_of(
+        "compile", sample_model, "--target", target, "--quantize", "w3", "--calib", calib, "-o", tmp_path / "x"
+    )
+    assert f"{target} has no kernels for w3" in said and "int8, int16, w4a8" in said
+    assert not list(tmp_path.iterdir())

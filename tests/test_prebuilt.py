@@ -65,6 +65,7 @@ int main(void) {
   intptr_t out = semihosting_open("out.bin", SEMIHOSTING_WRITE_BINARY);
   if (!semihosting_write(out, edgert_output_data(session, 0), TINY_Y_BYTES)) return 5;
   semihosting_close(out);
+  if (edgert_selftest(session, NULL) != EDGERT_OK) return 7;
   edgert_close(session);
   if (edgert_open("tiny.so", NULL, &session) != EDGERT_ERROR_LOAD) return 6;
   semihosting_print(edgert_last_error());
@@ -76,7 +77,8 @@ int main(void) {
 def test_cortex_m_library_is_small_and_runs_a_linked_model(tmp_path: Path, cortex_m4: Path, tiny_model: Path) -> None:
     if not shutil.which("qemu-system-arm"):
         pytest.skip("qemu-system-arm is not installed; .ci/install-tools does it")
-    edgec.compile(tiny_model, "cortex-m4", tmp_path / "tiny.o")
+    x = np.random.default_rng(2).standard_normal((1, 3, 7, 5), np.float32)
+    edgec.compile(tiny_model, "cortex-m4", tmp_path / "tiny.o", bundle_tests=[{"x": x}])
     (tmp_path / "main.c").write_text(PROGRAM)
     target, toolchain = load_target("cortex-m4"), find_toolchain("arm-none-eabi")
     flags = [
@@ -85,7 +87,6 @@ def test_cortex_m_library_is_small_and_runs_a_linked_model(tmp_path: Path, corte
     ]  # fmt: skip
     sources = [HARNESS / "start.c", tmp_path / "main.c", tmp_path / "tiny.o", cortex_m4 / "lib" / "libedgert.a"]
     image = toolchain.compile(sources, tmp_path / "image.elf", shared=False, flags=flags)
-    x = np.random.default_rng(2).standard_normal((1, 3, 7, 5), np.float32)
     (tmp_path / "in.bin").write_bytes(x.tobytes())
     machine = ["-M", "mps2-an386", "-display", "none", "-monitor", "none", "-serial", "none"]
     command = ["qemu-system-arm", *machine, "-semihosting-config", "enable=on,target=native", "-kernel", image]

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from edgec.lowering.context import Lowering, Operands, array_of, attribute, lowers
 from edgec.lowering.reduction import working_dtype
 from edgec.lowering.window import Window, channels_last, window
-from edgec.program import CONSTANT, View
+from edgec.program import CONSTANT, Fill, View, border
 from edgec.scalar import INDEX, Expr, binary, cast, const
 
 MOST_GROUP_NESTS = 16
@@ -53,9 +53,11 @@ def padded_input(
         return ctx.dense(x, order)
     shape = [extent + sum(pair) for extent, pair in zip(x.shape, padding, strict=True)]
     out = ctx.new(shape, dtype, order, f"{x.buffer.name}_padded")
+    start = (0, 0, *begins)
     if any(map(any, padding)):
-        ctx.compute(out, lambda ops, *i: const(0, dtype))
-    ctx.compute(out.slice((0, 0, *begins), x.shape), centred(x, dtype, zero))
+        # the border alone: fusion may let what computes x write it here before this step
+        ctx.emit(Fill(border(out, start, x.shape), 0.0, dtype), [], out.buffer)
+    ctx.compute(out.slice(start, x.shape), centred(x, dtype, zero))
     return out
 
 

@@ -37,7 +37,7 @@ from edgec.lowering.context import Lowering, Operands, array_of, attribute, dtyp
 from edgec.lowering.convolution import Finish
 from edgec.lowering.matmul import emit_product
 from edgec.lowering.pooling import pooling_taps, summed, window_sizes
-from edgec.lowering.quantization import convolve_integers
+from edgec.lowering.quantization import convolve_integers, nibbles
 from edgec.lowering.reduction import Reduction, reduce_view
 from edgec.lowering.resize import linear_sampling
 from edgec.program import INPUT, View
@@ -313,7 +313,7 @@ def lower_integer_gemm(ctx: Lowering, node: ir.Node) -> None:
     a = ctx.copy(a, ctx.new(a.shape, a.dtype)) if a.buffer.space == INPUT else a
     a = a if a.shape[-1] == 1 or a.strides[-1] == 1 else ctx.dense(a)
     out = ctx.new((*a.shape[:-1], b.shape[-1]), dtype_of(value), name=str(value.name))
-    emit_product(ctx, out, a, b, lambda ops: finish(ops, 0, b.shape[-1]))
+    emit_product(ctx, out, a, b, lambda ops: finish(ops, 0, b.shape[-1]), nibbles(array_of(b)))
     ctx.set(value, ctx.reshape(out, shape_of(value)))
 
 

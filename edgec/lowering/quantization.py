@@ -17,8 +17,9 @@ from edgec.lowering.context import Lowering, Operands, array_of, attribute, dtyp
 from edgec.lowering.convolution import NHWC, Finish, as_2d, emit_convolution, padded, window_2d
 from edgec.lowering.direct import convolve_directly, padded_input, weights
 from edgec.lowering.reduction import reduce_view
+from edgec.lowering.weights import least_bits
 from edgec.lowering.window import channels_last, window
-from edgec.program import CONSTANT, INPUT, View
+from edgec.program import CONSTANT, INPUT, Packing, View
 from edgec.scalar import Expr, binary, cast, const, select, unary
 
 Reader = Callable[..., Expr]
@@ -248,7 +249,12 @@ def convolve_integers(ctx: Lowering, node: ir.Node, x: View, kernel: np.ndarray,
     source = padded(ctx, as_2d(x), w.pads, False, zero)
     if source.buffer.space == INPUT:
         source = ctx.copy(source, ctx.new(source.shape, source.dtype, NHWC))
-    emit_convolution(ctx, source, kernel, w, attribute(node, "group", 1), as_2d(out), finish)
+    emit_convolution(ctx, source, kernel, w, attribute(node, "group", 1), as_2d(out), finish, nibbles(kernel))
+
+
+def nibbles(kernel: np.ndarray) -> Packing | None:
+    """Two weights a byte, where all of ``kernel`` are so small."""
+    return Packing(4) if least_bits(kernel) <= 4 else None
 
 
 def _zero_point(view: View | None) -> int:

@@ -86,7 +86,7 @@ class _Work:
         statistics = self._histograms(seen, inside, whole)
         ranges, fits, emitted = self._fit(inside, statistics)
         precisions = dict(recipe.layers)
-        for _ in range(_PROMOTIONS):
+        for _ in range(_PROMOTIONS if recipe.default == "int8" else 0):  # fewer bits are asked for as they are
             short = promote(self.model, inside, ranges, emitted, self.samples, self._step("noise"))
             short = [node for node in short if str(node.name) not in precisions]
             if not short:

@@ -5,7 +5,8 @@ on the inputs that it will really get, errors of the layers before it included.
 
 A quantised product is off in the mean, too, by the mean of its rounding errors times that of its input (analytic) and
 by what clipping before it shifted (seen only in the data); the bias takes both back (Nagel et al. 2019,
-arXiv 1906.04721, sections 4.2 and D). What the data say is trusted as far as the samples agree on it.
+arXiv 1906.04721, sections 4.2 and D). What the data say is trusted as far as the samples agree on it, and not at all
+behind weights of few bits, whose noise is no shift.
 """
 
 from __future__ import annotations
@@ -96,7 +97,10 @@ def _fit(
     if not correct:
         return Fit(weights, product.bias), found
     known = None if patches is None else _analytic(product, real, patches)
-    shift = _correction(wanted - found[0], channel_axis(product.node) + 1, known)
+    if bits < 8 and known is not None:
+        shift = known
+    else:
+        shift = _correction(wanted - found[0], channel_axis(product.node) + 1, known)
     bias = product.bias
     fit = Fit(weights, (np.zeros_like(shift) if bias is None else bias) + shift)
     if product.adder is not None:

@@ -89,6 +89,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "edgert_bind_input": (ctypes.c_int, (_SESSION, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint64)),
     "edgert_bind_output": (ctypes.c_int, (_SESSION, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint64)),
     "edgert_run": (ctypes.c_int, (_SESSION,)),
+    "edgert_selftest": (ctypes.c_int, (_SESSION, ctypes.POINTER(ctypes.c_uint32))),
+    "edgert_reset": (ctypes.c_int, (_SESSION,)),
     "edgert_profile": (ctypes.c_int, (_SESSION, ctypes.c_int)),
     "edgert_step_count": (ctypes.c_uint32, (_SESSION,)),
     "edgert_step_stats_get": (ctypes.c_int, (_SESSION, ctypes.c_uint32, ctypes.POINTER(_StepStats))),
@@ -156,6 +158,7 @@ class Session:
         check_digest: bool = True,
         gpu: bool = True,
         fallback: str | None = None,
+        own_buffers: bool = False,
     ) -> None:
         """Open the artifact at ``path``.
 
@@ -166,6 +169,7 @@ class Session:
             check_digest: compare the file's SHA-256 first; switch it off only for files that you trust.
             gpu: run an artifact for a GPU there, and not on the processor, for which it has code, too.
             fallback: ``cpu`` runs it on the processor where no GPU can be used.
+            own_buffers: give the session memory for its inputs and outputs, which :meth:`selftest` works in.
 
         Raises:
             EdgecError: if the file is no artifact, damaged, or not for this machine; without a fallback also if its
@@ -178,7 +182,7 @@ class Session:
             raise EdgecError(f"a session runs on 1 to 64 threads, not {threads}")
         if fallback not in (None, "cpu"):
             raise EdgecError(f"an artifact falls back on the cpu or not at all, and not on '{fallback}'")
-        flags = NO_IO_BUFFERS | PIN_BIG_CORES * pin_big_cores | SKIP_DIGEST * (not check_digest)
+        flags = NO_IO_BUFFERS * (not own_buffers) | PIN_BIG_CORES * pin_big_cores | SKIP_DIGEST * (not check_digest)
         flags |= ON_CPU * (not gpu) | FALLBACK_CPU * (fallback == "cpu")
         self._library = library()
         self._open(os.fspath(path), threads, flags)
@@ -242,6 +246,11 @@ class Session:
         """
         self._require(self._library.edgert_run(self._opened()))
 
+    def reset(self) -> None:
+        """Make zero what the artifact keeps from one run to the next (see :mod:`edgec.states`)."""
+        with self._lock:
+            self._require(self._library.edgert_reset(self._opened()))
+
     def _bind(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         handle = self._opened()
         self._check_names(inputs)
@@ -265,6 +274,18 @@ class Session:
         for tensor in self.inputs:
             if tensor.name not in inputs:
                 raise EdgecError(f"the input {tensor} is missing; the model's inputs are {listing}")
+
+    def selftest(self) -> int:
+        """Run the tests inside the artifact, and answer with how many there are; nothing is bound afterwards.
+
+        Raises:
+            EdgecError: the session has no ``own_buffers``, the artifact holds no tests, or a step stores something
+                else than the compiler's reference did.
+        """
+        count = ctypes.c_uint32()
+        with self._lock:
+            self._require(self._library.edgert_selftest(self._opened(), count))
+        return count.value
 
     def start_profile(self) -> None:
         """Measure every step of every run from now on, from zero."""

@@ -36,7 +36,9 @@ THETA = 10000.0
 BATCH, STEPS, WARMUP, RATE = 16, 1800, 80, 8e-3
 LATE = STEPS * 9 // 10
 """The step from which on texts of the whole context are read, and not of half of it."""
-EVAL_WINDOWS, CALIB_WINDOWS = 48, 48
+EVAL_WINDOWS = 48
+CALIB_WINDOWS, CALIB_LENGTH = 4, 96
+"""Texts to calibrate with, fed token by token, and how long they are."""
 HELD_OUT = 10
 """One part of a document in so many is not trained on; half of those calibrate, the others evaluate."""
 PART = 4096
@@ -88,6 +90,13 @@ def windows(data: np.ndarray, count: int) -> np.ndarray:
     """int64 [count, CONTEXT + 1], spread evenly over ``data``."""
     starts = np.linspace(0, len(data) - CONTEXT - 1, count).astype(int)
     return np.stack([data[start : start + CONTEXT + 1] for start in starts]).astype(np.int64)
+
+
+def steps(texts: np.ndarray) -> dict[str, np.ndarray]:
+    """The inputs of successive steps through the beginnings of ``texts`` [count, length]: samples first."""
+    tokens = texts[:, :CALIB_LENGTH].reshape(-1, 1, 1)
+    position = np.tile(np.arange(CALIB_LENGTH, dtype=np.int64), len(texts))
+    return {"tokens": tokens, "position": position[:, np.newaxis]}
 
 
 # ---- model ----------------------------------------------------------------------------------------------------
@@ -310,13 +319,11 @@ def main() -> None:
         return
     parts = split()
     print({name: len(data) for name, data in parts.items()})
-    held_out = {
-        "eval": windows(parts["eval"], EVAL_WINDOWS), "calib": windows(parts["calib"], CALIB_WINDOWS),
-    }  # fmt: skip
-    weights = train(parts["train"], held_out["eval"])
+    held_out = windows(parts["eval"], EVAL_WINDOWS)
+    weights = train(parts["train"], held_out)
     onnx.save(Writer(weights, cached=True).model(), folder / "bytes_lm.onnx")
-    for name, data in held_out.items():
-        np.savez_compressed(folder / f"bytes_{name}.npz", text=data.astype(np.uint8))
+    np.savez_compressed(folder / "bytes_eval.npz", text=held_out.astype(np.uint8))
+    np.savez_compressed(folder / "bytes_calib.npz", **steps(windows(parts["calib"], CALIB_WINDOWS)))
 
 
 if __name__ == "__main__":

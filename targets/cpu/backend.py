@@ -67,10 +67,13 @@ _SPECIAL: dict[str, Callable[[Kernel, Target], Template | None]] = {
 
 def template_for(kernel: Kernel, target: Target) -> Template:
     """The template that generates ``kernel`` for ``target``."""
-    if isinstance(kernel, Conv) and packed.fits(kernel):
+    reals = isinstance(kernel, Conv) and kernel.input_dtype == "float32"
+    if isinstance(kernel, Conv) and packed.fits(kernel) and reals:
         return _PACKED
     special = _SPECIAL.get(target.arch)
     found = special(kernel, target) if special else None
+    if found is None and isinstance(kernel, Conv) and packed.fits(kernel):
+        return _PACKED
     return found or _TEMPLATES[type(kernel)]
 
 

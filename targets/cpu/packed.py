@@ -1,4 +1,4 @@
-"""Code for :class:`edgec.program.Conv` of float inputs with packed integer weights: unpacked in registers.
+"""Code for :class:`edgec.program.Conv` with packed integer weights, for any processor: unpacked in registers.
 
 Weights lie in panels, one a block of output channels. Along each run of the depth (what the input holds contiguously)
 they come in eights: of every vector of channels ``bits`` vectors of bytes, which hold, from the lowest bit,
@@ -9,7 +9,7 @@ they come in eights: of every vector of channels ``bits`` vectors of bytes, whic
 * 8 bits: a byte an element.
 
 What a run leaves of an eight is cut short to the bytes that it needs. A field is moved to the top of an int32 and back
-down, which extends its sign; so an element costs two shifts and a conversion for all pixels of a tile.
+down, which extends its sign; so an element costs two shifts, and for floats a conversion, for all pixels of a tile.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class PackedPlan(ConvPlan):
 
 def fits(conv: Conv) -> bool:
     """Whether ``conv`` is for this module."""
-    return conv.packing is not None and conv.input_dtype == "float32"
+    return conv.packing is not None
 
 
 def bytes_of(count: int, bits: int) -> int:
@@ -225,7 +225,7 @@ class _PackedWriter(ConvWriter):
         return self.body.hold(load_channels(self.weight, offset, width).astype(_vector("int32", width)))
 
     def _weight(self, row: list[Any], element: int, width: int, scale: Any) -> Any:
-        """One element of the depth for a vector of channels, float32."""
+        """One element of the depth for a vector of channels, in the dtype of the sums."""
         bits = self.plan.bits
         if bits == 8:
             whole = _extended(row[element], 0, 8, width)
@@ -236,7 +236,7 @@ class _PackedWriter(ConvWriter):
         else:
             each = EIGHT // bits
             whole = _extended(row[element // each], bits * (element % each), bits, width)
-        real = self.body.hold(whole.astype(_vector("float32", width)))
+        real = self.body.hold(whole.astype(_vector(self.conv.accumulator_dtype, width)))
         return real if scale is None else self.body.hold(real * scale)
 
     def _scale(self, start: Any, first: int, width: int) -> Any:

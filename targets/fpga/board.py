@@ -72,6 +72,7 @@ class Board:
         return min(1.0, self.ddr_gb_s * 1000 / (8 * self.clock_mhz))
 
     activation_dtype: ClassVar[str] = "int8"
+    packs_weights: ClassVar[bool] = False
 
     def default_output(self, name: str) -> Path:
         """Where the project of the model called ``name`` goes unless told otherwise."""

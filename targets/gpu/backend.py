@@ -20,7 +20,9 @@ from edgec.program import ARENA, CONSTANT, INPUT, OUTPUT, Buffer, Conv, Depthwis
 from edgec.records import Records
 from edgec.targets.gpu import conv, depthwise, fill, loops
 from edgec.targets.gpu.half import store_in_half
-from edgec.targets.gpu.opencl import Source, program_source, supported
+from edgec.targets.gpu.opencl import Source
+from edgec.targets.gpu.operators import supported
+from edgec.targets.gpu.source import program_source
 from edgec.targets.gpu.target import GpuTarget
 from edgec.targets.template import Template
 
@@ -132,31 +134,36 @@ class GpuProgram:
 
     def __init__(self, program: Program, target: GpuTarget) -> None:
         self.target = target
-        self.program = program
-        if target.storage != "float32":
-            self.program = store_in_half(program)
-            memory.plan(self.program)
+        self.program = program if target.storage == "float32" else store_in_half(program)
+        self.lifetimes = memory.plan(self.program, target.arena_alignment)
 
     def compile(self, progress: Callable[[str, int, int], None], records: Records | None = None) -> GpuCode:
         """See :func:`compile_program`."""
         return compile_program(self.program, self.target, progress, records)
 
+    def facts(self, code: GpuCode) -> dict[str, Any]:
+        """What the manifest says of the GPU's part, whose steps and memory stand for the whole."""
+        program, target = self.program, self.target
+        at = [index for index, step in enumerate(code.steps) if step.kind in (KERNEL, HOST)]
+        return {
+            "target": target.name,
+            "steps": [{"name": step.name, "kernel": step.contract, "macs": step.macs} for step in code.steps],
+            "arena_bytes": program.arena_bytes,
+            "arena_lower_bound": program.arena_lower_bound,
+            "memory": [memory.entry(x) | {"first": at[x.first], "last": at[x.last]} for x in self.lifetimes],
+            "gpu": _gpu_facts(code, target),
+        }
 
-def gpu_facts(code: GpuCode, target: GpuTarget) -> dict[str, Any]:
-    """What the manifest says of the GPU's part."""
+
+def _gpu_facts(code: GpuCode, target: GpuTarget) -> dict[str, Any]:
     return {
-        "target": target.name,
-        "steps": [{"name": step.name, "kernel": step.contract, "macs": step.macs} for step in code.steps],
-        "gpu": {
-            "api": "OpenCL 1.2",
-            "storage": target.storage,
-            "kernels": code.count(KERNEL),
-            "host_steps": code.count(HOST),
-            "copies": code.count(TO_DEVICE) + code.count(TO_HOST),
-            "copied_bytes": code.copied_bytes,
-            "arena_bytes": code.arena_bytes,
-            "source_bytes": len(code.source.encode()),
-        },
+        "api": "OpenCL 1.2",
+        "storage": target.storage,
+        "kernels": code.count(KERNEL),
+        "host_steps": code.count(HOST),
+        "copies": code.count(TO_DEVICE) + code.count(TO_HOST),
+        "copied_bytes": code.copied_bytes,
+        "source_bytes": len(code.source.encode()),
     }
 
 

@@ -3,32 +3,35 @@
 A work item computes a tile of ``rows`` × ``columns`` output pixels times ``vectors`` vectors of output channels in
 registers. Neighbouring items along the first axis have neighbouring blocks of channels and read the same input. Four
 input channels are loaded at once where they are contiguous (``depth``). Weights are packed so that they are read
-straight through: one panel per block of channels, in it [kh, kw, ci, channel].
+straight through: one panel per block of channels, in it [kh, kw, ci, channel]; with ``dot``, where four products of
+bytes are one instruction, [kh, kw, ci / 4, channel, 4].
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 
 from edgec.program import Conv
 from edgec.targets.gpu.grid import group_of, groups, positions
-from edgec.targets.gpu.opencl import WIDTHS, Body, Source, load_vector, pieces
+from edgec.targets.gpu.opencl import IN_REGISTER, WIDTHS, Body, Source, load_vector, pieces
 from edgec.targets.gpu.target import GpuTarget
 from edgec.targets.gpu.tile import SHORT, Accumulators, Point, blocks, packed, padded_pieces, points, window, write
 
 TILES = ((1, 4), (1, 2), (1, 1), (2, 2), (1, 6), (1, 8), (2, 4), (4, 2), (2, 6), (4, 4), (1, 12), (2, 7))
 """Rows and columns of tiles to try."""
+DOT_DTYPES = ("int8", "uint8")
 LATE = 4
 """How many other steps a change of the work group comes after."""
 
 
 @dataclass(frozen=True)
 class ConvPlan:
-    """A convolution with its register tile, the input channels loaded at once, and its work group."""
+    """A convolution with its register tile, the input channels loaded at once, whether they are multiplied as one, and
+    its work group."""
 
     conv: Conv
     rows: int
@@ -36,6 +39,7 @@ class ConvPlan:
     vectors: int
     lanes: int
     depth: int
+    dot: int = 0
     group_x: int = 0
     group_y: int = 0
 
@@ -92,6 +96,7 @@ def _ranked(conv: Conv, target: GpuTarget) -> Iterator[tuple[int, ConvPlan]]:
     """Plans, and in how many steps of one parameter each differs from the first choice."""
     loops = reduction(conv)
     deep = 4 if loops and loops[-1][1] == 1 and loops[-1][0] % 4 == 0 else 1
+    dot = int(deep == 4 and target.integer_dot and conv.input_dtype in DOT_DTYPES and conv.weight_strides is None)
     widths = sorted(WIDTHS[1:], key=lambda width: (width != target.vector, width))
     for wider, lanes in enumerate(widths):
         for more, vectors in enumerate((1, 2, 4)):
@@ -102,17 +107,28 @@ def _ranked(conv: Conv, target: GpuTarget) -> Iterator[tuple[int, ConvPlan]]:
                     continue
                 if rows * columns * vectors * lanes > target.registers:
                     continue
-                plan = ConvPlan(conv, rows, columns, vectors, lanes, deep)
+                plan = ConvPlan(conv, rows, columns, vectors, lanes, deep, dot)
                 for last, (x, y) in enumerate(groups(plan.items, target.work_group)):
-                    grouped = ConvPlan(conv, rows, columns, vectors, lanes, deep, x, y)
-                    yield wider + more + other + LATE * last, grouped
+                    yield wider + more + other + LATE * last, replace(plan, group_x=x, group_y=y)
 
 
 def pack(p: ConvPlan, weight: np.ndarray) -> np.ndarray:
     """The weight [kh, kw, ci, co] as panels; a batch of matrices, read with strides, stays as it is."""
     if p.conv.weight_strides is not None:
         return weight
-    return packed(weight, p.conv.out_channels, p.block, p.lanes)
+    panels = packed(weight, p.conv.out_channels, p.block, p.lanes)
+    return panels if not p.dot else np.concatenate([each.ravel() for each in _by_fours(p, panels)])
+
+
+def _by_fours(p: ConvPlan, panels: np.ndarray) -> Iterator[np.ndarray]:
+    """Panels [depth, channel] as [depth / 4, channel, 4]."""
+    depth, first = prod(p.conv.kernel) * p.conv.in_channels, 0
+    for size, count in blocks(p.conv.out_channels, p.block):
+        width = sum(padded_pieces(size, p.lanes))
+        for _ in range(count):
+            panel = panels[first : first + depth * width].reshape(depth // 4, 4, width)
+            yield panel.transpose(0, 2, 1)
+            first += depth * width
 
 
 def generate(p: ConvPlan, dtypes: list[str]) -> Source:
@@ -195,6 +211,9 @@ class _ConvWriter:
     ) -> None:
         """One step of the reduction, ``deep`` input channels, for the whole tile."""
         offset, weights = self.body.index("source", source), self.body.index("w", weights)
+        if self.plan.dot:
+            self._multiply_fours(acc, corners, offset, weights)
+            return
         values = [self._input(f"{corner} + {offset}", deep) for corner in corners]
         for u in range(deep):
             start = u * k_step
@@ -203,6 +222,30 @@ class _ConvWriter:
                 for pixel, value in enumerate(values):
                     acc.add_product(pixel, vector, value if deep == 1 else f"{value}.s{u}", weight)
                 start += width
+
+    def _multiply_fours(self, acc: Accumulators, corners: list[str], offset: str, weights: str) -> None:
+        """Four input channels at once, for the whole tile."""
+        values = []
+        for corner in corners:
+            values.append(self.body.name("x"))
+            kind = IN_REGISTER[self.dtypes[0]]
+            self.body.line(f"const {kind}4 {values[-1]} = vload4(0, p0 + ({corner} + {offset}));")
+        start = 0
+        for vector, width in enumerate(acc.widths):
+            four = min(4, width)
+            loaded = []
+            for channel in range(start, start + width, four):
+                loaded.append(self.body.name("w"))
+                lanes = 4 * four
+                self.body.line(f"const char{lanes} {loaded[-1]} = vload{lanes}(0, p1 + ({weights} + {4 * channel}));")
+            for pixel, value in enumerate(values):
+                dots = [
+                    f"DOT4({value}, {name}.s{''.join(f'{4 * lane + byte:x}' for byte in range(4))})"
+                    for name in loaded
+                    for lane in range(four)
+                ]
+                acc.add(pixel, vector, dots)
+            start += width
 
     def _input(self, offset: str, deep: int) -> str:
         return self._converted("x", load_vector("p0", f"({offset})", self.dtypes[0], deep), self.dtypes[0], deep)
@@ -230,5 +273,5 @@ def contract(p: ConvPlan) -> str:
     c = p.conv
     shape = f"n{c.batch}h{c.out_height}w{c.out_width}c{c.out_channels}"
     kind = "gemm_rt" if c.weight_strides else "conv"
-    tile = f"t{p.rows}x{p.columns}v{p.vectors}l{p.lanes}d{p.depth}g{p.group_x}x{p.group_y}"
+    tile = f"t{p.rows}x{p.columns}v{p.vectors}l{p.lanes}d{p.depth}{'dot' * p.dot}g{p.group_x}x{p.group_y}"
     return f"{SHORT[c.input_dtype]}_{kind}_{shape}_{window(c)}i{c.in_channels}__{tile}"

@@ -16,18 +16,10 @@ import numpy as np
 from edgec import scalar
 from edgec.nest import coefficient, simplify
 from edgec.program import Loops
+from edgec.targets.gpu.emitter import Emitter
 from edgec.targets.gpu.grid import group_of, groups, positions, unravelled
-from edgec.targets.gpu.opencl import (
-    WIDTHS,
-    Body,
-    Emitter,
-    Source,
-    Value,
-    literal,
-    pieces,
-    register_type,
-    vectorises,
-)
+from edgec.targets.gpu.opencl import WIDTHS, Body, Source, Value, literal, pieces, register_type
+from edgec.targets.gpu.operators import vectorises
 from edgec.targets.gpu.target import GpuTarget
 
 FEW = 256

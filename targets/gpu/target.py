@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,6 +32,8 @@ class GpuTarget:
         local_memory: bytes that the items of a group may share.
         vector: lanes of a vector that the GPU loads at once, of 32 bits each.
         registers: 32-bit values that a work item may keep at hand without too few items running at a time.
+        integer_dot: whether it is known to multiply four bytes by four at once; kernels that ask for it run on any
+            device.
         double: whether kernels may compute in float64; where not, such steps run on the host.
         storage: dtype in which floats stand in memory.
     """
@@ -43,8 +45,12 @@ class GpuTarget:
     local_memory: int
     vector: int
     registers: int
+    integer_dot: bool
     double: bool
     storage: str = "float32"
+
+    packs_weights: ClassVar[bool] = False
+    """See :class:`edgec.targets.target.Target`."""
 
     @property
     def triple(self) -> str:
@@ -55,7 +61,7 @@ class GpuTarget:
     def processor(self) -> str:
         """What the kernels' code depends on, as tuning records have it."""
         sizes = f"group{self.work_group} local{self.local_memory} vector{self.vector} registers{self.registers}"
-        return f"opencl {sizes} {self.storage}"
+        return f"opencl {sizes} dot{self.integer_dot:d} {self.storage}"
 
     @property
     def arena_alignment(self) -> int:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgec.program import Conv, Depthwise
-from edgec.targets.gpu.opencl import Body, Emitter, Value, pieces, register_type
+from edgec.targets.gpu.emitter import Emitter
+from edgec.targets.gpu.opencl import Body, Value, pieces, register_type
 
 SHORT = {"float32": "f32", "float16": "f16", "int8": "s8", "uint8": "u8"}
 """What a kernel's name calls the dtype of its input."""
@@ -78,6 +79,12 @@ class Accumulators:
         kind = register_type(self.dtype, width)
         function = "MULTIPLY_ADD" if self.dtype == "float32" else "mad24"
         self.body.line(f"{name} = {function}(({kind})({left}), {right}, {name});")
+
+    def add(self, pixel: int, vector: int, values: Sequence[str]) -> None:
+        """acc[pixel, vector] += values, one a channel."""
+        kind = register_type(self.dtype, len(values))
+        total = values[0] if len(values) == 1 else f"({kind})({', '.join(values)})"
+        self.body.line(f"{self._names[pixel][vector]} += {total};")
 
     def parts(self, pixel: int, channels: int) -> Iterator[tuple[int, Value]]:
         """The sums of the first ``channels`` channels of a pixel, in vectors: (first channel, value)."""

@@ -5,6 +5,11 @@
 
 #define MAX_COUNT (1u << 20) /* of tensors or steps: far above any model, far below any overflow */
 
+const edgert_tests *edgert_tests_of(const edgert_model *model) {
+  const bool has_place = model->struct_bytes >= offsetof(edgert_model, tests) + sizeof model->tests;
+  return has_place && model->tests && model->tests->count ? model->tests : NULL;
+}
+
 uint32_t edgert_dtype_bytes(uint32_t dtype) {
   switch (dtype) {
     case EDGERT_UINT8:
@@ -62,8 +67,27 @@ static edgert_status check_steps(const edgert_model *model) {
   return EDGERT_OK;
 }
 
+/* The file's digest, or the program around it, vouches for what the tables hold; this is against wrong pointers. */
+static edgert_status check_tests(const edgert_model *model) {
+  const edgert_tests *tests = edgert_tests_of(model);
+  if (!tests) return EDGERT_OK;
+  if (tests->count > MAX_COUNT || !tests->regions || !tests->expected || !tests->inputs || !tests->outputs)
+    return broken(model, "its tests are missing");
+  for (uint32_t i = 0; i < model->step_count; i++) {
+    const edgert_region *region = &tests->regions[i];
+    if (region->dtype && (!edgert_dtype_bytes(region->dtype) || region->place > model->input_count + model->output_count))
+      return broken(model, "a step's test has an unknown type or place");
+  }
+  return EDGERT_OK;
+}
+
 const edgert_gpu *edgert_model_gpu(const edgert_model *model) {
-  return model->struct_bytes >= sizeof *model ? model->gpu : NULL;
+  return model->struct_bytes >= offsetof(edgert_model, gpu) + sizeof model->gpu ? model->gpu : NULL;
+}
+
+uint64_t edgert_model_state_bytes(const edgert_model *model) {
+  const size_t end = offsetof(edgert_model, state_bytes) + sizeof model->state_bytes;
+  return model->struct_bytes >= end ? model->state_bytes : 0;
 }
 
 static bool operand_fits(const edgert_model *model, const edgert_gpu *gpu, const edgert_gpu_operand *operand) {
@@ -113,13 +137,15 @@ static edgert_status check_fields(const edgert_model *model) {
   if (alignment == 0 || (alignment & (alignment - 1)) != 0 || alignment > 65536)
     return broken(model, "the arena's alignment is not a power of two up to 65536");
   if (model->weights_bytes > 0 && !model->weights) return broken(model, "its weights are missing");
+  if (edgert_model_state_bytes(model) > model->arena_bytes) return broken(model, "its states leave the arena");
   if (model->manifest_bytes > 0 && !model->manifest) return broken(model, "its manifest is missing");
   if (model->weights_bytes > SIZE_MAX || model->manifest_bytes > SIZE_MAX)
     return broken(model, "its weights are larger than the address space");
   edgert_status status = check_tensors(model, model->inputs, model->input_count);
   if (status == EDGERT_OK) status = check_tensors(model, model->outputs, model->output_count);
   if (status == EDGERT_OK) status = check_steps(model);
-  return status == EDGERT_OK ? check_gpu(model) : status;
+  if (status == EDGERT_OK) status = check_gpu(model);
+  return status == EDGERT_OK ? check_tests(model) : status;
 }
 
 static edgert_status check_abi(const edgert_model *model) {

@@ -72,11 +72,14 @@ uint64_t edgert_now_ns(void);
 
 /* Everything that must hold before a kernel of `model` may be called. */
 edgert_status edgert_check_model(const edgert_model *model, bool check_digest);
+/* The tests in `model`, NULL if there are none; older descriptors have no place for them. */
+const edgert_tests *edgert_tests_of(const edgert_model *model);
 /* Bytes of one element, 0 for an unknown dtype. */
 uint32_t edgert_dtype_bytes(uint32_t dtype);
 
 /* What the model has for a GPU, or NULL. */
 const edgert_gpu *edgert_model_gpu(const edgert_model *model);
+uint64_t edgert_model_state_bytes(const edgert_model *model);
 
 /* artifact.c */
 
@@ -105,6 +108,9 @@ typedef struct edgert_opencl edgert_opencl;
 typedef void (*edgert_host_fn)(void *context, uint32_t index);
 
 edgert_status edgert_opencl_open(const edgert_model *model, edgert_opencl **gpu);
+/* Makes the buffers of inputs and outputs, and the kernels. A GPU that shares the host's memory works in place in
+ * those of `own` (the session's buffers, inputs first) that are not NULL. */
+edgert_status edgert_opencl_prepare(edgert_opencl *gpu, void *const *own);
 const char *edgert_opencl_device(const edgert_opencl *gpu);
 /* One inference; `io` and `arena` are the host's. With `stats`, every step is measured. */
 edgert_status edgert_opencl_run(edgert_opencl *gpu, void *const *io, uint8_t *arena, edgert_step_stats *stats,
@@ -115,5 +121,27 @@ void edgert_opencl_close(edgert_opencl *gpu);
 
 void edgert_cache_read(const uint8_t key[32], uint8_t **bytes, size_t *size);
 void edgert_cache_write(const uint8_t key[32], const uint8_t *bytes, size_t size);
+/* session.c */
+
+struct edgert_session {
+  const edgert_model *model;
+  void *library; /* the loader's handle; NULL for a linked-in model */
+  void *block;   /* what close frees; NULL if the caller gave the memory */
+  uint8_t *arena;
+  void **io;  /* what the kernels get: inputs, then outputs */
+  void **own; /* the session's own buffers, in the same order; NULL without */
+  edgert_step_stats *stats;
+  edgert_pool *pool;
+  edgert_opencl *gpu; /* NULL: it runs on the processor */
+  atomic_flag running;
+  bool profiling;
+};
+
+/* Every step, on the processor or the GPU; all inputs and outputs must be bound. */
+edgert_status edgert_run_steps(edgert_session *session);
+/* One step, on all threads of the session. */
+void edgert_run_step(const edgert_session *session, const edgert_step *step);
+/* Calls `work` unless the session is at work already, or its threads are gone. */
+edgert_status edgert_exclusively(edgert_session *session, edgert_status (*work)(edgert_session *session));
 
 #endif

@@ -8,20 +8,6 @@
 #include <stdlib.h>
 #endif
 
-struct edgert_session {
-  const edgert_model *model;
-  void *library; /* the loader's handle; NULL for a linked-in model */
-  void *block;   /* what close frees; NULL if the caller gave the memory */
-  uint8_t *arena;
-  void **io;  /* what the kernels get: inputs, then outputs */
-  void **own; /* the session's own buffers, in the same order; NULL without */
-  edgert_step_stats *stats;
-  edgert_pool *pool;
-  edgert_opencl *gpu; /* NULL: it runs on the processor */
-  atomic_flag running;
-  bool profiling;
-};
-
 /* Offsets within the block; the session itself stands at 0. */
 typedef struct layout {
   size_t io, own, stats, pool, buffers, arena, total;
@@ -84,7 +70,8 @@ static uint32_t most_steps(const edgert_model *model) {
   return gpu && gpu->step_count > model->step_count ? gpu->step_count : model->step_count;
 }
 
-static edgert_status plan(const edgert_model *model, const edgert_options *options, layout *place) {
+static edgert_status plan(const edgert_model *model, const edgert_options *options, uint64_t arena_bytes,
+                          layout *place) {
   size_t used = sizeof(edgert_session);
   uint64_t pointers = ((uint64_t)model->input_count + model->output_count) * sizeof(void *);
   place->io = take(&used, pointers, sizeof(void *));
@@ -96,7 +83,7 @@ static edgert_status plan(const edgert_model *model, const edgert_options *optio
     take_tensors(&used, model->inputs, model->input_count);
     take_tensors(&used, model->outputs, model->output_count);
   }
-  place->arena = take(&used, model->arena_bytes, edgert_memory_alignment(model));
+  place->arena = take(&used, arena_bytes, edgert_memory_alignment(model));
   place->total = used;
   if (used != SIZE_MAX) return EDGERT_OK;
   return edgert_fail(EDGERT_ERROR_MEMORY, "model '%s' needs more memory than this machine can address",
@@ -109,7 +96,7 @@ edgert_status edgert_memory_required(const edgert_model *model, const edgert_opt
   if (!model || !bytes) return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_memory_required: an argument is NULL");
   edgert_status status = read_options(options, &known);
   if (status == EDGERT_OK) status = edgert_check_model(model, false);
-  if (status == EDGERT_OK) status = plan(model, &known, &place);
+  if (status == EDGERT_OK) status = plan(model, &known, model->arena_bytes, &place);
   if (status == EDGERT_OK) *bytes = place.total;
   return status;
 }
@@ -189,6 +176,7 @@ static edgert_session *build(const edgert_model *model, const edgert_options *op
     give_buffers(session->own + model->input_count, model->outputs, model->output_count, next);
   }
   memcpy(session->io, session->own, place->own - place->io);
+  memset(session->arena, 0, (size_t)edgert_model_state_bytes(model));
   return session;
 }
 
@@ -200,23 +188,39 @@ static edgert_status open_gpu(const edgert_model *model, const edgert_options *o
   return status != EDGERT_OK && options->flags & EDGERT_FALLBACK_CPU ? EDGERT_OK : status;
 }
 
-static edgert_status start(const edgert_model *model, const edgert_options *options, edgert_session **session) {
+/* With a GPU the host's arena holds only what steps on the host read and write. */
+static uint64_t arena_bytes(const edgert_model *model, const edgert_opencl *gpu) {
+  const edgert_gpu *part = edgert_model_gpu(model);
+  for (uint32_t i = 0; gpu && i < part->step_count; i++)
+    if (part->steps[i].kind == EDGERT_GPU_HOST) return model->arena_bytes;
+  return gpu ? 0 : model->arena_bytes;
+}
+
+static edgert_status start_on(edgert_opencl *gpu, const edgert_model *model, const edgert_options *options,
+                              edgert_session **session) {
   layout place;
   void *block;
-  edgert_status status = plan(model, options, &place);
+  edgert_status status = plan(model, options, arena_bytes(model, gpu), &place);
   if (status == EDGERT_OK) status = get_block(model, options, place.total, &block);
   if (status != EDGERT_OK) return status;
   edgert_session *made = build(model, options, &place, block);
   made->block = options->memory ? NULL : block;
-  status = open_gpu(model, options, &made->gpu);
-  if (status == EDGERT_OK) {
+  made->gpu = gpu;
+  if (gpu) status = edgert_opencl_prepare(gpu, made->own);
+  if (status == EDGERT_OK)
     status = edgert_pool_start(made->pool, options->threads, (options->flags & EDGERT_PIN_BIG_CORES) != 0);
-    if (status != EDGERT_OK) edgert_opencl_close(made->gpu);
-  }
   if (status == EDGERT_OK)
     *session = made;
   else
     release(made->block);
+  return status;
+}
+
+static edgert_status start(const edgert_model *model, const edgert_options *options, edgert_session **session) {
+  edgert_opencl *gpu;
+  edgert_status status = open_gpu(model, options, &gpu);
+  if (status == EDGERT_OK) status = start_on(gpu, model, options, session);
+  if (status != EDGERT_OK) edgert_opencl_close(gpu);
   return status;
 }
 
@@ -360,7 +364,7 @@ static void run_share(void *context, int32_t thread, int32_t threads) {
   job->step->run(session->arena, session->model->weights, session->io, thread, threads);
 }
 
-static void run_step(const edgert_session *session, const edgert_step *step) {
+void edgert_run_step(const edgert_session *session, const edgert_step *step) {
   step_job job = {session, step};
   if (step->parallel)
     edgert_pool_run(session->pool, run_share, &job);
@@ -371,7 +375,7 @@ static void run_step(const edgert_session *session, const edgert_step *step) {
 static void run_measured(const edgert_session *session, uint32_t index) {
   edgert_step_stats *stats = &session->stats[index];
   uint64_t start = edgert_now_ns();
-  run_step(session, &session->model->steps[index]);
+  edgert_run_step(session, &session->model->steps[index]);
   uint64_t elapsed = edgert_now_ns() - start;
   if (stats->calls == 0 || elapsed < stats->min_ns) stats->min_ns = elapsed;
   stats->total_ns += elapsed;
@@ -381,7 +385,7 @@ static void run_measured(const edgert_session *session, uint32_t index) {
 /* A step that the GPU leaves to the processor. */
 static void run_host_step(void *context, uint32_t index) {
   const edgert_session *session = context;
-  run_step(session, &session->model->steps[index]);
+  edgert_run_step(session, &session->model->steps[index]);
 }
 
 static edgert_status check_bindings(const edgert_session *session) {
@@ -396,9 +400,8 @@ static edgert_status check_bindings(const edgert_session *session) {
   return EDGERT_OK;
 }
 
-static edgert_status run_steps(const edgert_session *session) {
-  edgert_status status = edgert_pool_check(session->pool);
-  if (status == EDGERT_OK) status = check_bindings(session);
+edgert_status edgert_run_steps(edgert_session *session) {
+  edgert_status status = check_bindings(session);
   if (status != EDGERT_OK) return status;
   if (session->gpu)
     return edgert_opencl_run(session->gpu, session->io, session->arena, session->profiling ? session->stats : NULL,
@@ -407,19 +410,34 @@ static edgert_status run_steps(const edgert_session *session) {
     if (session->profiling)
       run_measured(session, i);
     else
-      run_step(session, &session->model->steps[i]);
+      edgert_run_step(session, &session->model->steps[i]);
   }
   return EDGERT_OK;
 }
 
-edgert_status edgert_run(edgert_session *session) {
-  if (!session) return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_run: session is NULL");
+edgert_status edgert_reset(edgert_session *session) {
+  if (!session) return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_reset: session is NULL");
+  if (atomic_flag_test_and_set(&session->running))
+    return edgert_fail(EDGERT_ERROR_BUSY, "model '%s' is running in another thread; reset it after the run",
+                       session->model->name);
+  memset(session->arena, 0, (size_t)edgert_model_state_bytes(session->model));
+  atomic_flag_clear(&session->running);
+  return EDGERT_OK;
+}
+
+edgert_status edgert_exclusively(edgert_session *session, edgert_status (*work)(edgert_session *session)) {
   if (atomic_flag_test_and_set(&session->running))
     return edgert_fail(EDGERT_ERROR_BUSY,
                        "the session is running in another thread; open one session per thread");
-  edgert_status status = run_steps(session);
+  edgert_status status = edgert_pool_check(session->pool);
+  if (status == EDGERT_OK) status = work(session);
   atomic_flag_clear(&session->running);
   return status;
+}
+
+edgert_status edgert_run(edgert_session *session) {
+  if (!session) return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_run: session is NULL");
+  return edgert_exclusively(session, edgert_run_steps);
 }
 
 /* ---- profile ---- */

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgec.program import Conv, Depthwise, Kernel, Loops
 from edgec.targets.cpu import interleave
-from edgec.targets.cpu.aarch64 import depthwise, dot, floats, loops, pairs, runs, winograd
+from edgec.targets.cpu.aarch64 import depthwise, dot, floats, loops, matrix, pairs, runs, winograd
 from edgec.targets.cpu.aarch64.neon import special
 from edgec.targets.cpu.loops import contract
 from edgec.targets.cpu.winograd import contract as contract_winograd
@@ -26,6 +26,7 @@ def _tiled(kind: type[runs.RunPlan], plan: Plan, generate: Generate) -> Template
 
 
 DOT = _tiled(dot.DotPlan, dot.plan, dot.generate)
+MATRIX = _tiled(matrix.MatrixPlan, matrix.plan, matrix.generate)
 PAIRS = _tiled(pairs.PairPlan, pairs.plan, pairs.generate)
 FLOATS = _tiled(floats.FloatPlan, floats.plan, floats.generate)
 WINOGRAD = Template(winograd.plan, winograd.generate, contract_winograd, pack_winograd)
@@ -39,6 +40,8 @@ def template_for(kernel: Kernel, target: Target) -> Template | None:
     if isinstance(kernel, Conv) and kernel.weight_strides is None:
         if kernel.input_dtype == "float32":
             return WINOGRAD if winograd.fits(kernel) else FLOATS
+        if "i8mm" in target.features:
+            return MATRIX
         return DOT if "dotprod" in target.features else PAIRS
     if isinstance(kernel, Depthwise) and depthwise.fits(kernel):
         return DEPTHWISE

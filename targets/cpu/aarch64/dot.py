@@ -15,7 +15,6 @@ from edgec.targets.cpu.aarch64.neon import BYTES, dot, repeated
 from edgec.targets.cpu.aarch64.runs import RunPlan, RunWriter, best_tile
 from edgec.targets.cpu.aarch64.runs import generate as generate_runs
 from edgec.targets.cpu.aarch64.tile import Tile, load_input
-from edgec.targets.cpu.tile import load_channels
 from edgec.targets.target import Target
 
 GROUP = 4
@@ -32,7 +31,8 @@ class DotPlan(RunPlan):
     whole: ClassVar[int] = 16
 
     def rest(self, elements: int) -> list[int]:
-        return [-(-elements // GROUP) * GROUP] if elements else []
+        least = GROUP * self.per_byte
+        return [-(-elements // least) * least] if elements else []
 
     def products(self, chunk: int, pixels: int, vectors: int) -> float:
         return chunk // GROUP * (pixels * vectors + vectors / 2) + pixels
@@ -48,9 +48,7 @@ class _DotWriter(RunWriter):
 
     def _products(self, acc: Tile, pixels: list[Any], weights: Any, chunk: int) -> None:
         for group in range(chunk // GROUP):
-            for vector in range(len(acc.widths)):
-                offset = weights + (group * len(acc.widths) + vector) * BYTES
-                weight = self.body.bind("w", load_channels(self.weight, offset, BYTES))
+            for vector, weight in enumerate(self._step_weights(weights, group, BYTES, len(acc.widths))):
                 for pixel, value in enumerate(pixels):
                     acc.update(pixel, vector, dot(acc.value(pixel, vector), weight, repeated(value, group)))
 

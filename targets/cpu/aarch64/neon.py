@@ -51,6 +51,13 @@ def repeated(value: Any, group: int) -> Any:
     return tirx.reinterpret("int8x16", tirx.Shuffle([words], [tirx.const(group, "int32")] * 4))
 
 
+def half_of(value: Any, half: int) -> Any:
+    """The int4 in the lower (0) or upper (1) half of each byte, as int8 (``shl``, ``sshr``)."""
+    four = constant(4, value)
+    top = tirx.shift_left(value, four) if half == 0 else value
+    return tirx.shift_right(top, four)
+
+
 def turned(value: Any, by: int, lanes: int) -> Any:
     """The first ``lanes`` of a vector, turned ``by`` lanes toward the first (``ext``); the others do not matter."""
     order = [(lane + by) % lanes if lane < lanes else lane for lane in range(lanes_of(value))]
@@ -60,6 +67,11 @@ def turned(value: Any, by: int, lanes: int) -> Any:
 def dot(total: Any, left: Any, right: Any) -> Any:
     """``total`` int32x4 plus the products of int8x16, summed in groups of four (``sdot``)."""
     return instruction("int32x4", "aarch64.neon.sdot.v4i32.v16i8", total, left, right)
+
+
+def matrix_product(total: Any, left: Any, right: Any) -> Any:
+    """``total`` int32 [2, 2] plus int8 ``left`` [2, 8] times ``right`` [2, 8] transposed (``smmla``)."""
+    return instruction("int32x4", "aarch64.neon.smmla.v4i32.v16i8", total, left, right)
 
 
 def long_product(left: Any, right: Any) -> Any:

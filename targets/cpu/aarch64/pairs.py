@@ -20,7 +20,6 @@ from edgec.targets.cpu.aarch64.neon import BYTES, long_product, pair_sums, part,
 from edgec.targets.cpu.aarch64.runs import RunPlan, RunWriter, best_tile
 from edgec.targets.cpu.aarch64.runs import generate as generate_runs
 from edgec.targets.cpu.aarch64.tile import LANES, Tile, load_input
-from edgec.targets.cpu.tile import load_channels
 from edgec.targets.target import Target
 
 PAIR = 2
@@ -72,9 +71,7 @@ class _PairWriter(RunWriter):
         if chunk < HALF:
             pixels = [repeated(value, 0) for value in pixels]
         for step in range(steps(chunk)):
-            for vector in range(len(acc.widths)):
-                offset = weights + (step * len(acc.widths) + vector) * size
-                weight = self.body.bind("w", load_channels(self.weight, offset, size))
+            for vector, weight in enumerate(self._step_weights(weights, step, size, len(acc.widths))):
                 for pixel, value in enumerate(pixels):
                     self._multiply_add(acc, pixel, vector, value, weight, size)
             pixels = [self.body.hold(turned(value, PAIR, size)) for value in pixels]

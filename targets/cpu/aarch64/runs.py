@@ -3,6 +3,8 @@
 A run is a row of the window with all its channels, or what of it is contiguous. A run of bytes ends with a chunk that
 is padded with zero weights, and what the input holds there does not matter.
 
+Weights of 4 bits are stored two a byte: the steps of a chunk lie in pairs, the first one in the lower halves.
+
 A uint8 input is turned into int8 by its highest bit, x − 128: Σ x · w = Σ (x − 128) · w + 128 · Σ w. The last term,
 for each channel, stands at the head of its panel of weights.
 """
@@ -19,10 +21,10 @@ import numpy as np
 
 from edgec.lazy_tvm import tirx
 from edgec.program import Conv
-from edgec.targets.cpu.aarch64.neon import special
+from edgec.targets.cpu.aarch64.neon import half_of, special
 from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile
 from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvPlan, ConvWriter
-from edgec.targets.cpu.tile import SHORT, Accumulators, Point, Store, bias_apart, tiles
+from edgec.targets.cpu.tile import SHORT, Accumulators, Point, Store, bias_apart, load_channels, tiles
 from edgec.targets.cpu.tir import Kernel
 
 REGISTERS = 32
@@ -56,6 +58,11 @@ class RunPlan(ConvPlan):
     @abstractmethod
     def arranged(self, block: np.ndarray) -> np.ndarray:
         """The weights [element, channel] of a chunk and a block of channels, in the order in which they are read."""
+
+    @property
+    def per_byte(self) -> int:
+        """Weights in a byte; elements of other sizes count as one."""
+        return 2 if self.conv.packing is not None else 1
 
     @property
     def planar(self) -> bool:
@@ -101,7 +108,7 @@ class RunPlan(ConvPlan):
         return [LANES] * -(-channels // LANES)
 
     def panel(self, channels: int) -> int:
-        return (self.depth + self.head) * sum(self.widths(channels))
+        return (self.depth // self.per_byte + self.head) * sum(self.widths(channels))
 
 
 def best_tile(kind: type[RunPlan], conv: Conv) -> RunPlan:
@@ -151,8 +158,14 @@ def pack(p: RunPlan, weight: np.ndarray) -> np.ndarray:
             block[:, :, :channels] = matrix[:, :, first : first + channels]
             if p.head:
                 panels.append((block.sum((0, 1), np.int32) * 128).view(np.int8))
-            panels += [p.arranged(chunk).ravel() for each in block for chunk in np.split(each, edges)]
+            arranged = [p.arranged(chunk) for each in block for chunk in np.split(each, edges)]
+            panels += [(in_halves(chunk) if p.per_byte == 2 else chunk).ravel() for chunk in arranged]
     return np.concatenate(panels)
+
+
+def in_halves(chunk: np.ndarray) -> np.ndarray:
+    """[steps, …] of 4 bits as [steps / 2, …]: two steps a byte."""
+    return (chunk[::2] & 15) | (chunk[1::2] << 4)
 
 
 class RunWriter(ConvWriter):
@@ -175,6 +188,13 @@ class RunWriter(ConvWriter):
     def _products(self, acc: Any, pixels: list[Any], weights: Any, chunk: int) -> None:
         """Add the products of ``chunk`` elements of every pixel with the weights from ``weights`` on."""
 
+    def _step_weights(self, weights: Any, step: int, size: int, count: int) -> list[Any]:
+        """``count`` vectors of ``size`` bytes: the weights of a step of the chunk that starts at ``weights``."""
+        place = step // self.plan.per_byte
+        offsets = [weights + (place * count + vector) * size for vector in range(count)]
+        stored = [self.body.bind("w", load_channels(self.weight, offset, size)) for offset in offsets]
+        return [half_of(value, step % 2) for value in stored] if self.plan.per_byte == 2 else stored
+
     def _accumulators(
         self, points: list[Point], widths: list[int], channel: Any, channels: int, panel: Any
     ) -> Accumulators:
@@ -191,7 +211,7 @@ class RunWriter(ConvWriter):
 
         def level(depth: int, source: Any, run: Any) -> None:
             if depth == len(outer):
-                self._run(acc, source, panel + run * (sum(self.plan.chunks) * k_step), nothing)
+                self._run(acc, source, panel + run * (sum(self.plan.chunks) * k_step // self.plan.per_byte), nothing)
                 return
             extent, step = outer[depth]
             inner = prod(e for e, _ in outer[depth + 1 :])
@@ -202,15 +222,15 @@ class RunWriter(ConvWriter):
 
     def _run(self, acc: Accumulators, source: Any, weights: Any, nothing: Any) -> None:
         """The products of one run."""
-        row = sum(acc.widths)
+        row, per_byte = sum(acc.widths), self.plan.per_byte
         size = self.plan.whole
         whole, rest = divmod(self.plan.runs[1], size)
         if whole:
             with self.body.loop(nothing + whole if self.plan.rolled else whole) as index:
-                self._chunk(acc, source + index * size, weights + index * (size * row), size)
+                self._chunk(acc, source + index * size, weights + index * (size * row // per_byte), size)
         done = whole * size
         for chunk in self.plan.rest(rest):
-            self._chunk(acc, source + done, weights + done * row, chunk)
+            self._chunk(acc, source + done, weights + done * row // per_byte, chunk)
             done += chunk
 
     def _chunk(self, acc: Accumulators, source: Any, weights: Any, chunk: int) -> None:
@@ -233,4 +253,5 @@ def contract(p: RunPlan) -> str:
     c = p.conv
     kernel = f"k{c.kernel[0]}x{c.kernel[1]}s{c.stride[0]}x{c.stride[1]}d{c.dilation[0]}x{c.dilation[1]}"
     shape = f"n{c.batch}h{c.out_height}w{c.out_width}c{c.out_channels}"
-    return f"{SHORT[c.input_dtype]}_conv_{shape}_{kernel}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}_{p.suffix}"
+    how = p.suffix + ("_w4" if p.per_byte == 2 else "")
+    return f"{SHORT[c.input_dtype]}_conv_{shape}_{kernel}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}_{how}"

@@ -4,6 +4,9 @@ The input is read four bytes a pixel at a time along its contiguous runs (a row 
 these are broadcast; a vector of weights holds as many bytes for each output channel. Runs are padded with zero
 weights to a multiple of four bytes, and what the input holds there does not matter.
 
+Weights of 4 bits are stored two groups of a run a byte, the first in the lower half. Each half, moved to the top of its
+byte, is an int8 of 16 times the weight; so are the sums, and these leave the tile through a shift that loses nothing.
+
 The instruction multiplies unsigned bytes by signed ones. An int8 input is turned into uint8 by its highest bit,
 x + 128; Σ x · w = Σ (x + 128) · w − 128 · Σ w, and the last term, for each channel, is in the head of each panel.
 """
@@ -21,7 +24,7 @@ from edgec.lazy_tvm import tirx
 from edgec.program import Conv
 from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvPlan, ConvWriter
 from edgec.targets.cpu.tile import SHORT, Accumulators, Point, Store, bias_apart, padded_pieces, starts, tiles
-from edgec.targets.cpu.tir import Kernel, vector_load
+from edgec.targets.cpu.tir import Kernel, lanes_of, vector_load
 from edgec.targets.cpu.x86.isa import Isa, part
 from edgec.targets.cpu.x86.narrow import special
 from edgec.targets.cpu.x86.tile import SIGN_BYTES, TAPS, IntegerTile, Multiplier, Panel, bias_vectors
@@ -35,6 +38,10 @@ EPILOGUE_CYCLES = 5
 """Cycles, about, that a vector of sums costs beside its products: start, requantisation and store."""
 CODE_CYCLES = 8
 """Cycles, about, to fetch the code of one product and its share of the epilogue, once."""
+SIXTEEN = 16
+"""By how much weights of 4 bits are larger at the top of a byte."""
+DEEPEST_HALVES = 2**31 // (255 * 128) - 1
+"""Products whose sixteenfold sum fits an int32."""
 UNROLL_PRODUCTS = 16
 """Products in one iteration of the reduction, at least, where the run is long enough."""
 
@@ -59,9 +66,19 @@ class GroupedPlan(ConvPlan):
         return -(-self.runs[1] // TAPS)
 
     @property
+    def halves(self) -> bool:
+        """Whether a byte holds two weights."""
+        return self.conv.packing is not None
+
+    @property
     def layout(self) -> Panel:
         """How a panel lies."""
-        return Panel(prod(extent for extent, _ in self.runs[0]) * self.groups, self.conv.input_dtype == "int8")
+        return Panel(prod(extent for extent, _ in self.runs[0]) * self.stored_groups, self.conv.input_dtype == "int8")
+
+    @property
+    def stored_groups(self) -> int:
+        """Groups of bytes of a run's weights."""
+        return -(-self.groups // 2) if self.halves else self.groups
 
     def widths(self, channels: int) -> list[int]:
         return padded_pieces(channels, self.lanes)
@@ -77,7 +94,8 @@ class GroupedPlan(ConvPlan):
 def fits(conv: Conv) -> bool:
     """Whether the weights are constant and the channels of a pixel neighbours."""
     contiguous = conv.input_strides[3] == 1 or conv.in_channels == 1
-    return conv.input_dtype != "float32" and conv.weight_strides is None and contiguous
+    exact = conv.packing is None or prod(conv.kernel) * conv.in_channels <= DEEPEST_HALVES
+    return conv.input_dtype != "float32" and conv.weight_strides is None and contiguous and exact
 
 
 def plan(conv: Conv, target: Target) -> GroupedPlan:
@@ -102,7 +120,7 @@ def register_tiles(conv: Conv, isa: Isa) -> Iterator[GroupedPlan]:
 
 def cost(p: GroupedPlan) -> float:
     """Cycles, about, of the whole convolution: products, loads or latency, whichever bounds a tile."""
-    conv, total, steps = p.conv, 0.0, p.layout.steps
+    conv, total, steps = p.conv, 0.0, prod(extent for extent, _ in p.runs[0]) * p.groups
     for _, rows, row_tiles in tiles(conv.out_height, p.rows):
         for _, columns, column_tiles in tiles(conv.out_width, p.columns):
             for _, channels, blocks in tiles(conv.out_channels, p.block):
@@ -124,12 +142,22 @@ def pack(p: GroupedPlan, weight: np.ndarray) -> np.ndarray:
     padded[:, :run] = matrix
     padded = padded.reshape(-1, TAPS, p.conv.out_channels)
     sums = padded.sum((0, 1), np.int32)
+    if p.halves:
+        padded, sums = _in_halves(padded.reshape(-1, p.groups, *padded.shape[1:])), sums * SIXTEEN
     panels = []
     for start, channels, count in tiles(p.conv.out_channels, p.block):
         for first in range(start, start + channels * count, channels):
             own = slice(first, first + channels)
             panels.append(p.layout.pack(padded[:, :, own], sum(p.widths(channels)), sums[own]))
     return np.concatenate(panels)
+
+
+def _in_halves(runs: np.ndarray) -> np.ndarray:
+    """[runs, groups, …] of 4 bits as [runs · groups / 2, …]: two groups a byte, zeros behind an odd last one."""
+    count, groups, *rest = runs.shape
+    even = np.zeros((count, groups + groups % 2, *rest), np.int8)
+    even[:, :groups] = runs
+    return ((even[:, ::2] & 15) | (even[:, 1::2] << 4)).reshape(-1, *rest)
 
 
 def generate(p: GroupedPlan, dtypes: list[str]) -> Any:
@@ -144,7 +172,8 @@ class _GroupedWriter(ConvWriter):
 
     def __init__(self, p: GroupedPlan, kernel: Kernel) -> None:
         super().__init__(p, kernel)
-        epilogue, self.bias = bias_apart(p.conv.epilogue, "int32")
+        # 16 times a bias might not fit
+        epilogue, self.bias = (p.conv.epilogue, None) if p.halves else bias_apart(p.conv.epilogue, "int32")
         self.target = Store(self.body, kernel.buffers[:-1], kernel.buffers[-1], epilogue, p.conv.store)
         self.multiplier = Multiplier(p.isa, self.body)
         self.sign: Any = None
@@ -178,31 +207,47 @@ class _GroupedWriter(ConvWriter):
                 self._run(acc, source, panel + group * row, row)
                 return
             extent, step = outer[depth]
-            inner = prod(e for e, _ in outer[depth + 1 :]) * self.plan.groups
+            inner = prod(e for e, _ in outer[depth + 1 :]) * self.plan.stored_groups
             with self.body.loop(extent) as index:
                 level(depth + 1, source + index * step, group + index * inner)
 
         level(0, corner, tirx.const(0, "int32"))
 
+        if self.plan.halves:
+            acc.divide_by_sixteen()
+
     def _run(self, acc: IntegerTile, source: Any, weights: Any, row: int) -> None:
         """The products of one run."""
-        groups = self.plan.groups
-        unroll = min(groups, -(-UNROLL_PRODUCTS // (len(acc.points) * len(acc.widths))))
+        groups, each = self.plan.stored_groups, 2 if self.plan.halves else 1
+        step = self._two_steps if self.plan.halves else self._step
+        unroll = min(groups, -(-UNROLL_PRODUCTS // (len(acc.points) * len(acc.widths) * each)))
         with self.body.loop(groups // unroll) as index:
-            for step in range(unroll):
-                group = index * unroll + step
-                self._step(acc, source + group * TAPS, weights + group * row)
+            for group in (index * unroll + number for number in range(unroll)):
+                step(acc, source + group * (TAPS * each), weights + group * row)
         for group in range(groups // unroll * unroll, groups):
-            self._step(acc, source + group * TAPS, weights + group * row)
+            step(acc, source + group * (TAPS * each), weights + group * row)
 
     def _step(self, acc: IntegerTile, source: Any, weights: Any) -> None:
         """Four bytes of the run for the whole tile."""
-        _, h_step, w_step, _ = self.conv.input_strides
-        sh, sw = self.conv.stride
         vectors = [
             self.multiplier.weights(self._weights(weights, first, width))
             for first, width in zip(starts(acc.widths), acc.widths, strict=True)
         ]
+        self._products(acc, source, vectors)
+
+    def _two_steps(self, acc: IntegerTile, source: Any, weights: Any) -> None:
+        """Eight bytes of the run, whose weights are halves of bytes."""
+        stored = [
+            self.body.hold(self._weights(weights, first, width))
+            for first, width in zip(starts(acc.widths), acc.widths, strict=True)
+        ]
+        for half in range(2):
+            self._products(acc, source + half * TAPS, [self.multiplier.weights(_sixteenfold(v, half)) for v in stored])
+
+    def _products(self, acc: IntegerTile, source: Any, vectors: list[list[Any]]) -> None:
+        """Four bytes of every pixel, from ``source`` on, times the weights."""
+        _, h_step, w_step, _ = self.conv.input_strides
+        sh, sw = self.conv.stride
         for pixel, point in enumerate(acc.points):
             offset = source + point.row * sh * h_step + point.column * sw * w_step
             inputs = self.multiplier.inputs(self._pixel(offset, max(acc.widths)))
@@ -219,10 +264,19 @@ class _GroupedWriter(ConvWriter):
         return self.body.bind("x", value)
 
 
+def _sixteenfold(value: Any, half: int) -> Any:
+    """16 times the int4 in the lower (0) or upper (1) half of each byte, as int8."""
+    words = tirx.reinterpret(f"uint16x{lanes_of(value) // 2}", value)
+    if half == 0:
+        words = tirx.shift_left(words, tirx.Broadcast(tirx.const(4, "uint16"), lanes_of(words)))
+    kept = tirx.bitwise_and(words, tirx.Broadcast(tirx.const(0xF0F0, "uint16"), lanes_of(words)))
+    return tirx.reinterpret(f"int8x{lanes_of(value)}", kept)
+
+
 def contract(p: GroupedPlan) -> str:
     """The kernel's name."""
     c = p.conv
     kernel = f"k{c.kernel[0]}x{c.kernel[1]}s{c.stride[0]}x{c.stride[1]}d{c.dilation[0]}x{c.dilation[1]}"
     shape = f"n{c.batch}h{c.out_height}w{c.out_width}c{c.out_channels}"
-    how = "vnni" if p.isa.vnni else "madd"
+    how = ("vnni" if p.isa.vnni else "madd") + ("_w4" if p.halves else "")
     return f"{SHORT[c.input_dtype]}_conv_{shape}_{kernel}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}_{how}"

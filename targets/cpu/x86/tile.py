@@ -122,6 +122,13 @@ class IntegerTile(Accumulators):
         super().__init__(body, "int32", points, widths, start)
         self.isa = isa
 
+    def divide_by_sixteen(self) -> None:
+        """Exactly: every sum is a multiple."""
+        for pixel in range(len(self.points)):
+            for vector, width in enumerate(self.widths):
+                four = tirx.Broadcast(tirx.const(4, "int32"), width)
+                self.update(pixel, vector, tirx.shift_right(self.value(pixel, vector), four))
+
     def write(self, target: Store, origin: dict[int, Any], channels: int) -> None:
         """See :meth:`Accumulators.write`; whole vectors leave four at a time."""
         narrow = narrowing(target.epilogue)

@@ -117,7 +117,8 @@ typedef enum edgert_status {
   EDGERT_ERROR_UNBOUND = 15,  /* run without own buffers, and an input or output is not bound */
   EDGERT_ERROR_BUSY = 16,     /* the session is running in another thread */
   EDGERT_ERROR_GPU = 17,      /* no OpenCL driver or device, or the driver refused a call */
-  EDGERT_ERROR_GPU_BUILD = 18 /* the driver cannot compile the kernels; the sentence ends in its own words */
+  EDGERT_ERROR_GPU_BUILD = 18, /* the driver cannot compile the kernels; the sentence ends in its own words */
+  EDGERT_ERROR_TEST = 19      /* a result differs from that of the model's tests */
 } edgert_status;
 
 /* Bits of `edgert_options.flags`. */
@@ -206,6 +207,13 @@ EDGERT_API edgert_status edgert_bind_output(edgert_session *session, uint32_t in
 
 /* One inference: read all inputs, write all outputs, return when done. */
 EDGERT_API edgert_status edgert_run(edgert_session *session);
+
+/* Make zero what the model keeps from one run to the next, as it is after open: a new sequence begins. */
+EDGERT_API edgert_status edgert_reset(edgert_session *session);
+/* Run the tests inside the model (edgec compile --bundle-tests), step by step; the sentence of EDGERT_ERROR_TEST names
+ * the first step that stores something else than the compiler's reference. `count`, unless NULL, gets how many tests
+ * there are. Afterwards nothing is bound, and the own buffers hold the last test. Without tests: EDGERT_ERROR_ARGUMENT. */
+EDGERT_API edgert_status edgert_selftest(edgert_session *session, uint32_t *count);
 
 /* What the profile knows about one step (a kernel call), over all runs since it was last switched on. */
 typedef struct edgert_step_stats {

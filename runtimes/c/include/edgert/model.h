@@ -140,6 +140,35 @@ typedef struct edgert_gpu {
   uint64_t weights_bytes;
   uint64_t arena_bytes;
 } edgert_gpu;
+#define EDGERT_REGION_AXES 6u
+
+/* The elements that a step stores. */
+typedef struct edgert_region {
+  uint32_t dtype;  /* edgert_dtype; 0: this step is not checked by itself */
+  uint32_t exact;  /* 1: equal to the last bit on every target */
+  uint32_t place;  /* 0: the arena; i + 1: input or output i */
+  uint32_t offset; /* bytes from there */
+  uint32_t extents[EDGERT_REGION_AXES];
+  int32_t strides[EDGERT_REGION_AXES]; /* elements */
+} edgert_region;
+
+/* What a step's region comes to in one test. */
+typedef struct edgert_expected {
+  uint32_t crc; /* CRC-32 (IEEE 802.3) of exact elements */
+  float mean;   /* of the others; NaN: not compared */
+  float rms;    /* root mean square */
+} edgert_expected;
+
+/* Test vectors. In `inputs` and `outputs` every tensor of every test starts at a multiple of 64 bytes. */
+typedef struct edgert_tests {
+  uint32_t count;
+  float tolerance;               /* of floats, as a share of an output's range or of a step's rms */
+  uint64_t exact_outputs;        /* bit i: output i is equal to the last bit on every target */
+  const edgert_region *regions;  /* one per step */
+  const edgert_expected *expected; /* one per test and step */
+  const uint8_t *inputs;
+  const uint8_t *outputs;
+} edgert_tests;
 
 typedef struct edgert_model {
   uint32_t abi_version;  /* EDGERT_ABI_VERSION */
@@ -166,6 +195,8 @@ typedef struct edgert_model {
   uint8_t sha256[32]; /* of the weights followed by the manifest */
   /* Appended; there only if `struct_bytes` says so. */
   const edgert_gpu *gpu; /* the same model for a GPU, or NULL; `steps` are the processor's in any case */
+  uint64_t state_bytes;  /* of the arena, from its start on: kept between runs, zero at first */
+  const edgert_tests *tests; /* NULL without */
 } edgert_model;
 
 #define EDGERT_MODEL_LEAST_BYTES offsetof(edgert_model, gpu)
