@@ -37,6 +37,9 @@ DESCRIPTOR_FLAGS = ("-std=c11", "-Os", "-fno-asynchronous-unwind-tables", f"-I{S
 TRAILER_MAGIC = b"EDGERT-TRAILER-1"
 TRAILER = struct.Struct("<16sQQ32s")
 """Magic, the manifest's offset and size in the file, and the SHA-256 of all bytes before the digest."""
+SIGNATURE_MAGIC = b"EDGERT-SIGNED-01"
+SIGNATURE = struct.Struct("<64s16s")
+"""Ed25519 signature and magic, behind the trailer of a signed artifact (see :mod:`edgec.signing`)."""
 
 
 def build_artifact(
@@ -144,6 +147,13 @@ def is_artifact(path: Path) -> bool:
         return False
 
 
+def split_signature(data: bytes) -> tuple[bytes, bytes | None]:
+    """An artifact's bytes without its signature, and the signature, if it has one."""
+    if data[-len(SIGNATURE_MAGIC) :] != SIGNATURE_MAGIC or len(data) < SIGNATURE.size:
+        return data, None
+    return data[: -SIGNATURE.size], SIGNATURE.unpack(data[-SIGNATURE.size :])[0]
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of the artifact at ``path``, checked against its digest, without executing the file.
 
@@ -158,7 +168,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if path.suffix == ".onnx" or is_tflite(path):
         return read_format_manifest(path)
     try:
-        data = path.read_bytes()
+        data, _ = split_signature(path.read_bytes())
     except OSError as error:
         raise EdgecError(f"cannot read the artifact {path}: {error.strerror}") from error
     if len(data) < TRAILER.size or data[-TRAILER.size :][:16] != TRAILER_MAGIC:
@@ -166,7 +176,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     _, offset, size, digest = TRAILER.unpack(data[-TRAILER.size :])
     if hashlib.sha256(data[:-32]).digest() != digest:
         raise EdgecError(f"{path} was changed after it was compiled: its digest does not match; compile it again")
-    manifest = json.loads(data[offset : offset + size])
+    try:
+        manifest = json.loads(data[offset : offset + size])
+    except ValueError as error:
+        raise EdgecError(f"the manifest of {path} is no JSON: {error}; compile it again with edgec compile") from error
     return {key: _as_rows(value) if key in TABLES else value for key, value in manifest.items()}
 
 
