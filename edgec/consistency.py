@@ -112,6 +112,21 @@ def _gather(node: ir.Node) -> str | None:
     return None if inside else f"an index is outside the {extent} entries"
 
 
+def _grid(node: ir.Node) -> str | None:
+    """A scale for all elements, for each index of an axis, or for blocks along it; and as many zero points."""
+    data, scale, zero = shape_of(node.inputs[0]), shape_of(node.inputs[1]), input_of(node, 2)
+    axis = node.attributes.get_int("axis", 1)
+    if zero is not None and prod(shape_of(zero)) != prod(scale):
+        return f"its zero point {shape_text(zero)} does not fit its scale {shape_text(node.inputs[1])}"
+    if prod(scale) == 1:
+        return None
+    if not -len(data) <= axis < len(data):
+        return f"its axis {axis} is none of the {len(data)} axes of its input"
+    if node.attributes.get_int("block_size", 0):
+        return None if len(scale) == len(data) else f"its scales {list(scale)} are no blocks of {list(data)}"
+    return None if scale == (data[axis],) else f"its scales {list(scale)} are not one for each of {data[axis]} indices"
+
+
 def _cast(node: ir.Node) -> str | None:
     wanted = node.attributes.get_int("to", 0)
     return None if wanted and wanted in set(ir.DataType) else f"there is no dtype {wanted}"
@@ -123,11 +138,13 @@ _CHECKS: Mapping[str, Callable[[ir.Node], str | None]] = {
     "Cast": _cast,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
+    "DequantizeLinear": _grid,
     "Gather": _gather,
     "Gemm": _gemm,
     "InstanceNormalization": _norm,
     "LpPool": _pool,
     "MaxPool": _pool,
     "PRelu": _prelu,
+    "QuantizeLinear": _grid,
     "Reshape": _reshape,
 }

@@ -128,10 +128,10 @@ def _require_output_shapes(proto: onnx.ModelProto, name: str) -> None:
 def _check(checker: Callable[[Any], object], model: object, name: str) -> None:
     try:
         checker(model)
-    except (onnx.checker.ValidationError, InferenceError, ir.passes.PassError) as error:
-        raise EdgecError(f"{name} is not a valid ONNX model: {one_sentence(error)}.") from error
     except (UnicodeDecodeError, ir.serde.SerdeError) as error:
         raise _damaged(name) from error
+    except (onnx.checker.ValidationError, InferenceError, ir.passes.PassError, ValueError) as error:
+        raise EdgecError(f"{name} is not a valid ONNX model: {one_sentence(error)}.") from error
 
 
 def _deserialise(proto: onnx.ModelProto, name: str) -> ir.Model:

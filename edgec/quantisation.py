@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgec.guard import Guarded, Judge
     from edgec.mixing import Mix
     from edgec.passes.quantize import LayerQuantization, Quantized, Recipe
+    from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
     from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import Target
@@ -210,7 +211,7 @@ def quantise_graph(
     return found.model, done
 
 
-def check_precisions(options: Options, target: Target | Board | GpuTarget) -> None:
+def check_precisions(options: Options, target: Target | Board | GpuTarget | Format) -> None:
     """Refuse what ``target`` has no kernels for.
 
     Raises:

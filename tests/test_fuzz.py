@@ -23,6 +23,9 @@ REGRESSIONS = (
     Case("quantised", 57, 5, ()),
     Case("quantised", 1087, 5, (), compiles=True),
     Case("quantised", 1066, 5, ("move-quantisation", "activation-dtype", "fuse-integers")),
+    Case("damaged", 1269, 2, ()),
+    Case("damaged", 1789, 1, ()),
+    Case("damaged", 4319, 8, ()),
 )
 """What failed once, made smaller."""
 
