@@ -206,7 +206,7 @@ def compile_model(
             model, target, output, shapes=shapes, passes=names, check=checked, prune=prune, quantize=quantize,
             calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe,
             group_size=group_size, max_ms=max_ms, max_bytes=max_bytes, states=parse_states(state or ()), tune=tune,
-            tune_db=tune_db, fps=fps, progress=progress,
+            tune_db=tune_db, fps=fps, bundle_tests=bundle_tests, progress=progress,
         )  # fmt: skip
         if page:
             page.write_compiled(compiled, progress)

@@ -154,7 +154,7 @@ def companions(artifact: Path) -> tuple[Path, Path, Path]:
 
 
 def quantise_graph(
-    graph: ir.Model, options: Options, calibration: Calibration, target: Target | Board | GpuTarget, tell: Progress
+    graph: ir.Model, options: Options, calibration: Calibration, target: Target | GpuTarget | Board | Format, tell: Progress
 ) -> tuple[ir.Model, Quantisation]:
     """Quantise a graph that the float passes have left.
 
@@ -211,7 +211,7 @@ def quantise_graph(
     return found.model, done
 
 
-def check_precisions(options: Options, target: Target | Board | GpuTarget | Format) -> None:
+def check_precisions(options: Options, target: Target | GpuTarget | Board | Format | Format) -> None:
     """Refuse what ``target`` has no kernels for.
 
     Raises:
@@ -248,7 +248,7 @@ def _recipe(options: Options) -> Recipe:
 
 
 def _mixed(
-    graph: ir.Model, options: Options, recipe: Recipe, calibration: Calibration, target: Target | Board | GpuTarget,
+    graph: ir.Model, options: Options, recipe: Recipe, calibration: Calibration, target: Target | GpuTarget | Board | Format,
     tell: Progress,
 ) -> Mix:  # fmt: skip
     from edgec.mixing import DEFAULT_DROP, FAMILIES, Limits, mix
