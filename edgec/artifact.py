@@ -20,6 +20,7 @@ from edgec.descriptor import SYMBOL, Sources, lay_out, write_sources
 from edgec.errors import EdgecError
 from edgec.program import INPUT, Program, Tensor
 from edgec.runtimes.build import SOURCE_FOLDER
+from edgec.targets.formats import is_tflite, read_format_manifest
 from edgec.targets.fpga.artifact import is_project, read_project
 from edgec.toolchain import Toolchain, find_toolchain
 
@@ -137,7 +138,7 @@ def with_trailer(data: bytes, manifest: bytes) -> bytes:
 
 def is_artifact(path: Path) -> bool:
     """Whether ``path`` looks like an artifact rather than a model; it may still be damaged."""
-    if is_project(path):
+    if is_project(path) or is_tflite(path):
         return True
     try:
         with path.open("rb") as file:
@@ -156,13 +157,16 @@ def split_signature(data: bytes) -> tuple[bytes, bytes | None]:
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of the artifact at ``path``, checked against its digest, without executing the file.
 
-    An FPGA project has no digest: its sources may be changed, and what runs is built from them.
+    An FPGA project has no digest: its sources may be changed, and what runs is built from them; nor have files of
+    other runtimes.
 
     Raises:
         EdgecError: not an artifact, truncated, or changed since it was written.
     """
     if is_project(path):
         return read_project(path)
+    if path.suffix == ".onnx" or is_tflite(path):
+        return read_format_manifest(path)
     try:
         data, _ = split_signature(path.read_bytes())
     except OSError as error:

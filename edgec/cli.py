@@ -498,7 +498,7 @@ def bench(
     from edgec.counting import count
     from edgec.devices import QemuDevice, open_device
 
-    board = open_device(device)
+    board = open_device(device, artifact)
     if isinstance(board, QemuDevice):
         if against or threads != 1:
             raise EdgecError(
@@ -580,6 +580,7 @@ def diff(
 @app.command()
 def targets(json: Json = False) -> None:
     """List what edgec compiles for."""
+    from edgec.targets.formats import FORMATS
     from edgec.targets.fpga.board import board_names, load_board
     from edgec.targets.gpu.target import gpu_names, load_gpu
     from edgec.targets.target import load_target, target_names
@@ -587,7 +588,9 @@ def targets(json: Json = False) -> None:
     processors = [load_target(name) for name in target_names()]
     gpus = [load_gpu(name) for name in gpu_names()]
     boards = [load_board(name) for name in board_names()]
-    _show([*processors, *gpus, *boards], json, lambda: tables.print_targets(processors, gpus, boards))
+    formats = list(FORMATS.values())
+    everything = [*processors, *gpus, *boards, *formats]
+    _show(everything, json, lambda: tables.print_targets(processors, gpus, boards, formats))
 
 
 @app.command()
