@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from .library import EdgecError
-from .session import Session, StepProfile, Tensor, load, pin_caller
+from edgert.library import EdgecError
+from edgert.session import Session, StepProfile, Tensor, load, pin_caller
 
 __all__ = ["EdgecError", "Session", "StepProfile", "Tensor", "load", "pin_caller"]
