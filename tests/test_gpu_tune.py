@@ -13,6 +13,7 @@ from edgec.errors import EdgecError
 from edgec.gpu_measuring import LocalGpuMeter
 from edgec.measuring import Task, tasks_of
 from edgec.program import Conv
+from edgec.runtimes.python.session import Session
 from edgec.targets.gpu.backend import GpuProgram
 from edgec.targets.gpu.target import load_gpu
 from edgec.tuning import meter_for
@@ -57,9 +58,8 @@ def test_tuned_artifacts_give_the_same_answers(
     tuned = edgec.compile(sample_model, "opencl", tmp_path / "tuned.so", tune=0.05, tune_db=path)
     assert tuned.tuned is not None and tuned.tuned.measured > 0 and tuned.tuned.ratio <= 1
     assert {record.processor for record in records.read(path)} == {TARGET.processor}
-    plain = edgec.compile(sample_model, "opencl", tmp_path / "plain.so")
     image = {"image": sample_data["image"][:1]}
-    with edgec.load(tuned.path) as first, edgec.load(plain.path) as second:
+    with Session(tuned.path) as first, Session(tuned.path, gpu=False) as second:
         found, wanted = first.run(image)["logits"], second.run(image)["logits"]
     np.testing.assert_allclose(found, wanted, atol=1e-5 * np.ptp(wanted))
 
