@@ -154,8 +154,9 @@ def companions(artifact: Path) -> tuple[Path, Path, Path]:
 
 
 def quantise_graph(
-    graph: ir.Model, options: Options, calibration: Calibration, target: Target | GpuTarget | Board | Format, tell: Progress
-) -> tuple[ir.Model, Quantisation]:
+    graph: ir.Model, options: Options, calibration: Calibration, target: Target | GpuTarget | Board | Format,
+    tell: Progress,
+) -> tuple[ir.Model, Quantisation]:  # fmt: skip
     """Quantise a graph that the float passes have left.
 
     Args:
@@ -211,7 +212,7 @@ def quantise_graph(
     return found.model, done
 
 
-def check_precisions(options: Options, target: Target | GpuTarget | Board | Format | Format) -> None:
+def check_precisions(options: Options, target: Target | GpuTarget | Board | Format) -> None:
     """Refuse what ``target`` has no kernels for.
 
     Raises:
@@ -248,8 +249,8 @@ def _recipe(options: Options) -> Recipe:
 
 
 def _mixed(
-    graph: ir.Model, options: Options, recipe: Recipe, calibration: Calibration, target: Target | GpuTarget | Board | Format,
-    tell: Progress,
+    graph: ir.Model, options: Options, recipe: Recipe, calibration: Calibration,
+    target: Target | GpuTarget | Board | Format, tell: Progress,
 ) -> Mix:  # fmt: skip
     from edgec.mixing import DEFAULT_DROP, FAMILIES, Limits, mix
 
