@@ -20,6 +20,7 @@ from edgec.descriptor import SYMBOL, Sources, lay_out, write_sources
 from edgec.errors import EdgecError
 from edgec.program import INPUT, Program, Tensor
 from edgec.runtimes.build import SOURCE_FOLDER
+from edgec.targets.formats import is_tflite, read_format_manifest
 from edgec.targets.fpga.artifact import is_project, read_project
 from edgec.toolchain import Toolchain, find_toolchain
 
@@ -36,6 +37,9 @@ DESCRIPTOR_FLAGS = ("-std=c11", "-Os", "-fno-asynchronous-unwind-tables", f"-I{S
 TRAILER_MAGIC = b"EDGERT-TRAILER-1"
 TRAILER = struct.Struct("<16sQQ32s")
 """Magic, the manifest's offset and size in the file, and the SHA-256 of all bytes before the digest."""
+SIGNATURE_MAGIC = b"EDGERT-SIGNED-01"
+SIGNATURE = struct.Struct("<64s16s")
+"""Ed25519 signature and magic, behind the trailer of a signed artifact (see :mod:`edgec.signing`)."""
 
 
 def build_artifact(
@@ -134,7 +138,7 @@ def with_trailer(data: bytes, manifest: bytes) -> bytes:
 
 def is_artifact(path: Path) -> bool:
     """Whether ``path`` looks like an artifact rather than a model; it may still be damaged."""
-    if is_project(path):
+    if is_project(path) or is_tflite(path):
         return True
     try:
         with path.open("rb") as file:
@@ -143,18 +147,28 @@ def is_artifact(path: Path) -> bool:
         return False
 
 
+def split_signature(data: bytes) -> tuple[bytes, bytes | None]:
+    """An artifact's bytes without its signature, and the signature, if it has one."""
+    if data[-len(SIGNATURE_MAGIC) :] != SIGNATURE_MAGIC or len(data) < SIGNATURE.size:
+        return data, None
+    return data[: -SIGNATURE.size], SIGNATURE.unpack(data[-SIGNATURE.size :])[0]
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of the artifact at ``path``, checked against its digest, without executing the file.
 
-    An FPGA project has no digest: its sources may be changed, and what runs is built from them.
+    An FPGA project has no digest: its sources may be changed, and what runs is built from them; nor have files of
+    other runtimes.
 
     Raises:
         EdgecError: not an artifact, truncated, or changed since it was written.
     """
     if is_project(path):
         return read_project(path)
+    if path.suffix == ".onnx" or is_tflite(path):
+        return read_format_manifest(path)
     try:
-        data = path.read_bytes()
+        data, _ = split_signature(path.read_bytes())
     except OSError as error:
         raise EdgecError(f"cannot read the artifact {path}: {error.strerror}") from error
     if len(data) < TRAILER.size or data[-TRAILER.size :][:16] != TRAILER_MAGIC:
@@ -162,7 +176,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     _, offset, size, digest = TRAILER.unpack(data[-TRAILER.size :])
     if hashlib.sha256(data[:-32]).digest() != digest:
         raise EdgecError(f"{path} was changed after it was compiled: its digest does not match; compile it again")
-    manifest = json.loads(data[offset : offset + size])
+    try:
+        manifest = json.loads(data[offset : offset + size])
+    except ValueError as error:
+        raise EdgecError(f"the manifest of {path} is no JSON: {error}; compile it again with edgec compile") from error
     return {key: _as_rows(value) if key in TABLES else value for key, value in manifest.items()}
 
 

@@ -24,6 +24,7 @@ from edgec.errors import EdgecError
 from edgec.evaluation import relative_error
 from edgec.machine import Machine, observed
 from edgec.runtimes.peers import open_peer
+from edgec.targets.formats import Format, format_of
 
 if TYPE_CHECKING:
     from edgec.runtimes.python.session import Session, StepProfile
@@ -163,7 +164,7 @@ def bench(
         raise EdgecError(
             f"'{artifact}' is an FPGA project, whose speed a C simulation does not show; edgec inspect has the estimate"
         )
-    where = open_device(device)
+    where = open_device(device, artifact)
     if where.is_emulated:
         raise EdgecError(
             "an emulator's time is not a device's latency; bench on the device, or count the instructions of the "
@@ -175,6 +176,11 @@ def bench(
     manifest = read_manifest(artifact)
     tensors = specs(manifest["inputs"])
     values = load_npz(inputs, tensors).read(0) if inputs else random_inputs(tensors, seed)
+    kind = format_of(artifact)
+    if kind is not None:
+        if profile:
+            raise EdgecError(f"--profile measures edgec's own steps, and '{artifact}' has none; leave it out")
+        return _foreign(kind, artifact, files, values, threads, rounds, progress)
     if device != "local":
         if files:
             raise EdgecError(f"other runtimes are measured on this machine only; leave out --against for {device}")
@@ -192,6 +198,29 @@ def bench(
         steps = _profile(session, rounds) if profile else ()
         device_name = session.device
     return Benchmark(threads, rounds, observation.machine, timings, steps, device_name)
+
+
+class _Exported:
+    """A file of another runtime that edgec wrote, as a contender."""
+
+    def __init__(self, runtime: str, artifact: Path, threads: int, values: Mapping[str, Array]) -> None:
+        peer = _bound_peer(runtime, artifact, threads, values)
+        self.name, self.version = f"edgec in {runtime}", peer.version
+        self.invoke, self.outputs = peer.invoke, peer.outputs
+
+
+def _foreign(
+    kind: Format, artifact: Path, files: Mapping[str, Path], values: dict[str, Array], threads: int, rounds: int,
+    progress: Progress | None,
+) -> Benchmark:  # fmt: skip
+    """A file of another runtime in that runtime, beside others."""
+    contenders: list[Contender] = [_Exported(kind.runtime, artifact, threads, values)]
+    contenders += [_bound_peer(name, path, threads, values) for name, path in files.items()]
+    with observed() as observation:
+        times = _measure(contenders, rounds, progress)
+    is_quantised = bool(read_manifest(artifact)["quantised"])
+    tolerance = QUANTISED_TOLERANCE if is_quantised else FLOAT_TOLERANCE
+    return Benchmark(threads, rounds, observation.machine, tuple(_timings(contenders, times, tolerance)), ())
 
 
 def _remote(

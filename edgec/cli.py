@@ -229,6 +229,46 @@ def compile_model(
     _show(results, json, lambda: tables.print_compiled(compiled, explain))
 
 
+@app.command("keygen")
+def generate_key(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="KEY", help="The private key; the public one becomes KEY.pub.")
+    ] = Path("edgec.key"),
+) -> None:
+    """Make an Ed25519 key pair to sign artifacts with (as openssl genpkey -algorithm ed25519 does)."""
+    from edgec import signing
+
+    public = signing.generate_key(output)
+    raw = ", ".join(f"0x{byte:02x}" for byte in signing.public_bytes(public))
+    print(f"private key {output}, to keep secret; public key {public}; for edgert_open_signed:\n{{{raw}}}")
+
+
+@app.command("sign")
+def sign_artifact(
+    artifact: Artifact,
+    key: Annotated[Path, typer.Option(metavar="KEY", help="The private Ed25519 key, PEM.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="The signed file; in place by default.")
+    ] = None,
+) -> None:
+    """Sign an artifact, so that edgert_open_signed opens it."""
+    from edgec import signing
+
+    print(f"signed {signing.sign(artifact, key, output)}")
+
+
+@app.command("verify")
+def verify_artifact(
+    artifact: Artifact,
+    key: Annotated[Path, typer.Option(metavar="KEY.pub", help="The public Ed25519 key, PEM.")],
+) -> None:
+    """Check the signature of an artifact."""
+    from edgec import signing
+
+    signing.verify(artifact, key)
+    print(f"{artifact} bears the signature of {key}")
+
+
 @app.command("runtime")
 def build_runtimes(
     system: Annotated[
@@ -465,7 +505,7 @@ def bench(
     from edgec.counting import count
     from edgec.devices import QemuDevice, open_device
 
-    board = open_device(device)
+    board = open_device(device, artifact)
     if isinstance(board, QemuDevice):
         if against or threads != 1:
             raise EdgecError(
@@ -591,6 +631,7 @@ def diff(
 @app.command()
 def targets(json: Json = False) -> None:
     """List what edgec compiles for."""
+    from edgec.targets.formats import FORMATS
     from edgec.targets.fpga.board import board_names, load_board
     from edgec.targets.gpu.target import gpu_names, load_gpu
     from edgec.targets.target import load_target, target_names
@@ -598,7 +639,9 @@ def targets(json: Json = False) -> None:
     processors = [load_target(name) for name in target_names()]
     gpus = [load_gpu(name) for name in gpu_names()]
     boards = [load_board(name) for name in board_names()]
-    _show([*processors, *gpus, *boards], json, lambda: tables.print_targets(processors, gpus, boards))
+    formats = list(FORMATS.values())
+    everything = [*processors, *gpus, *boards, *formats]
+    _show(everything, json, lambda: tables.print_targets(processors, gpus, boards, formats))
 
 
 @app.command()

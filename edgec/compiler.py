@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgec.program import Program
     from edgec.quantisation import Options, Quantisation
     from edgec.targets.cpu.backend import Code
+    from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
     from edgec.targets.gpu.backend import GpuCode
     from edgec.targets.gpu.target import GpuTarget
@@ -130,6 +131,7 @@ def compile(
     from edgec.static_object import check_form
     from edgec.summary import summarise
     from edgec.targets.cpu.backend import compile_program
+    from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
     from edgec.targets.gpu.backend import GpuProgram
     from edgec.targets.gpu.target import GpuTarget
@@ -159,6 +161,12 @@ def compile(
             raise EdgecError(f"--bundle-tests is for processors; a project for {target} is tested by its C simulation")
     elif fps is not None:
         raise EdgecError(f"--fps is a goal for FPGA boards, and {target} is none; leave it out")
+    elif isinstance(chosen, Format):
+        chosen.check_path(path)
+        check_writable(path)
+        own = {"--tune": tune, "--bundle-tests": bundle_tests, "--state": states}
+        if given := [flag for flag, value in own.items() if value]:
+            raise EdgecError(f"{given[0]} is for edgec's own kernels and library, and {target} has none; leave it out")
     else:
         find_toolchain(chosen.triple)
         check_form(path, chosen)
@@ -187,6 +195,8 @@ def compile(
         files = {manifest_path(path): json.dumps(project_report.as_dict(), indent=1).encode()}
         write_atomically(files | (quantisation.files(path) if quantisation else {}))
         return Compiled(path, made.manifest, project_report)
+    if isinstance(chosen, Format):
+        return _compile_format(graph, chosen, _name(model), path, model_facts, reports, quantisation, clock)
     program = lower(graph)
     program.name = _name(model)
     if states:
@@ -227,17 +237,36 @@ def compile(
     return Compiled(path, manifest, report, tuned)
 
 
+def _compile_format(
+    graph: ir.Model, kind: Format, name: str, path: Path, model: dict[str, Any], reports: tuple[PassReport, ...],
+    quantisation: Quantisation | None, clock: _Clock,
+) -> Compiled:  # fmt: skip
+    """Write a transformed graph as a file of another runtime."""
+    from edgec.artifact import write_atomically
+    from edgec.targets.formats import FormatReport, write_format
+
+    is_quantised = any(node.op_type == "QuantizeLinear" for node in graph.graph)
+    facts = {"edgec": metadata.version("edgec"), "name": name, "model": model, "quantised": is_quantised}
+    content, manifest = write_format(graph, kind, facts)
+    clock.lap("conversion")
+    report = FormatReport(manifest, reports, (), len(content), clock.laps, None, quantisation)
+    files = {manifest_path(path): json.dumps(report.as_dict(), indent=1).encode()}
+    write_atomically(files | (quantisation.files(path) if quantisation else {}) | {path: content})
+    return Compiled(path, manifest, report)
+
+
 def _transformed(
-    graph: ir.Model, target: Target | GpuTarget | Board, prune: float, passes: Sequence[Pass] | None,
+    graph: ir.Model, target: Target | GpuTarget | Board | Format, prune: float, passes: Sequence[Pass] | None,
     check: Check | None, options: Options, calibration: Calibration | None, tell: Progress, clock: _Clock,
 ) -> tuple[ir.Model, tuple[PassReport, ...], Quantisation | None]:  # fmt: skip
     """The graph that is lowered: pruned, through the passes, quantised, and through the passes for integers."""
     from edgec.passes.pipeline import FLOAT, integer_passes
     from edgec.pruning import prune_graph, settings_for
     from edgec.quantisation import quantise_graph
+    from edgec.targets.formats import Format
     from edgec.transformation import apply_passes
 
-    integers = integer_passes(target.activation_dtype, target.packs_weights)
+    integers = () if isinstance(target, Format) else integer_passes(target.activation_dtype, target.packs_weights)
     samples = None if calibration is None else calibration.samples
     pruned = prune_graph(graph, settings_for(prune, target), samples) if prune else ()
     default = FLOAT if options.quantises else (*FLOAT, *integers)

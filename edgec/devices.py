@@ -26,6 +26,7 @@ from edgec import cortex_m
 from edgec.data import Array, Samples, TensorSpec, read_raw, specs, write_raw
 from edgec.errors import EdgecError
 from edgec.machine import Machine
+from edgec.targets.formats import format_of
 
 WORKING = "local, qemu[:cpu], ssh://[user@]host[:port] and adb://serial"
 
@@ -161,6 +162,23 @@ class LocalDevice(Device):
 
 
 @dataclass(frozen=True)
+class RuntimeDevice(Device):
+    """Another runtime on this machine, for files that edgec compiled to its format; ``name`` is its adapter's."""
+
+    name: str
+    is_emulated = False
+
+    def run(self, artifact: Path, samples: Samples, *, threads: int = 1, progress: Progress | None = None) -> Results:
+        from edgec.artifact import read_manifest
+        from edgec.evaluation import run_peer
+        from edgec.runtimes.peers import open_peer
+
+        inputs = specs(read_manifest(artifact)["inputs"])
+        shapes = {spec.name: spec.shape for spec in inputs}
+        return run_peer(open_peer(self.name, artifact, threads=threads, shapes=shapes), samples, progress)
+
+
+@dataclass(frozen=True)
 class QemuDevice(Device):
     """An emulated ``cpu`` (as ``qemu-aarch64 -cpu help`` lists them); None takes the artifact's own."""
 
@@ -241,6 +259,11 @@ def open_device(url: str, artifact: Path | None = None) -> Device:
         from edgec.targets.fpga.simulation import SimulatedDevice
 
         return SimulatedDevice()
+    kind_of_file = None if artifact is None else format_of(artifact)
+    if kind_of_file is not None:
+        if url != "local":
+            raise EdgecError(f"'{artifact}' is for {kind_of_file.name}, which runs on this machine; leave --device out")
+        return RuntimeDevice(kind_of_file.runtime)
     if url == "local":
         return LocalDevice()
     if kind == "qemu" and bool(colon) == bool(cpu):

@@ -15,6 +15,7 @@ from edgec.devices import Device, LocalDevice, Progress, Results, open_device
 from edgec.errors import EdgecError
 from edgec.machine import Machine
 from edgec.runtimes.peers import Peer, open_peer
+from edgec.targets.formats import format_of
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def evaluate(
         EdgecError: something does not fit, or there is neither a label nor a reference to judge by.
     """
     where = open_device(device, path)
-    peer = None if is_artifact(path) else _reference(path, where, threads, shapes)
+    peer = None if is_artifact(path) or format_of(path) else _reference(path, where, threads, shapes)
     inputs = peer.inputs if peer else specs(read_manifest(path)["inputs"])
     samples = load_samples(data, inputs, preprocess)
     if samples.labels is None and reference is None:

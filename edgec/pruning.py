@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgec.passes.prune.activations import Sample
     from edgec.passes.prune.coupling import Coupling
     from edgec.passes.prune.pruning import Settings
+    from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
     from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import Target
@@ -266,7 +267,7 @@ def prune_graph(graph: ir.Model, settings: Settings, calib: Source | None) -> tu
     return (*run(graph, passes), Prune(settings, _samples(graph, calib)).apply(graph))
 
 
-def settings_for(fraction: float, target: Target | GpuTarget | Board, **choices: Any) -> Settings:
+def settings_for(fraction: float, target: Target | GpuTarget | Board | Format, **choices: Any) -> Settings:
     """The default settings, with channels rounded to the target's vectors."""
     from edgec.passes.prune.allocation import Limits
     from edgec.passes.prune.pruning import Settings

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgec.data import Array
     from edgec.guard import Guarded, Judge
     from edgec.passes.quantize import LayerQuantization, Quantized, Recipe
+    from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
     from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import Target
@@ -195,7 +196,7 @@ def quantise_graph(
     return found.model, done
 
 
-def check_precisions(options: Options, target: Target | Board | GpuTarget) -> None:
+def check_precisions(options: Options, target: Target | Board | GpuTarget | Format) -> None:
     """Refuse what ``target`` has no kernels for.
 
     Raises:

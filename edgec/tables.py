@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgec.prebuilt import Built
     from edgec.pruning import Comparison, Prunable
     from edgec.quantisation import Quantisation
+    from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
     from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import Target
@@ -68,6 +69,9 @@ def print_compiled(compiled: Compiled, explain: bool) -> None:
         print_quantisation(report.quantisation, explain)
     if "layers" in facts:
         print_project(compiled.path, facts)
+        return
+    if "format" in facts:
+        print_format(compiled.path, {**facts, "artifact_bytes": report.artifact_bytes})
         return
     slack = facts["arena_bytes"] / (facts["arena_lower_bound"] or 1)
     print_table(
@@ -175,6 +179,16 @@ def print_tuned(found: Tuned) -> None:
 
 def _thousandth(value: float | None) -> float | None:
     return None if value is None else value / 1e3
+
+
+def print_format(path: Path, facts: Mapping[str, Any]) -> None:
+    """A file of another runtime: its size, and what goes in and out."""
+    kind = "8-bit integers" if facts["quantised"] else "floats"
+    print_table(
+        f"{path} for {facts['target']}: {facts['artifact_bytes']:,} bytes, {kind}",
+        ("", "name", "dtype", "shape"),
+        ((t["kind"], t["name"], t["dtype"], t["shape"]) for t in (*facts["inputs"], *facts["outputs"])),
+    )
 
 
 def print_project(path: Path, facts: Mapping[str, Any]) -> None:
@@ -385,6 +399,9 @@ def print_manifest(path: Path, facts: Mapping[str, Any]) -> None:
     if "layers" in facts:
         print_project(path, facts)
         return
+    if "format" in facts:
+        print_format(path, facts)
+        return
     features = " ".join(facts["features"]) or "none"
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     print_text(
@@ -421,7 +438,9 @@ def _print_memory(facts: Mapping[str, Any]) -> None:
         print_text("\n".join(["offset, by step:", *drawing]))
 
 
-def print_targets(targets: Sequence[Target], gpus: Sequence[GpuTarget], boards: Sequence[Board]) -> None:
+def print_targets(
+    targets: Sequence[Target], gpus: Sequence[GpuTarget], boards: Sequence[Board], formats: Sequence[Format]
+) -> None:
     """What there is to compile for."""
     print_table(
         "targets",
@@ -438,6 +457,7 @@ def print_targets(targets: Sequence[Target], gpus: Sequence[GpuTarget], boards: 
         ("name", "", "part", "DSP", "LUT", "BRAM 18k", "URAM", "MHz"),
         ((b.name, b.description, b.part, b.dsp, f"{b.lut:,}", b.bram18, b.uram, b.clock_mhz) for b in boards),
     )
+    print_table("files of other runtimes", ("name", ""), ((each.name, each.description) for each in formats))
 
 
 def print_checks(checks: Sequence[Check]) -> None:

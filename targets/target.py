@@ -18,6 +18,7 @@ else:
 
 from edgec.errors import EdgecError
 from edgec.memory import ALIGNMENT
+from edgec.targets.formats import FORMATS, Format
 from edgec.targets.fpga.board import Board, board_names, load_board
 from edgec.targets.gpu.target import GpuTarget, gpu_names, load_gpu
 
@@ -103,12 +104,14 @@ def target_names() -> list[str]:
     return ["host", *sorted(path.stem for path in TARGET_FOLDER.glob("*.toml"))]
 
 
-def resolve_target(name: str) -> Target | GpuTarget | Board:
-    """The processor, the GPU or the FPGA board called ``name``.
+def resolve_target(name: str) -> Target | GpuTarget | Board | Format:
+    """The processor, the GPU, the FPGA board or the other runtime's format called ``name``.
 
     Raises:
         EdgecError: if there is none, with the names there are.
     """
+    if name in FORMATS:
+        return FORMATS[name]
     if name in gpu_names():
         return load_gpu(name)
     return load_board(name) if name in board_names() else load_target(name)
@@ -124,7 +127,7 @@ def load_target(name: str) -> Target:
         return host_target()
     path = TARGET_FOLDER / f"{name}.toml"
     if name not in target_names():
-        known = [*target_names(), *gpu_names(), *board_names()]
+        known = [*target_names(), *gpu_names(), *board_names(), *FORMATS]
         raise EdgecError(f"there is no target '{name}'; edgec knows {', '.join(known)} (see: edgec targets)")
     fields = tomllib.loads(path.read_text(encoding="utf-8"))
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}

@@ -15,11 +15,12 @@ import pytest
 import edgec
 from edgec.artifact import build_artifact, tensor_entry
 from edgec.errors import EdgecError
-from edgec.runtimes.build import SOURCE_FOLDER
+from edgec.runtimes.build import SOURCE_FOLDER, build_runtime
 from edgec.runtimes.python.session import Session
 from edgec.targets.cpu.backend import compile_program
 from edgec.targets.gpu.backend import GpuProgram
 from edgec.targets.gpu.target import load_gpu
+from edgec.toolchain import host_triple
 from tests.gpu import needs_device, quiet
 from tests.programs import program_of
 
@@ -78,6 +79,22 @@ def test_many_runs_and_sessions_leave_nothing(artifact: Path, counting: Path) ->
     found = lifetimes(artifact, counting, runs=10_000, cycles=100)
     assert found["error"] is None and found["closed"] == 0
     assert len(set(found["between"][1:10])) == 1 and set(found["between"][10:]) == {0}
+
+
+def test_a_gpu_that_shares_memory_works_in_place(
+    artifact: Path, counting: Path, sample_data: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """The runner has the session's own buffers: nothing is copied, on devices like PoCL and phones' GPUs."""
+    images = sample_data["image"][:5]
+    images.tofile(tmp_path / "in.bin")
+    command = [build_runtime(host_triple()).runner, artifact, "--inputs", "in.bin", "--outputs", "out.bin"]
+    environment = {**os.environ, "EDGERT_OPENCL_LIBRARY": str(counting), "COUNTING_COPIES": "1"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment)
+    assert "copies 0" in done.stderr.splitlines()
+    found = np.fromfile(tmp_path / "out.bin", np.float32).reshape(5, 10)
+    with edgec.load(artifact) as session:
+        wanted = np.concatenate([session.run({"image": image[None]})["logits"] for image in images])
+    np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("call", CREATORS)

@@ -101,7 +101,7 @@ def test_c_python_and_the_emulated_board_name_the_digits_alike(here, board, arti
     right = sum(line.split(": ")[1].startswith(path.stem[-1]) for line, path in zip(lines, digits, strict=True))
     assert right >= DIGITS - 1
     for suffix in (".ppm", ".jpg"):
-        drawn = np.asarray(Image.open(tmp_path / digits[0].with_suffix(suffix).name)).astype(int)
+        drawn = np.asarray(Image.open(tmp_path / f"{digits[0].stem}_seen{suffix}")).astype(int)
         assert drawn.shape[1] >= 320 and (abs(drawn - (220, 40, 40)).max(axis=2) < 40).sum() > 500
 
 

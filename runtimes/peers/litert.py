@@ -32,9 +32,11 @@ class Adapter(Peer):
         details = self._interpreter.get_input_details()
         if len(details) != len(shapes):
             raise EdgecError(f"'{model}' has {len(details)} inputs and the artifact {len(shapes)}; give its own file")
+        self._moved = []
         for detail, (name, shape) in zip(details, shapes.items(), strict=True):
-            wanted = _layout(tuple(shape), tuple(detail["shape_signature"]), name, model)
+            wanted, moved = _layout(tuple(shape), tuple(detail["shape_signature"]), name, model)
             self._interpreter.resize_tensor_input(detail["index"], wanted)
+            self._moved.append(moved)
         self._interpreter.allocate_tensors()
         self._inputs = self._interpreter.get_input_details()
         self._outputs = self._interpreter.get_output_details()
@@ -45,10 +47,9 @@ class Adapter(Peer):
         self.output_names = tuple(detail["name"] for detail in self._outputs)
 
     def bind(self, inputs: Mapping[str, Array]) -> None:
-        for spec, detail in zip(self.inputs, self._inputs, strict=True):
+        for spec, detail, moved in zip(self.inputs, self._inputs, self._moved, strict=True):
             value, wanted = inputs[spec.name], tuple(detail["shape"])
-            if value.shape != wanted and value.ndim == len(wanted) == len(_CHANNELS_LAST):
-                value = value.transpose(_CHANNELS_LAST)
+            value = value.transpose(_CHANNELS_LAST) if moved else value
             self._interpreter.set_tensor(detail["index"], _quantised(value.reshape(wanted), detail))
 
     def invoke(self) -> None:
@@ -80,12 +81,13 @@ def _open(model: Path, threads: int) -> Any:
         raise EdgecError(f"litert cannot load '{model}': {reason}; leave it out of --against") from error
 
 
-def _layout(shape: tuple[int, ...], declared: tuple[int, ...], name: str, model: Path) -> tuple[int, ...]:
-    """``shape`` as the file has its axes."""
-    moved = tuple(shape[axis] for axis in _CHANNELS_LAST) if len(shape) == len(_CHANNELS_LAST) else shape
-    for found in (moved, shape):
+def _layout(shape: tuple[int, ...], declared: tuple[int, ...], name: str, model: Path) -> tuple[tuple[int, ...], bool]:
+    """``shape`` as the file has its axes, and whether it has channels last where the artifact has them second."""
+    can_move = len(shape) == len(_CHANNELS_LAST)
+    moved = tuple(shape[axis] for axis in _CHANNELS_LAST) if can_move else shape
+    for found, is_moved in ((moved, can_move), (shape, False)):
         if len(found) == len(declared) and all(d in (-1, f) for d, f in zip(declared, found, strict=True)):
-            return found
+            return found, is_moved
     shown = "x".join(map(str, shape))
     raise EdgecError(f"'{model}' takes {list(declared)} where the artifact takes '{name}' {shown}; give its own file")
 

@@ -176,6 +176,7 @@ class Session:
                 GPU cannot be used.
         """
         self._handle: int | None = None
+        self._descriptor: int | None = None
         self._lock = threading.Lock()
         self._bound: tuple[list[Array], dict[str, Array]] | None = None
         if not 1 <= threads <= 64:
@@ -189,6 +190,30 @@ class Session:
         self.inputs = self._tensors(self._library.edgert_input, self._library.edgert_input_count)
         self.outputs = self._tensors(self._library.edgert_output, self._library.edgert_output_count)
         self.device: str = self._library.edgert_device(self._handle).decode(errors="replace")
+
+    @classmethod
+    def from_bytes(cls, data: bytes, threads: int = 1, **options: Any) -> Session:
+        """Open an artifact whose bytes are in memory; what a file holds meanwhile does not matter.
+
+        Args:
+            data: what ``edgec compile`` wrote.
+            threads: as for a file.
+            options: as for a file.
+
+        Raises:
+            EdgecError: as for a file.
+        """
+        descriptor = os.memfd_create("edgert", os.MFD_CLOEXEC)
+        try:
+            with os.fdopen(os.dup(descriptor), "wb") as file:
+                file.write(data)
+            session = cls(f"/proc/self/fd/{descriptor}", threads, **options)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # kept until close: the loader knows what it has loaded by this name
+        session._descriptor = descriptor
+        return session
 
     def _open(self, path: str, threads: int, flags: int) -> None:
         options = _Options(struct_bytes=ctypes.sizeof(_Options), threads=threads, flags=flags)
@@ -309,6 +334,9 @@ class Session:
             handle, self._handle = self._handle, None
             if handle is not None:
                 self._library.edgert_close(handle)
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
 
     def __enter__(self) -> Session:
         return self

@@ -13,7 +13,14 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
+
+/* Of <linux/memfd.h> and <linux/fcntl.h>, which older C libraries lack. */
+#define CLOSE_ON_EXEC 1u
+#define ALLOW_SEALING 2u
+#define ADD_SEALS 1033
+#define ALL_SEALS 0x0f /* no shrinking, growing, writing, unsealing */
 
 typedef ElfW(Ehdr) elf_header;
 typedef ElfW(Phdr) elf_segment;
@@ -21,8 +28,11 @@ typedef ElfW(Phdr) elf_segment;
 typedef struct artifact {
   const char *path;
   int descriptor;
-  uint64_t bytes;
+  uint64_t bytes; /* without a signature */
   elf_header header;
+  bool is_signed;
+  uint8_t signature[64];
+  char copy[32]; /* what the loader is given instead of the path, if not empty */
 } artifact;
 
 static edgert_status unreadable(const artifact *file, const char *reason) {
@@ -57,6 +67,19 @@ static bool read_at(const artifact *file, uint64_t offset, void *data, size_t by
     bytes -= (size_t)got;
   }
   return true;
+}
+
+/* Takes the signature off the end, if there is one. */
+static edgert_status split_signature(artifact *file) {
+  edgert_signature block;
+  if (file->bytes < sizeof block) return EDGERT_OK;
+  if (!read_at(file, file->bytes - sizeof block, &block, sizeof block))
+    return unreadable(file, "it ends while it is being read");
+  if (memcmp(block.magic, EDGERT_SIGNATURE_MAGIC, sizeof block.magic) != 0) return EDGERT_OK;
+  memcpy(file->signature, block.signature, sizeof block.signature);
+  file->is_signed = true;
+  file->bytes -= sizeof block;
+  return EDGERT_OK;
 }
 
 static const char *machine_name(unsigned machine) {
@@ -101,10 +124,10 @@ static edgert_status check_trailer(const artifact *file, edgert_trailer *trailer
   return EDGERT_OK;
 }
 
-static edgert_status check_digest_of(const artifact *file, const edgert_trailer *trailer) {
-  uint8_t chunk[8192], digest[32];
+/* The SHA-256 of the first `end` bytes. */
+static edgert_status digest_of(const artifact *file, uint64_t end, uint8_t digest[32]) {
+  uint8_t chunk[8192];
   edgert_sha256 hash;
-  uint64_t end = file->bytes - sizeof trailer->sha256;
   edgert_sha256_start(&hash);
   for (uint64_t offset = 0; offset < end;) {
     size_t part = end - offset < sizeof chunk ? (size_t)(end - offset) : sizeof chunk;
@@ -113,7 +136,13 @@ static edgert_status check_digest_of(const artifact *file, const edgert_trailer 
     offset += part;
   }
   edgert_sha256_finish(&hash, digest);
-  if (memcmp(digest, trailer->sha256, sizeof digest) == 0) return EDGERT_OK;
+  return EDGERT_OK;
+}
+
+static edgert_status check_digest_of(const artifact *file, const edgert_trailer *trailer) {
+  uint8_t digest[32];
+  edgert_status status = digest_of(file, file->bytes - sizeof trailer->sha256, digest);
+  if (status != EDGERT_OK || memcmp(digest, trailer->sha256, sizeof digest) == 0) return status;
   return edgert_fail(EDGERT_ERROR_DIGEST,
                      "'%s' is damaged: its SHA-256 is not the one that edgec wrote into it; copy the file anew "
                      "or compile the model again",
@@ -158,7 +187,7 @@ static bool spell(const char *path, unsigned detours, char *text, size_t bytes) 
 static edgert_status load_spelling(const artifact *file, unsigned detours, void **library,
                                    const edgert_model **model) {
   char path[PATH_MAX];
-  if (!spell(file->path, detours, path, sizeof path)) return unreadable(file, "its path is too long");
+  if (!spell(*file->copy ? file->copy : file->path, detours, path, sizeof path)) return unreadable(file, "its path is too long");
   *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (!*library) {
     const char *reason = dlerror();
@@ -187,13 +216,95 @@ static edgert_status load(const artifact *file, void **library, const edgert_mod
                      file->path);
 }
 
-static edgert_status check_file(artifact *file, bool check_digest) {
+/* Everything but the signature, of a file that is open. */
+static edgert_status check_content(artifact *file, bool check_digest) {
   edgert_trailer trailer;
-  edgert_status status = open_file(file);
+  edgert_status status = split_signature(file);
   if (status == EDGERT_OK) status = check_header(file);
   if (status == EDGERT_OK) status = check_trailer(file, &trailer);
   if (status == EDGERT_OK && check_digest) status = check_digest_of(file, &trailer);
   return status;
+}
+
+static edgert_status check_file(artifact *file, bool check_digest) {
+  edgert_status status = open_file(file);
+  return status == EDGERT_OK ? check_content(file, check_digest) : status;
+}
+
+/* ---- signed files ---- */
+
+static edgert_status no_copy(const artifact *file) {
+  return edgert_fail(EDGERT_ERROR_MEMORY, "no private copy of '%s' can be made: %s", file->path, strerror(errno));
+}
+
+static bool write_all(int descriptor, const uint8_t *data, size_t bytes) {
+  while (bytes > 0) {
+    ssize_t put = write(descriptor, data, bytes);
+    if (put < 0 && errno == EINTR) continue;
+    if (put <= 0) return false;
+    data += put;
+    bytes -= (size_t)put;
+  }
+  return true;
+}
+
+/* Puts a copy that nobody can change, in memory, into the file's place: what is verified is what is loaded. */
+static edgert_status make_private(artifact *file) {
+  uint8_t chunk[8192];
+  int copy = (int)syscall(SYS_memfd_create, "edgert", CLOSE_ON_EXEC | ALLOW_SEALING);
+  if (copy < 0) return no_copy(file);
+  for (uint64_t offset = 0; offset < file->bytes;) {
+    size_t part = file->bytes - offset < sizeof chunk ? (size_t)(file->bytes - offset) : sizeof chunk;
+    bool there = read_at(file, offset, chunk, part);
+    if (!there || !write_all(copy, chunk, part)) {
+      edgert_status status = there ? no_copy(file) : unreadable(file, "it ends while it is being read");
+      close(copy);
+      return status;
+    }
+    offset += part;
+  }
+  close(file->descriptor);
+  file->descriptor = copy;
+  edgert_format(file->copy, sizeof file->copy, "/proc/self/fd/%u", (unsigned)copy);
+  if (fcntl(copy, ADD_SEALS, ALL_SEALS) != 0) return no_copy(file);
+  return EDGERT_OK;
+}
+
+static edgert_status check_signature(const artifact *file, const uint8_t public_key[32]) {
+  uint8_t digest[32];
+  if (!file->is_signed)
+    return edgert_fail(EDGERT_ERROR_SIGNATURE, "'%s' is not signed; sign it with: edgec sign ARTIFACT --key KEY",
+                       file->path);
+  edgert_status status = digest_of(file, file->bytes, digest);
+  if (status != EDGERT_OK || edgert_signature_is_valid(public_key, file->signature, digest)) return status;
+  return edgert_fail(EDGERT_ERROR_SIGNATURE,
+                     "'%s' does not bear the signature of the key that is trusted here: it was changed, or signed by "
+                     "another",
+                     file->path);
+}
+
+edgert_status edgert_load_signed(const char *path, const uint8_t public_key[32], int *descriptor, void **library,
+                                 const edgert_model **model) {
+  artifact file = {.path = path, .descriptor = -1};
+  if (!edgert_verifies_signatures())
+    return edgert_fail(EDGERT_ERROR_SIGNATURE,
+                       "this libedgert was built without signatures; build it with -DEDGERT_SIGNATURES=openssl or sodium");
+  edgert_status status = open_file(&file);
+  if (status == EDGERT_OK) status = make_private(&file);
+  if (status == EDGERT_OK) status = split_signature(&file);
+  if (status == EDGERT_OK) status = check_signature(&file, public_key);
+  if (status == EDGERT_OK) {
+    file.bytes += sizeof(edgert_signature);
+    status = check_content(&file, true);
+  }
+  if (status == EDGERT_OK) status = load(&file, library, model);
+  *descriptor = status == EDGERT_OK ? file.descriptor : -1;
+  if (status != EDGERT_OK && file.descriptor >= 0) close(file.descriptor);
+  return status;
+}
+
+void edgert_close_descriptor(int descriptor) {
+  if (descriptor >= 0) close(descriptor);
 }
 
 edgert_status edgert_load(const char *path, bool check_digest, void **library, const edgert_model **model) {
@@ -217,6 +328,15 @@ edgert_status edgert_load(const char *path, bool check_digest, void **library, c
                      "use edgert_open_model",
                      path);
 }
+
+edgert_status edgert_load_signed(const char *path, const uint8_t public_key[32], int *descriptor, void **library,
+                                 const edgert_model **model) {
+  (void)public_key;
+  *descriptor = -1;
+  return edgert_load(path, true, library, model);
+}
+
+void edgert_close_descriptor(int descriptor) { (void)descriptor; }
 
 void edgert_unload(void *library) { (void)library; }
 

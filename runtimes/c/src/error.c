@@ -43,6 +43,7 @@ const char *edgert_status_name(edgert_status status) {
       [EDGERT_ERROR_GPU] = "EDGERT_ERROR_GPU",
       [EDGERT_ERROR_GPU_BUILD] = "EDGERT_ERROR_GPU_BUILD",
       [EDGERT_ERROR_TEST] = "EDGERT_ERROR_TEST",
+      [EDGERT_ERROR_SIGNATURE] = "EDGERT_ERROR_SIGNATURE",
   };
   size_t index = (size_t)status;
   return index < sizeof names / sizeof names[0] ? names[index] : "unknown status";

@@ -85,7 +85,17 @@ uint64_t edgert_model_state_bytes(const edgert_model *model);
 
 /* Check the file, load it, find its descriptor. `*library` is the loader's handle. */
 edgert_status edgert_load(const char *path, bool check_digest, void **library, const edgert_model **model);
+/* The same of a private copy in memory whose signature is valid; `*descriptor` stays open as long as the library is. */
+edgert_status edgert_load_signed(const char *path, const uint8_t public_key[32], int *descriptor, void **library,
+                                 const edgert_model **model);
+void edgert_close_descriptor(int descriptor);
 void edgert_unload(void *library);
+
+/* signature.c */
+
+bool edgert_verifies_signatures(void);
+/* Whether `signature` is that of an artifact of SHA-256 `digest` by the holder of `key`. */
+bool edgert_signature_is_valid(const uint8_t key[32], const uint8_t signature[64], const uint8_t digest[32]);
 
 /* pool.c */
 
@@ -108,6 +118,9 @@ typedef struct edgert_opencl edgert_opencl;
 typedef void (*edgert_host_fn)(void *context, uint32_t index);
 
 edgert_status edgert_opencl_open(const edgert_model *model, edgert_opencl **gpu);
+/* Makes the buffers of inputs and outputs, and the kernels. A GPU that shares the host's memory works in place in
+ * those of `own` (the session's buffers, inputs first) that are not NULL. */
+edgert_status edgert_opencl_prepare(edgert_opencl *gpu, void *const *own);
 const char *edgert_opencl_device(const edgert_opencl *gpu);
 /* One inference; `io` and `arena` are the host's. With `stats`, every step is measured. */
 edgert_status edgert_opencl_run(edgert_opencl *gpu, void *const *io, uint8_t *arena, edgert_step_stats *stats,
@@ -123,6 +136,7 @@ void edgert_cache_write(const uint8_t key[32], const uint8_t *bytes, size_t size
 struct edgert_session {
   const edgert_model *model;
   void *library; /* the loader's handle; NULL for a linked-in model */
+  int descriptor; /* of a signed artifact's copy, -1 of others */
   void *block;   /* what close frees; NULL if the caller gave the memory */
   uint8_t *arena;
   void **io;  /* what the kernels get: inputs, then outputs */

@@ -25,12 +25,16 @@ enum {
   CL_DEVICE_TYPE_GPU = 1 << 2,
   CL_DEVICE_MAX_WORK_GROUP_SIZE = 0x1004,
   CL_DEVICE_NAME = 0x102B,
+  CL_DEVICE_HOST_UNIFIED_MEMORY = 0x1035,
   CL_DEVICE_VERSION = 0x102F,
   CL_DEVICE_OPENCL_C_VERSION = 0x103D,
   CL_DRIVER_VERSION = 0x102D,
   CL_MEM_READ_WRITE = 1 << 0,
   CL_MEM_READ_ONLY = 1 << 2,
+  CL_MEM_USE_HOST_PTR = 1 << 3,
   CL_MEM_COPY_HOST_PTR = 1 << 5,
+  CL_MAP_READ = 1 << 0,
+  CL_MAP_WRITE = 1 << 1,
   CL_QUEUE_PROFILING_ENABLE = 1 << 1,
   CL_PROGRAM_BINARY_SIZES = 0x1165,
   CL_PROGRAM_BINARIES = 0x1166,
@@ -71,6 +75,10 @@ enum {
     (cl_command_queue, cl_mem, cl_bool, size_t, size_t, const void *, cl_uint, const cl_event *, cl_event *))       \
   X(cl_int, clEnqueueReadBuffer,                                                                                    \
     (cl_command_queue, cl_mem, cl_bool, size_t, size_t, void *, cl_uint, const cl_event *, cl_event *))             \
+  X(void *, clEnqueueMapBuffer,                                                                                     \
+    (cl_command_queue, cl_mem, cl_bool, cl_bitfield, size_t, size_t, cl_uint, const cl_event *, cl_event *, cl_int *)) \
+  X(cl_int, clEnqueueUnmapMemObject,                                                                                \
+    (cl_command_queue, cl_mem, void *, cl_uint, const cl_event *, cl_event *))                                      \
   X(cl_int, clFinish, (cl_command_queue))                                                                           \
   X(cl_int, clGetEventProfilingInfo, (cl_event, cl_uint, size_t, void *, size_t *))                                 \
   X(cl_int, clReleaseEvent, (cl_event))
@@ -81,6 +89,24 @@ typedef struct opencl_functions {
 #undef X
 } opencl_functions;
 
+/* A model on a GPU. */
+struct edgert_opencl {
+  const opencl_functions *cl;
+  const edgert_model *model;
+  const edgert_gpu *part;
+  cl_device_id device;
+  cl_context context;
+  cl_command_queue queue;     /* without profiling, which some drivers make slow */
+  cl_command_queue profiling; /* made when a run is first measured */
+  cl_program program;
+  cl_mem arena, weights;
+  cl_mem *io;         /* of every input, then of every output */
+  void **shared;      /* the session's own buffers that `io` stand for, or NULL; the host has them but in a run */
+  cl_kernel *kernels; /* of every step; NULL for a step without */
+  cl_event *events;   /* of every step of a measured run */
+  char name[128];
+};
+
 /* opencl_driver.c */
 
 /* The driver's functions; loaded once a process, and never unloaded, since drivers do not bear it. */
@@ -89,5 +115,12 @@ edgert_status edgert_opencl_functions(const opencl_functions **functions);
 edgert_status edgert_opencl_pick(const opencl_functions *cl, cl_device_id *device);
 /* A text that the driver has about `device`, cut to `bytes`. */
 void edgert_opencl_text(const opencl_functions *cl, cl_device_id device, cl_uint what, char *text, size_t bytes);
+
+/* opencl_program.c */
+
+/* What the driver answers to `call`, as a status. */
+edgert_status edgert_opencl_refused(const char *call, cl_int error);
+/* Make `program` of the model's source. */
+edgert_status edgert_opencl_build(edgert_opencl *gpu);
 
 #endif

@@ -165,6 +165,7 @@ static edgert_session *build(const edgert_model *model, const edgert_options *op
   edgert_session *session = (edgert_session *)(void *)block;
   memset(block, 0, place->buffers);
   session->model = model;
+  session->descriptor = -1;
   session->arena = block + place->arena;
   session->io = (void **)(void *)(block + place->io);
   session->own = (void **)(void *)(block + place->own);
@@ -206,7 +207,9 @@ static edgert_status start_on(edgert_opencl *gpu, const edgert_model *model, con
   edgert_session *made = build(model, options, &place, block);
   made->block = options->memory ? NULL : block;
   made->gpu = gpu;
-  status = edgert_pool_start(made->pool, options->threads, (options->flags & EDGERT_PIN_BIG_CORES) != 0);
+  if (gpu) status = edgert_opencl_prepare(gpu, made->own);
+  if (status == EDGERT_OK)
+    status = edgert_pool_start(made->pool, options->threads, (options->flags & EDGERT_PIN_BIG_CORES) != 0);
   if (status == EDGERT_OK)
     *session = made;
   else
@@ -233,32 +236,54 @@ edgert_status edgert_open_model(const edgert_model *model, const edgert_options 
   return status == EDGERT_OK ? start(model, &known, session) : status;
 }
 
-edgert_status edgert_open(const char *path, const edgert_options *options, edgert_session **session) {
+/* Opens the file, of which only a signed one is taken where a key is given. */
+static edgert_status open_file(const char *path, const uint8_t *public_key, const edgert_options *options,
+                               edgert_session **session) {
   edgert_options known;
   void *library = NULL;
   const edgert_model *model = NULL;
-  if (!session) return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_open: session is NULL");
-  *session = NULL;
+  int descriptor = -1;
   if (!path) return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_open: path is NULL");
   edgert_status status = read_options(options, &known);
-  if (status == EDGERT_OK) status = edgert_load(path, !(known.flags & EDGERT_SKIP_DIGEST), &library, &model);
+  if (status != EDGERT_OK) return status;
+  status = public_key ? edgert_load_signed(path, public_key, &descriptor, &library, &model)
+                      : edgert_load(path, !(known.flags & EDGERT_SKIP_DIGEST), &library, &model);
   if (status != EDGERT_OK) return status;
   status = edgert_check_model(model, false); /* the file's digest covers the model's */
   if (status == EDGERT_OK) status = start(model, &known, session);
-  if (status == EDGERT_OK)
+  if (status == EDGERT_OK) {
     (*session)->library = library;
-  else
+    (*session)->descriptor = descriptor;
+  } else {
     edgert_unload(library);
+    edgert_close_descriptor(descriptor);
+  }
   return status;
+}
+
+edgert_status edgert_open(const char *path, const edgert_options *options, edgert_session **session) {
+  if (!session) return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_open: session is NULL");
+  *session = NULL;
+  return open_file(path, NULL, options, session);
+}
+
+edgert_status edgert_open_signed(const char *path, const uint8_t public_key[32], const edgert_options *options,
+                                 edgert_session **session) {
+  if (!session) return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_open_signed: session is NULL");
+  *session = NULL;
+  if (!public_key) return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_open_signed: public_key is NULL");
+  return open_file(path, public_key, options, session);
 }
 
 void edgert_close(edgert_session *session) {
   if (!session) return;
   void *library = session->library, *block = session->block;
+  const int descriptor = session->descriptor;
   edgert_pool_stop(session->pool);
   edgert_opencl_close(session->gpu);
   release(block);
   edgert_unload(library);
+  edgert_close_descriptor(descriptor);
 }
 
 /* ---- queries ---- */

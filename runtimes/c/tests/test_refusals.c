@@ -253,7 +253,7 @@ static void check_huge(void) {
 static void check_names(void) {
   for (int status = EDGERT_OK; status <= EDGERT_ERROR_GPU_BUILD; status++)
     CHECK(strncmp(edgert_status_name((edgert_status)status), "EDGERT_", 7) == 0);
-  CHECK(strcmp(edgert_status_name((edgert_status)(EDGERT_ERROR_TEST + 1)), "unknown status") == 0);
+  CHECK(strcmp(edgert_status_name((edgert_status)(EDGERT_ERROR_SIGNATURE + 1)), "unknown status") == 0);
   CHECK(strcmp(edgert_status_name((edgert_status)-1), "unknown status") == 0);
 }
 

@@ -9,7 +9,7 @@
  *   rpicam-vid -t 0 -n --codec yuv420 --width 640 --height 480 -o - | edgert-vision ... --yuv420 640x480
  *
  * Prints a line a picture, with the time of preparing and of inference, and at the end frames per second. --output is a
- * folder that gets a drawn .ppm for each picture file, or the file that each frame of the camera replaces.
+ * folder that gets a drawn NAME_seen.ppm for each picture file, or the file that each frame of the camera replaces.
  */
 #define _POSIX_C_SOURCE 200809L
 #include "detect.h"
@@ -201,11 +201,11 @@ static void look(const watcher *self, const char *title, const picture *image, c
 static int look_at_files(const watcher *self) {
   for (int i = 0; i < self->given.picture_count; i++) {
     const char *path = self->given.pictures[i], *slash = strrchr(path, '/'), *title = slash ? slash + 1 : path;
-    size_t bytes = (self->given.output ? strlen(self->given.output) : 0) + strlen(title) + sizeof "/.ppm";
+    size_t bytes = (self->given.output ? strlen(self->given.output) : 0) + strlen(title) + sizeof "/_seen.ppm";
     char *output = allocate(bytes);
     int stem = (int)(strrchr(title, '.') ? strrchr(title, '.') - title : (long)strlen(title));
     picture image = picture_read(path);
-    if (self->given.output) snprintf(output, bytes, "%s/%.*s.ppm", self->given.output, stem, title);
+    if (self->given.output) snprintf(output, bytes, "%s/%.*s_seen.ppm", self->given.output, stem, title);
     look(self, title, &image, self->given.output ? output : NULL);
     picture_free(&image);
     free(output);

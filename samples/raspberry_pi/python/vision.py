@@ -4,8 +4,8 @@
     python vision.py MODEL.so --preprocess RECIPE.toml --labels LABELS.txt --camera 640x480 --output live.jpg
 
 Prints a line a picture, with the time of preparing and of inference, and at the end frames per second. With
-``--output`` the results are drawn: into a folder a file for each picture, or into one file that is replaced by every
-frame of the camera. Needs numpy, pillow, and the package edgert (on a board) or edgec; a camera needs picamera2.
+``--output`` the results are drawn: into a folder a file NAME_seen.jpg for each picture, or into one file that every
+frame of the camera replaces. Needs numpy, pillow, and edgert (on a board) or edgec; a camera needs picamera2.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def main() -> int:
     for title, picture in itertools.islice(frames, options.frames):
         drawn = watcher.look(title, picture)
         if drawn is not None:
-            save(drawn, options.output if options.camera else options.output / Path(title).with_suffix(".jpg").name)
+            save(drawn, options.output if options.camera else options.output / f"{Path(title).stem}_seen.jpg")
         count += 1
     print(f"{count} pictures, {count / (time.perf_counter() - start):.1f} frames/s")
     return 0

@@ -118,7 +118,8 @@ typedef enum edgert_status {
   EDGERT_ERROR_BUSY = 16,     /* the session is running in another thread */
   EDGERT_ERROR_GPU = 17,      /* no OpenCL driver or device, or the driver refused a call */
   EDGERT_ERROR_GPU_BUILD = 18, /* the driver cannot compile the kernels; the sentence ends in its own words */
-  EDGERT_ERROR_TEST = 19      /* a result differs from that of the model's tests */
+  EDGERT_ERROR_TEST = 19,     /* a result differs from that of the model's tests */
+  EDGERT_ERROR_SIGNATURE = 20 /* not signed, or not by this key, or the library cannot tell */
 } edgert_status;
 
 /* Bits of `edgert_options.flags`. */
@@ -161,6 +162,12 @@ EDGERT_API const char *edgert_last_error(void);
  * code is loaded; then the descriptor's version, its CPU features and its own consistency. `options` may be
  * NULL for the defaults. */
 EDGERT_API edgert_status edgert_open(const char *path, const edgert_options *options, edgert_session **session);
+
+/* Open the artifact at `path` only if the holder of the Ed25519 key `public_key` has signed it (edgec sign). A private
+ * copy is made first, which nobody can change: the bytes whose signature is verified are those that are loaded. Needs
+ * a library built with EDGERT_SIGNATURES, and Linux; the copy is held in memory as long as the session is open. */
+EDGERT_API edgert_status edgert_open_signed(const char *path, const uint8_t public_key[32],
+                                            const edgert_options *options, edgert_session **session);
 
 /* Open a descriptor that is linked into the program: `extern const edgert_model edgert_model_v1;`. It must
  * outlive the session. */

@@ -209,6 +209,15 @@ typedef struct edgert_trailer {
   uint8_t sha256[32]; /* of every byte of the file before this field */
 } edgert_trailer;
 
+#define EDGERT_SIGNATURE_MAGIC "EDGERT-SIGNED-01" /* 16 bytes, no terminator in the file */
+
+/* What a signed artifact has behind its trailer: Ed25519 of "edgec artifact, version 1", a zero byte, and the SHA-256
+ * of every byte before this block. */
+typedef struct edgert_signature {
+  uint8_t signature[64];
+  uint8_t magic[16];
+} edgert_signature;
+
 #ifdef __cplusplus
 }
 #endif

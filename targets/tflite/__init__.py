@@ -1,0 +1,1 @@
+"""Models as TensorFlow Lite files, for LiteRT and what else reads them."""
