@@ -267,6 +267,20 @@ def build_runtimes(
     _show(built, json, lambda: tables.print_runtimes(built))
 
 
+@app.command("wheel")
+def build_wheels(
+    machine: Annotated[
+        list[str] | None, typer.Argument(metavar="[MACHINE]...", help="x86_64 or aarch64; both by default.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the wheels go.")] = Path(),
+) -> None:
+    """Build the Python package edgert, which runs artifacts on a device with numpy alone."""
+    from edgec.wheels import TRIPLES, build_wheel
+
+    for each in machine or TRIPLES:
+        print(build_wheel(each, output))
+
+
 @app.command("prune")
 def prune_model(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.")],

@@ -36,6 +36,7 @@ Progress = Callable[[str, int, int], None]
 MOST_SAMPLES = 16
 """The first so many samples tell the layers apart."""
 
+
 @dataclass(frozen=True)
 class LayerError:
     """One layer.
@@ -154,7 +155,8 @@ def measure_layers(
         progress: told (what, done, total).
 
     Raises:
-        EdgecError: the two have no layers of the same name, or ONNX Runtime cannot run one.
+        EdgecError: the two have no layers of the same name, the weights of one are not those of the other, or ONNX
+            Runtime cannot run one.
     """
     tell = progress or (lambda what, done, total: None)
     layers = list(_layers(model, quantised))
@@ -163,6 +165,7 @@ def measure_layers(
             "no quantised layer has the name of a layer of the float model; compare the models that edgec compile "
             "wrote beside the artifact, or two whose nodes have the same names"
         )
+    _require_own_weights(layers)
     chosen = list(samples)[:MOST_SAMPLES]
     wanted = ModelRunner(model).run_all(chosen)
     accumulated, clipped = _along(model, quantised, layers, chosen)
@@ -309,6 +312,20 @@ def _layers(model: ir.Model, quantised: ir.Model) -> Iterator[_Layer]:
                 weights[index] = constant
         if pairs or weights:
             yield _Layer(node, twin, pairs, weights)
+
+
+def _require_own_weights(layers: Sequence[_Layer]) -> None:
+    """Refuse weights that are further from the float ones than zeros would be, which no quantiser makes of them."""
+    for layer in layers:
+        for index, array in layer.weights.items():
+            own = constant_of(layer.node.inputs[index])
+            if own is None or own.shape != array.shape or np.square(array - own).sum() > np.square(own).sum():
+                owner = f"{layer.node.op_type} node '{layer.node.name}'"
+                raise EdgecError(
+                    f"the weights of {owner} differ too much from the float model's to be them, quantised: was it "
+                    "changed before, its channels scaled against each other, say? Give the model "
+                    "that was quantised; edgec compile writes it beside the artifact, as OUT.float.onnx"
+                )
 
 
 def _producer(value: ir.Value, op: str) -> ir.Node | None:

@@ -279,3 +279,10 @@ def test_diff_refuses_what_does_not_belong_together(
     assert "compiled from another model" in sentence_of("diff", tiny_model, done[0], "--calib", calib)
     assert "compile again" in sentence_of("diff", tiny_model, tiny_artifact, "--calib", calib)
     assert "the same names" in sentence_of("diff", sample_model, sample_model, "--calib", calib)
+    floats, quantised = (onnx.load(path) for path in companions(done[0])[1:])
+    weight = next(each for each in floats.graph.initializer if len(each.dims) == 4)
+    weight.CopyFrom(onnx.numpy_helper.from_array(-8 * onnx.numpy_helper.to_array(weight), weight.name))
+    onnx.save(floats, tmp_path / "scaled.onnx")
+    onnx.save(quantised, tmp_path / "quantised.onnx")
+    found = sentence_of("diff", tmp_path / "scaled.onnx", tmp_path / "quantised.onnx", "--calib", calib)
+    assert "differ too much from the float model's" in found

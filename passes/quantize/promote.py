@@ -29,6 +29,9 @@ _LEAST = 24.0
 """dB that the outputs are to have on samples: 20, and what unseen inputs may cost."""
 
 _SAMPLES = 24
+"""Samples on which tensors are told apart."""
+_JUDGED = 128
+"""Samples on which the noise is judged: few of them make most of it."""
 _ELEMENT_WORK = 50
 """MACs that an element of a result counts as."""
 
@@ -53,12 +56,14 @@ def promote(
     """
     if not any(map(_is_map, model.graph.outputs)) or obstacle_to_opset(model) is not None:
         return []
-    chosen = few(model.graph, samples, _SAMPLES)
-    prediction = Prediction(ModelRunner(model).run_all(chosen))
-    noise, allowed = prediction.noise(ModelRunner(emitted.model).run_all(chosen)), 10 ** (-_LEAST / 10)
+    noise, allowed = _noise(model, emitted, samples[:: -(-len(samples) // _JUDGED)]), 10 ** (-_LEAST / 10)
     if noise <= allowed:
         return []
+    chosen = few(model.graph, samples, _SAMPLES)
+    prediction = Prediction(ModelRunner(model).run_all(chosen))
     shares = _shares(model, placement, ranges, chosen, prediction, progress)
+    scale = noise / max(prediction.noise(ModelRunner(emitted.model).run_all(chosen)), 1e-20)
+    shares = {root: scale * share for root, share in shares.items()}
     work = _work(placement)
     worst = []
     for root in sorted(shares, key=lambda root: -shares[root] / work[root]):
@@ -71,6 +76,10 @@ def promote(
         for (node, index) in placement.bits
         if placement.roles[node] is not Role.MOVE and _group(placement, node, index) in worst
     ]
+
+
+def _noise(model: ir.Model, emitted: Emitted, samples: Sequence[Sample]) -> float:
+    return Prediction(ModelRunner(model).run_all(samples)).noise(ModelRunner(emitted.model).run_all(samples))
 
 
 def _shares(
