@@ -102,8 +102,8 @@ def emit(model: ir.Model, placement: Placement, ranges: Ranges, fits: Mapping[ir
     for value, bits in placement.outputs.items():
         if value in placement.group:
             _emit_output(value, bits, writer)
-    narrow = any(isinstance(fit.weights, LowBit) for fit in fits.values())
-    if narrow or any(bits == 16 for bits in placement.bits.values()):
+    packed = any(isinstance(fit.weights, LowBit) or (node, 0) not in placement.bits for node, fit in fits.items())
+    if packed or any(bits == 16 for bits in placement.bits.values()):
         _raise_opset(copy)
     _remove_unread(copy.graph)
     return Emitted(copy, {key: str(scale.name) for key, (scale, _) in writer.scales.items()})
