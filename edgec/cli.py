@@ -86,8 +86,12 @@ def main_options(
         bool,
         typer.Option("--version", is_eager=True, callback=lambda on: _print_version(on), help="Print the version."),
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print nothing but errors, and JSON where it is asked for.")
+    ] = False,
 ) -> None:
     """Options of edgec itself."""
+    console.be_quiet(quiet)
 
 
 def _print_version(requested: bool) -> None:
@@ -171,6 +175,12 @@ def compile_model(
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say what the passes left alone, and why.")] = False,
     report: ReportFile = None,
+    from_front: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Compile a version that edgec explore found; see --pick.")
+    ] = None,
+    pick: Annotated[
+        str, typer.Option(metavar="CHOICE", help="fastest-within:POINTS, smallest-within:POINTS or most-accurate.")
+    ] = "fastest-within:1",
     json: Json = False,
 ) -> None:
     """Compile a model into one shared object, or an HLS project for an FPGA board, and write a report as OUT.json."""
@@ -182,6 +192,17 @@ def compile_model(
 
     names = None if passes is None else [name.strip() for name in passes.split(",") if name.strip()]
     shapes = parse_shape_flags(shape or ())
+    if from_front is not None:
+        from edgec.front import load_front
+
+        if prune or quantize != "none" or calib or shapes or target != "host":
+            raise EdgecError("--from-front says how to compile; leave out target, pruning, quantisation and shapes")
+        front = load_front(from_front)
+        front.check_model(model)
+        chosen = front.pick(pick)
+        target, prune, quantize = front.target, chosen.point.prune, chosen.point.quantize
+        shapes = front.shapes_of(chosen)
+        calib, preprocess = front.samples_of(chosen)
     if stop_after is not None and prune:
         raise EdgecError("--prune and --stop-after do not go together; edgec prune writes the pruned ONNX model")
     if stop_after is not None:
@@ -265,6 +286,20 @@ def build_runtimes(
     with console.progress():
         built = build_all(output.resolve(), system or ())
     _show(built, json, lambda: tables.print_runtimes(built))
+
+
+@app.command("wheel")
+def build_wheels(
+    machine: Annotated[
+        list[str] | None, typer.Argument(metavar="[MACHINE]...", help="x86_64 or aarch64; both by default.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the wheels go.")] = Path(),
+) -> None:
+    """Build the Python package edgert, which runs artifacts on a device with numpy alone."""
+    from edgec.wheels import TRIPLES, build_wheel
+
+    for each in machine or TRIPLES:
+        print(build_wheel(each, output))
 
 
 @app.command("prune")
@@ -504,6 +539,50 @@ def bench(
         console.print_text(measured.markdown())
     else:
         _show(measured.as_dict(), json, lambda: tables.print_benchmark(measured))
+
+
+@app.command()
+def explore(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.")],
+    data: Annotated[Path, typer.Option("--eval", metavar="PATH", help="Labelled samples to measure the accuracy on.")],
+    target: Annotated[str, typer.Option(help="A processor: see edgec targets; host is this machine.")] = "host",
+    calib: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Typical inputs to prune and quantise by.")
+    ] = None,
+    preprocess: Preprocess = None,
+    shape: Shapes = None,
+    prune: Annotated[str, typer.Option(metavar="SHARE,…", help="Shares of the MACs to remove.")] = "0,0.2,0.4",
+    bits: Annotated[str, typer.Option(metavar="MODE,…", help="What --quantize takes.")] = "none,int8",
+    resolution: Annotated[
+        str, typer.Option(metavar="PIXELS,…", help="Heights and widths of a dynamic image input.")
+    ] = "",
+    budget: Annotated[str, typer.Option(metavar="TIME", help="When no more is begun: 90s, 30min or 2h.")] = "30min",
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes on this machine.")] = 1,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="tcp://…", help="A Dask scheduler instead; its workers see the same files.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="The ledger, the artifacts, front.json and front.html."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Compile a model in many versions, and draw the front of accuracy, latency and size; goes on where it stopped."""
+    from edgec import exploration
+    from edgec.html.page import check_page, command
+    from edgec.shapes import parse_shape_flags
+
+    folder = output or Path(f"{model.stem}-front")
+    check_page(folder.resolve().parent / "front.html", "edgec explore")
+    with console.progress() as progress:
+        front = exploration.explore(
+            model, target, folder, eval=data, calib=calib, preprocess=preprocess,
+            shapes=parse_shape_flags(shape or ()), prune=console.numbers("--prune", prune), bits=bits.split(","),
+            resolutions=[int(each) for each in console.numbers("--resolution", resolution)],
+            budget=console.seconds(budget), workers=workers, scheduler=scheduler, command=command(),
+            progress=progress,
+        )  # fmt: skip
+    _show(front.as_dict(), json, lambda: tables.print_front(front, folder))
 
 
 @app.command()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
+
+from edgec.errors import EdgecError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,11 +22,20 @@ _PIPED_WIDTH = 240
 """Columns where there is no terminal: nothing that a script may search for is wrapped."""
 
 
+_quiet = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Whether tables, texts and progress are left out from now on; errors and JSON are not."""
+    global _quiet
+    _quiet = quiet
+
+
 def stdout() -> Console:
     """The console for results; without colours where it is piped."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
+    return Console(quiet=_quiet, width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
 
 
 def print_error(message: str) -> None:
@@ -86,23 +98,48 @@ def cell_text(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
+def numbers(flag: str, text: str) -> list[float]:
+    """The numbers of a list with commas.
+
+    Raises:
+        EdgecError: one is none.
+    """
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise EdgecError(f"{flag} takes numbers with commas between them, and not '{text}'") from error
+
+
+def seconds(text: str) -> float:
+    """A time as ``90s``, ``30min`` or ``2h``.
+
+    Raises:
+        EdgecError: it is spelled otherwise.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h)", text.strip())
+    if found is None:
+        raise EdgecError(f"--budget takes a time such as 90s, 30min or 2h, and not '{text}'")
+    return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]]
+
+
 @contextmanager
 def progress(*, in_background: bool = True) -> Iterator[Progress | None]:
-    """A progress bar on stderr while the block runs; None where stderr is not a terminal.
+    """A progress bar on stderr with the time left while the block runs; None where stderr is not a terminal.
 
     Args:
         in_background: redraw in a thread of its own, which would disturb a measurement; else when told.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if _quiet or not console.is_terminal:
         yield None
         return
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(), console=console, transient=True, auto_refresh=in_background,
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(compact=True), console=console,
+        transient=True, auto_refresh=in_background,
     ) as bar:  # fmt: skip
         tasks: dict[str, Any] = {}
 

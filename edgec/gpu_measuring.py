@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,11 @@ import numpy as np
 
 from edgec.artifact import build_artifact, tensor_entry
 from edgec.errors import EdgecError
-from edgec.measuring import Crashed, Meter, Outcome, Task, reason_of, start
+from edgec.measuring import PATIENCE_SECONDS, Crashed, Meter, Outcome, Task, reason_of, start
 from edgec.opencl import device_names
 from edgec.program import CONSTANT, INPUT, Buffer, Program, Step, Tensor
+from edgec.remote import Timeout, open_transport, workplace
+from edgec.remote_state import RUNS_ON, read_state
 from edgec.runtimes.build import build_runtime
 from edgec.targets.cpu.backend import Code
 from edgec.targets.gpu.backend import TO_DEVICE, Binder, GpuCode, GpuStep
@@ -30,23 +33,25 @@ from edgec.toolchain import host_triple
 ROUNDS = 15
 """How often every plan runs."""
 ALIGNMENT = 256
+PLANS, DATA, PROFILE = "plans.so", "data.bin", "profile.json"
+"""Files of one measurement."""
 
 
 class GpuMeter(Meter):
-    """The OpenCL device of this machine: the fastest of many calls, in nanoseconds."""
+    """An OpenCL device: the fastest of many calls by its own clock, in nanoseconds."""
 
     method = "time"
 
-    def __init__(self, target: GpuTarget) -> None:
-        if target.triple != host_triple():
-            raise EdgecError(
-                f"this machine cannot run code for {target.name} ({target.triple}); tune for opencl, whose plans "
-                "are of the same kind"
-            )
-        names = device_names()
-        if not names:
-            raise EdgecError("this machine has no OpenCL device to tune on; run: apt-get install pocl-opencl-icd")
-        self.target, self.machine = target, names[0]
+    def __init__(self, target: GpuTarget, machine: str) -> None:
+        self.target, self.machine = target, machine
+
+    @abstractmethod
+    def profile(self, folder: Path, runner: Path, arguments: Sequence[str]) -> None:
+        """Run ``runner`` on the files of ``folder``, and leave its profile there.
+
+        Raises:
+            Crashed: it ended badly.
+        """
 
     def measure(self, task: Task, plans: Sequence[Any]) -> list[Outcome]:
         """See :class:`Meter`; plans are measured together, and one by one where that fails."""
@@ -74,16 +79,55 @@ class GpuMeter(Meter):
         """Build the artifact, run it, and answer with the profile of its steps."""
         facts = {"name": program.name, "inputs": [tensor_entry(program.inputs[0])], "outputs": [], "steps": []}
         artifact, _ = build_artifact(program, Code(), self.target.host, facts, code)
-        (folder / "plans.so").write_bytes(artifact)
-        values.tofile(folder / "data.bin")
-        runner = build_runtime(self.target.triple).runner
-        command = [
-            str(runner), "plans.so", "--inputs", "data.bin", "--outputs", "none.bin", "--count", "1", "--warmup", "1",
-            "--repeat", str(ROUNDS), "--profile", "profile.json",
+        (folder / PLANS).write_bytes(artifact)
+        values.tofile(folder / DATA)
+        arguments = [
+            f"./{PLANS}", "--inputs", DATA, "--outputs", "none.bin", "--count", "1", "--warmup", "1", "--repeat",
+            str(ROUNDS), "--profile", PROFILE,
         ]  # fmt: skip
-        start(command, folder, environment={**os.environ, "EDGERT_CACHE_DIR": ""})
-        steps: list[dict[str, Any]] = json.loads((folder / "profile.json").read_text(encoding="utf-8"))["steps"]
+        self.profile(folder, build_runtime(self.target.triple).runner, arguments)
+        steps: list[dict[str, Any]] = json.loads((folder / PROFILE).read_text(encoding="utf-8"))["steps"]
         return steps
+
+
+class LocalGpuMeter(GpuMeter):
+    """The device of this machine."""
+
+    def __init__(self, target: GpuTarget) -> None:
+        if target.triple != host_triple():
+            raise EdgecError(
+                f"this machine cannot run code for {target.name} ({target.triple}); tune on a device of that kind, "
+                "with --device ssh://… or adb://…"
+            )
+        names = device_names()
+        if not names:
+            raise EdgecError("this machine has no OpenCL device to tune on; run: apt-get install pocl-opencl-icd")
+        super().__init__(target, names[0])
+
+    def profile(self, folder: Path, runner: Path, arguments: Sequence[str]) -> None:
+        start([str(runner), *arguments], folder, environment={**os.environ, "EDGERT_CACHE_DIR": ""})
+
+
+class RemoteGpuMeter(GpuMeter):
+    """The device of a machine over ssh or adb: everything is copied there, and deleted after it."""
+
+    def __init__(self, target: GpuTarget, url: str) -> None:
+        self.transport = open_transport(url)
+        state = read_state(self.transport)
+        if RUNS_ON.get(target.triple) != state.runs:
+            raise EdgecError(f"the device {url} is {state.runs} and the target {target.name} for {target.triple}")
+        super().__init__(target, self.transport.name)
+
+    def profile(self, folder: Path, runner: Path, arguments: Sequence[str]) -> None:
+        with self.transport.connected(), workplace(self.transport) as there:
+            there.push(runner, folder / PLANS, folder / DATA)
+            try:
+                ended = there.run(runner.name, *arguments, seconds=PATIENCE_SECONDS)
+            except Timeout as error:
+                raise Crashed(error.output, str(error)) from error
+            if ended.code != 0:
+                raise Crashed(ended.output, f"ended with code {ended.code}: {ended.errors.strip()[-200:]}")
+            there.pull(PROFILE, folder / PROFILE)
 
 
 def _shared_data(task: Task) -> tuple[Program, list[Buffer], np.ndarray]:

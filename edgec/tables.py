@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgec.data import ArraySummary
     from edgec.doctor import Check
     from edgec.evaluation import Evaluation
+    from edgec.front import Front
     from edgec.generation import Generated
     from edgec.inspection import ModelInspection
     from edgec.layer_errors import LayerErrors
@@ -235,6 +236,23 @@ def print_prunable(path: Path, found: Prunable) -> None:
     print_text(f"{path}: at most {found.largest:.1%} of the MACs can go")
     print_text("\n".join(["can go:", *(f"  {group}" for group in found.groups)]))
     print_text("\n".join(["stays:", *(f"  {refusal}" for refusal in found.refusals)]))
+
+
+def print_front(front: Front, folder: Path) -> None:
+    """The versions of an exploration, those of the front first."""
+    best = {result.key for result in front.best}
+    print_table(
+        f"versions for {front.target}; a dot marks those that no other beats",
+        ("", "version", front.measure, front.unit, "artifact bytes", "failed"),
+        (
+            (
+                "●" if each.key in best else "", str(each.point), None if each.score is None else round(each.score, 2),
+                each.cost, each.bytes, each.error or "",
+            )
+            for each in sorted(front.results, key=lambda r: (r.key not in best, r.cost is None, r.cost or 0))
+        ),
+    )  # fmt: skip
+    print_text(f"saved to {folder}: front.html to look at, front.json for edgec compile --from-front")
 
 
 def print_outputs(outputs: Sequence[ArraySummary], saved: Path | None, machine: Machine | None = None) -> None:

@@ -149,11 +149,13 @@ def meter_for(target: Target | GpuTarget, device: str | None = None) -> Meter:
 
 
 def _gpu_meter(target: GpuTarget, device: str | None) -> Meter:
-    from edgec.gpu_measuring import GpuMeter
+    from edgec.gpu_measuring import LocalGpuMeter, RemoteGpuMeter
 
+    if device and "://" in device:
+        return RemoteGpuMeter(target, device)
     if device not in (None, "local"):
         raise EdgecError(f"the device '{device}' cannot measure kernels for {target.name}; leave --device out")
-    return GpuMeter(target)
+    return LocalGpuMeter(target)
 
 
 def _ratio(costs: Iterable[tuple[int, float | None, float | None]]) -> float:

@@ -15,10 +15,10 @@ from onnx import compose, helper
 
 import edgec
 from edgec.data import Samples
-from edgec.devices import QemuDevice
+from edgec.devices import LocalDevice, QemuDevice
 from tests import graphs
 from tests.operators import node
-from tests.programs import assert_close, program_of, run_reference
+from tests.programs import assert_close, model, program_of, run_reference
 from tests.quantised import Graph
 from tests.test_integer_kernels import SHAPES, layer
 
@@ -153,3 +153,32 @@ def test_bytes(emulator, tmp_path) -> None:
         got = emulated(model, inputs, tmp_path, target, cpu, threads)
         for name, array in wanted.items():
             np.testing.assert_array_equal(got[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize(("dtype", "zero"), [("int16", -32768), ("int16", -20000), ("int16", 0), ("uint16", 30000)])
+@pytest.mark.parametrize("target", ["rpi4", "rpi5"])
+def test_results_of_16_bits_are_those_of_this_machine(emulator, tmp_path, target, dtype, zero):
+    generator = np.random.default_rng(3)
+    scales = (generator.random(10) * 0.01 + 0.001).astype(np.float32)
+    weights = {
+        "s": np.float32(0.02), "z": np.int8(-3), "w": generator.integers(-127, 128, (10, 7, 3, 3), np.int8),
+        "ws": scales, "wz": np.zeros(10, np.int8), "t": np.float32(0.001), "u": np.array(zero, dtype),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["a"], name="quantise"),
+        helper.make_node("DequantizeLinear", ["a", "s", "z"], ["b"], name="dequantise"),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["v"], name="weights", axis=0),
+        helper.make_node("Conv", ["b", "v"], ["c"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("QuantizeLinear", ["c", "t", "u"], ["d"], name="wide"),
+        helper.make_node("DequantizeLinear", ["d", "t", "u"], ["y"], name="result"),
+    ]
+    graph = model(nodes, {"x": (1, 7, 5, 9)}, {"y": (1, 10, 5, 9)}, weights)
+    graph.opset_import[0].version, graph.ir_version = 21, 10
+    x = generator.standard_normal((1, 7, 5, 9), np.float32)
+    samples = Samples(1, None, lambda index: {"x": x})
+    found = {}
+    for name, url in (("host", "local"), (target, emulator)):
+        artifact = edgec.compile(graph, name, tmp_path / f"{name}.so").path
+        found[name] = (QemuDevice() if url == emulator else LocalDevice()).run(artifact, samples).outputs["y"]
+    assert np.array_equal(found["host"], found[target])
+    assert len(np.unique(found["host"])) > 100

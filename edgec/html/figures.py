@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from edgec.data import Array
+    from edgec.front import Result
     from edgec.html.histograms import Histogram
     from edgec.html.story import Layer, Variant
     from edgec.roofline import Roofs
@@ -128,6 +129,29 @@ class Figures:
             axes.grid(True)
 
         return self._svg(draw, (10.4, 3.2), "Score against latency", {}) if len(shown) > 1 else ""
+
+    def front(self, results: Sequence[Result], best: Sequence[Result], unit: str, measure: str) -> str:
+        """Score against cost, the artifact's size as the area; the front is joined by a line."""
+
+        def draw(axes: Axes) -> None:
+            most = max(result.bytes or 1 for result in results)
+            for result in results:
+                colour = INT if result in best else MUTED
+                area = 30 + 350 * (result.bytes or 0) / most
+                axes.scatter([result.cost or 0], [result.score or 0], s=area, color=colour, alpha=0.6, lw=0, zorder=3)
+            for result in best:
+                axes.annotate(
+                    str(result.point), (result.cost or 0, result.score or 0), xytext=(8, -13),
+                    textcoords="offset points", size=9, color=INK,
+                )  # fmt: skip
+            steps = sorted((result.cost or 0, result.score or 0) for result in best)
+            axes.plot(*zip(*steps, strict=True), color=INT, lw=1.2, drawstyle="steps-post")
+            axes.set_xlim(0, max(result.cost or 0 for result in results) * 1.25)
+            axes.set(xlabel=f"{unit} per inference, one thread", ylabel=measure)
+            axes.margins(y=0.15)
+            axes.grid(True)
+
+        return self._svg(draw, (10.4, 4.2), "Pareto front: score against cost", {}) if results else ""
 
     def histogram(self, histogram: Histogram) -> str:
         """One tensor's values, the range of its grid, and what lies outside of it."""

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from edgec.errors import EdgecError
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
+
     from edgec.html.answers import Answer
     from edgec.html.figures import Figures
     from edgec.html.story import Story
@@ -23,17 +25,17 @@ MOST_HISTOGRAMS = 160
 """Two for a layer; of larger models those that clip most are drawn."""
 
 
-def check_page(path: Path) -> None:
+def check_page(path: Path, what: str = "--report") -> None:
     """Refuse a page that could not be written, before any work is done for it.
 
     Raises:
-        EdgecError: a package is missing, or the file cannot be written.
+        EdgecError: a package that ``what`` needs is missing, or the file cannot be written.
     """
     from edgec.artifact import check_writable
 
     missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
-        raise EdgecError(f"--report needs {' and '.join(missing)}; run: pip install 'edgec[report]'")
+        raise EdgecError(f"{what} needs {' and '.join(missing)}; run: pip install 'edgec[report]'")
     check_writable(path)
 
 
@@ -44,20 +46,25 @@ def write_page(path: Path, story: Story) -> None:
     write_atomically({path: render(story).encode()})
 
 
-def render(story: Story) -> str:
-    """The page's HTML."""
+def environment() -> Environment:
+    """The templates of this folder, with the filters that they use."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from edgec.html.figures import Figures
-
-    environment = Environment(
+    found = Environment(
         loader=PackageLoader("edgec.html", "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"count": _count, "fixed": _fixed, "bytes": _bytes, "change": _change, "share": _share}
+    found.filters |= {"count": _count, "fixed": _fixed, "bytes": _bytes, "change": _change, "share": _share}
+    return found
+
+
+def render(story: Story) -> str:
+    """The page's HTML."""
+    from edgec.html.figures import Figures
+
     figures, facts = Figures(), story.facts
     guard = (facts.get("quantisation") or {}).get("guard")
-    return environment.get_template("page.html.j2").render(
+    return environment().get_template("page.html.j2").render(
         story=story,
         facts=facts,
         guard=guard,

@@ -1,4 +1,7 @@
-"""Running artifacts in this process, through libedgert."""
+"""Running artifacts in this process, through libedgert.
+
+The same file is a part of edgec and of the wheel ``edgert`` for devices; each has its own :mod:`.library`.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from edgec.errors import EdgecError
-from edgec.runtimes.build import build_runtime
-from edgec.toolchain import host_triple
+from .library import EdgecError, library_path
 
 Array = np.ndarray[Any, Any]
 
@@ -100,12 +101,12 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """libedgert for this machine, built on the first use.
+    """libedgert for this machine (see :mod:`.library`).
 
     Raises:
         EdgecError: if it cannot be built.
     """
-    loaded = ctypes.CDLL(str(build_runtime(host_triple()).shared))
+    loaded = ctypes.CDLL(library_path())
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(loaded, name)
         function.restype, function.argtypes = result, arguments

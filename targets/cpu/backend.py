@@ -13,7 +13,7 @@ from edgec.kernel_cache import KernelCache, kernel_key
 from edgec.nest import rebased
 from edgec.program import CONSTANT, Buffer, Conv, Depthwise, Fill, Kernel, Loops, Program, Step
 from edgec.records import Records
-from edgec.targets.cpu import aarch64, conv, depthwise, fill, loops, packed, x86
+from edgec.targets.cpu import aarch64, conv, cortex_m, depthwise, fill, loops, packed, x86
 from edgec.targets.target import Target
 from edgec.targets.template import Template
 from edgec.tvm_adapter import build_object
@@ -60,6 +60,7 @@ _PACKED = Template(packed.plan, packed.generate, packed.contract, packed.pack, c
 
 _SPECIAL: dict[str, Callable[[Kernel, Target], Template | None]] = {
     "aarch64": aarch64.template_for,
+    "cortex-m": cortex_m.template_for,
     "x86_64": x86.template_for,
 }
 """By architecture: a faster template for a kernel, where there is one."""

@@ -31,7 +31,7 @@ from edgec.targets.cpu.tile import (
     starts,
     tiles,
 )
-from edgec.targets.cpu.tir import Kernel
+from edgec.targets.cpu.tir import Kernel, Special, nothing_special
 from edgec.targets.target import Target
 
 FMA_LATENCY = 4
@@ -188,9 +188,9 @@ def pack(p: ConvPlan, weight: np.ndarray) -> np.ndarray:
     return np.concatenate(panels)
 
 
-def generate(p: ConvPlan, dtypes: list[str]) -> Any:
-    """The kernel, as ``tirx.PrimFunc``."""
-    kernel = Kernel(dtypes)
+def generate(p: ConvPlan, dtypes: list[str], special: Special = nothing_special) -> Any:
+    """The kernel, as ``tirx.PrimFunc``; see :data:`.tir.Special`."""
+    kernel = Kernel(dtypes, special)
     ConvWriter(p, kernel).write()
     return kernel.function()
 

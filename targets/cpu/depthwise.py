@@ -15,7 +15,7 @@ import numpy as np
 from edgec.lazy_tvm import tirx
 from edgec.program import Depthwise
 from edgec.targets.cpu.tile import SHORT, Accumulators, Point, Store, load_channels, pieces, tiles
-from edgec.targets.cpu.tir import Kernel
+from edgec.targets.cpu.tir import Kernel, Special, nothing_special
 from edgec.targets.target import Target
 
 
@@ -55,9 +55,9 @@ def pack(p: DepthwisePlan, weight: np.ndarray) -> np.ndarray:
     return np.concatenate([flat[:, a:b].ravel() for a, b in pairwise(edges)])
 
 
-def generate(p: DepthwisePlan, dtypes: list[str]) -> Any:
-    """The kernel, as ``tirx.PrimFunc``."""
-    kernel = Kernel(dtypes)
+def generate(p: DepthwisePlan, dtypes: list[str], special: Special = nothing_special) -> Any:
+    """The kernel, as ``tirx.PrimFunc``; see :data:`.tir.Special`."""
+    kernel = Kernel(dtypes, special)
     _DepthwiseWriter(p, kernel).write()
     return kernel.function()
 

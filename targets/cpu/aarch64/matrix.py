@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from tvm import tirx
 
+from edgec.lazy_tvm import tirx
 from edgec.program import Conv
 from edgec.targets.cpu.aarch64.neon import BYTES, matrix_product
 from edgec.targets.cpu.aarch64.runs import RunPlan, RunWriter, best_tile

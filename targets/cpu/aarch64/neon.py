@@ -101,6 +101,10 @@ def special(node: Expr, value_of: Values, operands: Sequence[Any], bind: Bind) -
     return None
 
 
+_WIDE = {"int32": None, "int16": "sqxtn", "uint16": "sqxtun"}
+"""Integers of more than 8 bits, and what narrows int32 to them."""
+
+
 def saturate(node: Expr, value: Any, bind: Bind) -> Any | None:
     """See :func:`edgec.scalar.saturate`: one rounding conversion, and narrowing instructions that saturate."""
     real, zero, low, high = node.args
@@ -110,9 +114,12 @@ def saturate(node: Expr, value: Any, bind: Bind) -> Any | None:
     if not _is_number(real):
         parts = [instruction("float32x4", "maxnum.v4f32", x, constant(float(low - zero), x)) for x in parts]
     whole = [instruction("int32x4", "aarch64.neon.fcvtns.v4i32.v4f32", x) for x in parts]
-    if node.dtype == "int32":
-        moved = [_plus(x, zero, "v4i32") for x in whole]
-        return join([_clamp(x, low, high) for x in moved])
+    if node.dtype in _WIDE:
+        moved = [_clamp(_plus(x, zero, "v4i32"), low, high) for x in whole]
+        name = _WIDE[node.dtype]
+        if name is None:
+            return join(moved)
+        return join([instruction(f"{node.dtype}x4", f"aarch64.neon.{name}.v4i16", x) for x in moved])
     return _clamp(_narrow(whole, zero, node.dtype), low, high)
 
 
