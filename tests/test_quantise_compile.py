@@ -102,7 +102,7 @@ def test_a_recipe_survives_its_file(tmp_path: Path) -> None:
         ("speed = 3", "has a key 'speed'; the keys are observer"),
         ("refine = 1", "has refine = 1; it must be true or false"),
         ("layers = 1", "must be a table"),
-        ("[layers]\nx = 'int4'", "has 'int4' for layer 'x'; it must be one of int8, int16, w4a8, w8, w4, w3, w2, float"),
+        ("[layers]\nx = 'int4'", "has 'int4' for layer 'x'; it must be one of int8, int16, w4a8,"),
         ("[layers", "cannot be read"),
         ("[layers]\n'/9/Gem' = 'float'", "the model does not have; did you mean '/9/Gemm'?"),
     ],
