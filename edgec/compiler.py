@@ -247,6 +247,7 @@ def _compile_format(
 
     is_quantised = any(node.op_type == "QuantizeLinear" for node in graph.graph)
     facts = {"edgec": metadata.version("edgec"), "name": name, "model": model, "quantised": is_quantised}
+    facts["versions"] = {"onnx": metadata.version("onnx")}
     content, manifest = write_format(graph, kind, facts)
     clock.lap("conversion")
     report = FormatReport(manifest, reports, (), len(content), clock.laps, None, quantisation)
