@@ -102,7 +102,7 @@ def test_a_recipe_survives_its_file(tmp_path: Path) -> None:
         ("speed = 3", "has a key 'speed'; the keys are observer"),
         ("refine = 1", "has refine = 1; it must be true or false"),
         ("layers = 1", "must be a table"),
-        ("[layers]\nx = 'int4'", "has 'int4' for layer 'x'; it must be one of int8, int16, float"),
+        ("[layers]\nx = 'int4'", "has 'int4' for layer 'x'; it must be one of int8, int16, w4a8,"),
         ("[layers", "cannot be read"),
         ("[layers]\n'/9/Gem' = 'float'", "the model does not have; did you mean '/9/Gemm'?"),
     ],
@@ -121,7 +121,7 @@ def test_a_wrong_recipe_is_one_sentence(
     [
         ("--quantize int8", "give some tens of typical inputs with --calib"),
         ("--quantize int4 --calib CALIB", "--quantize int4 is not known; it can be none, int8"),
-        ("--calib CALIB", "--calib is for --quantize int8 and --prune"),
+        ("--calib CALIB", "--calib is for --quantize MODE and --prune"),
         ("--max-drop 1", "--max-drop is for a quantisation"),
         ("--eval CALIB", "--eval is for a quantisation"),
         ("--quantize int8 --calib CALIB --max-drop -1", "no number of points from 0 to 100"),
