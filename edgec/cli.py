@@ -579,7 +579,7 @@ def explore(
     from edgec.shapes import parse_shape_flags
 
     folder = output or Path(f"{model.stem}-front")
-    check_page(folder.resolve().parent / "front.html", "edgec explore")
+    check_page(folder.resolve().parent / "front.html", "edgec explore", "explore")
     with console.progress() as progress:
         front = exploration.explore(
             model, target, folder, eval=data, calib=calib, preprocess=preprocess,

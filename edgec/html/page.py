@@ -25,17 +25,17 @@ MOST_HISTOGRAMS = 160
 """Two for a layer; of larger models those that clip most are drawn."""
 
 
-def check_page(path: Path, what: str = "--report") -> None:
+def check_page(path: Path, what: str = "--report", extra: str = "report") -> None:
     """Refuse a page that could not be written, before any work is done for it.
 
     Raises:
-        EdgecError: a package that ``what`` needs is missing, or the file cannot be written.
+        EdgecError: a package of the ``extra`` that ``what`` needs is missing, or the file cannot be written.
     """
     from edgec.artifact import check_writable
 
     missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
-        raise EdgecError(f"{what} needs {' and '.join(missing)}; run: pip install 'edgec[report]'")
+        raise EdgecError(f"{what} needs {' and '.join(missing)}; run: pip install 'edgec[{extra}]'")
     check_writable(path)
 
 
