@@ -10,3 +10,4 @@
 #define O_CLOEXEC 02000000
 
 int open(const char *path, int flags, ...);
+int fcntl(int descriptor, int command, ...);

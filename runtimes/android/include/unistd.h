@@ -14,3 +14,4 @@ int unlink(const char *path);
 pid_t getpid(void);
 int usleep(unsigned microseconds);
 long sysconf(int name);
+long syscall(long number, ...);

@@ -1,0 +1,3 @@
+#pragma once
+
+#define SYS_memfd_create 279 /* on 64-bit ARM */
