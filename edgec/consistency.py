@@ -124,7 +124,9 @@ def _grid(node: ir.Node) -> str | None:
         return f"its axis {axis} is none of the {len(data)} axes of its input"
     if node.attributes.get_int("block_size", 0):
         return None if len(scale) == len(data) else f"its scales {list(scale)} are no blocks of {list(data)}"
-    return None if scale == (data[axis],) else f"its scales {list(scale)} are not one for each of {data[axis]} indices"
+    if len(scale) > 1 or scale == (data[axis],):
+        return None  # what has scales for blocks and does not say how large they are is told so by its lowering
+    return f"its scales {list(scale)} are not one for each of {data[axis]} indices"
 
 
 def _cast(node: ir.Node) -> str | None:
