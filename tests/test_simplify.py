@@ -172,9 +172,12 @@ class TestFolding:
         assert simplified(model) == ["MatMul"] * 3
 
     def test_quantised_weights_of_a_float_model(self) -> None:
-        nodes = [node("DequantizeLinear", ["w", "s"], ["f"], axis=1), node("MatMul", ["x", "f"], ["y"])]
+        """A product's stay integers, which a later pass may keep; any others become constants."""
         constants = {"w": np.arange(-17, 18, dtype=np.int8).reshape(5, 7), "s": floats(*range(1, 8))}
-        assert simplified(build(nodes, {"x": [3, 5]}, ["y"], constants)) == ["MatMul"]
+        real = node("DequantizeLinear", ["w", "s"], ["f"], axis=1)
+        product = build([real, node("MatMul", ["x", "f"], ["y"])], {"x": [3, 5]}, ["y"], constants)
+        assert simplified(product) == ["DequantizeLinear", "MatMul"]
+        assert simplified(build([real, node("Add", ["x", "f"], ["y"])], {"x": [5, 7]}, ["y"], constants)) == ["Add"]
 
     def test_quantised_model_keeps_its_integers(self) -> None:
         nodes = [
