@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgec.kernel_cache import KernelCache, kernel_key
 from edgec.nest import rebased
-from edgec.program import CONSTANT, Buffer, Conv, Depthwise, Fill, Kernel, Loops, Program, Step
+from edgec.program import Buffer, Conv, Depthwise, Fill, Kernel, Loops, Program, Step
 from edgec.records import Records
+from edgec.targets.binding import OperandBinder
 from edgec.targets.cpu import aarch64, conv, cortex_m, depthwise, fill, loops, packed, x86
 from edgec.targets.target import Target
 from edgec.targets.template import Template
@@ -96,26 +95,21 @@ def compile_program(
     return Code(binder.calls, binder.objects, binder.constants)
 
 
-class _Binder:
+class _Binder(OperandBinder):
     """Binds steps to functions and constants, sharing equal ones."""
 
     def __init__(self, target: Target, records: Records, cache: KernelCache) -> None:
-        self.target, self.records, self.cache = target, records, cache
+        super().__init__(target, records)
+        self.cache = cache
         self.objects: dict[str, bytes] = {}
         self.calls: list[Call] = []
-        self.constants: list[Buffer] = []
         self._symbols: dict[tuple[Any, ...], str] = {}
-        self._packed: dict[tuple[Any, ...], Buffer] = {}
-        self._stored: dict[tuple[Any, ...], Buffer] = {}
 
     def bind(self, step: Step) -> None:
         kernel, inputs, output = rebased(step)
         template = template_for(kernel, self.target)
-        planned = self._plan(template, kernel)
-        operands = [self._operand(index, buffer, template, planned) for index, buffer in enumerate(inputs)]
-        if template.table:
-            operands.insert(0, self._store(_constant("table", template.table(planned, kernel))))
-        operands.append(output)
+        planned = self.plan(template, kernel)
+        operands = self.operands(template, planned, kernel, inputs, output)
         dtypes = [buffer.dtype for buffer in operands]
         key = (planned, tuple(dtypes))
         if key not in self._symbols:
@@ -133,34 +127,6 @@ class _Binder:
             self.cache.put(digest, content)
         self.objects[symbol] = content
         return symbol
-
-    def _plan(self, template: Template, kernel: Kernel) -> Any:
-        if template.candidates is None or not self.records.of(kernel, self.target):
-            return template.plan(kernel, self.target)
-        return self.records.choice(kernel, self.target, template.candidates(kernel, self.target))
-
-    def _operand(self, index: int, buffer: Buffer, template: Template, planned: Any) -> Buffer:
-        if buffer.root.space != CONSTANT:
-            return buffer
-        if index == 1 and template.pack:
-            key = (id(buffer), planned)
-            if key not in self._packed:
-                self._packed[key] = _constant(buffer.name, template.pack(planned, np.asarray(buffer.data)))
-            buffer = self._packed[key]
-        return self._store(buffer)
-
-    def _store(self, buffer: Buffer) -> Buffer:
-        """The stored constant with these bytes: equal constants are stored once."""
-        data = np.ascontiguousarray(buffer.data)
-        key = (str(data.dtype), data.tobytes())
-        if key not in self._stored:
-            self._stored[key] = buffer
-            self.constants.append(buffer)
-        return self._stored[key]
-
-
-def _constant(name: str, data: np.ndarray) -> Buffer:
-    return Buffer(name, str(data.dtype), data.size, CONSTANT, data)
 
 
 def _parallel(kernel: Kernel) -> bool:

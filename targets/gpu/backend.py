@@ -11,13 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from edgec import memory, scalar
 from edgec.errors import EdgecError
 from edgec.nest import rebased
 from edgec.program import ARENA, CONSTANT, INPUT, OUTPUT, Buffer, Conv, Depthwise, Fill, Kernel, Loops, Program, Step
 from edgec.records import Records
+from edgec.targets.binding import OperandBinder
 from edgec.targets.gpu import conv, depthwise, fill, loops
 from edgec.targets.gpu.half import store_in_half
 from edgec.targets.gpu.opencl import Source
@@ -167,17 +166,14 @@ def _gpu_facts(code: GpuCode, target: GpuTarget) -> dict[str, Any]:
     }
 
 
-class Binder:
+class Binder(OperandBinder):
     """Binds steps to functions and constants, sharing equal ones."""
 
     def __init__(self, target: GpuTarget, records: Records | None = None) -> None:
-        self.target, self.records = target, records or Records()
+        super().__init__(target, records or Records())
         self.sources: dict[str, tuple[Source, list[str]]] = {}
         self.steps: list[GpuStep] = []
-        self.constants: list[Buffer] = []
         self._functions: dict[tuple[Any, ...], str] = {}
-        self._packed: dict[tuple[Any, ...], Buffer] = {}
-        self._stored: dict[tuple[Any, ...], Buffer] = {}
 
     def bind(self, step: Step, index: int, where: str) -> None:
         if where == HOST:
@@ -185,25 +181,16 @@ class Binder:
             return
         kernel, inputs, output = rebased(step)
         template = template_for(kernel, self.target)
-        self.bind_plan(Step(kernel, inputs, output, step.nodes), self._plan(template, kernel), template)
+        self.bind_plan(Step(kernel, inputs, output, step.nodes), self.plan(template, kernel), template)
 
     def code(self, arena_bytes: int) -> GpuCode:
         """What was bound."""
         source = program_source(self.sources) if self.sources else ""
         return GpuCode(source, self.steps, self.constants, arena_bytes)
 
-    def _plan(self, template: Template, kernel: Kernel) -> Any:
-        """The best plan on record, or the template's own choice."""
-        if template.candidates is None or not self.records.of(kernel, self.target):
-            return template.plan(kernel, self.target)
-        return self.records.choice(kernel, self.target, template.candidates(kernel, self.target))
-
     def bind_plan(self, step: Step, planned: Any, template: Template) -> None:
         """An entry that runs ``step``, whose offsets are its operands' own, as ``planned`` by ``template``."""
-        operands = [self._operand(number, buffer, template, planned) for number, buffer in enumerate(step.inputs)]
-        if template.table:
-            operands.insert(0, self._store(_constant("table", template.table(planned, step.kernel))))
-        operands.append(step.output)
+        operands = self.operands(template, planned, step.kernel, step.inputs, step.output)
         dtypes = [buffer.dtype for buffer in operands]
         key = (planned, tuple(dtypes))
         if key not in self._functions:
@@ -218,29 +205,6 @@ class Binder:
                 nodes=step.nodes,
             )
         )
-
-    def _operand(self, number: int, buffer: Buffer, template: Template, planned: Any) -> Buffer:
-        if buffer.root.space != CONSTANT:
-            return buffer
-        if number == 1 and template.pack:
-            key = (id(buffer), planned)
-            if key not in self._packed:
-                self._packed[key] = _constant(buffer.name, template.pack(planned, np.asarray(buffer.data)))
-            buffer = self._packed[key]
-        return self._store(buffer)
-
-    def _store(self, buffer: Buffer) -> Buffer:
-        """The stored constant with these bytes: equal constants are stored once."""
-        data = np.ascontiguousarray(buffer.data)
-        key = (str(data.dtype), data.tobytes())
-        if key not in self._stored:
-            self._stored[key] = buffer
-            self.constants.append(buffer)
-        return self._stored[key]
-
-
-def _constant(name: str, data: np.ndarray) -> Buffer:
-    return Buffer(name, str(data.dtype), data.size, CONSTANT, data)
 
 
 class _Copies:
