@@ -32,6 +32,19 @@ def coefficient(expr: Expr, axis: int) -> int | None:
     return first + second if expr.op == "add" else first - second
 
 
+def merged_loops(loops: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """``loops`` (extent, elements per step) without those of extent 1, merged where what they read is contiguous."""
+    merged: list[tuple[int, int]] = []
+    for extent, step in loops:
+        if extent == 1:
+            continue
+        if merged and merged[-1][1] == step * extent:
+            merged[-1] = (merged[-1][0] * extent, step)
+        else:
+            merged.append((extent, step))
+    return merged
+
+
 def looked_up(node: Expr) -> Expr | None:
     """The byte by which ``node`` is a lookup in a table of 256 bytes: a load at a byte less its least value."""
     if node.op != "load" or np.dtype(node.dtype).itemsize != 1:

@@ -276,6 +276,13 @@ class Conv:
         return 3 if self.packing and self.packing.group else 2
 
     @property
+    def taps(self) -> list[tuple[int, int]]:
+        """The loops over what a sum takes in, rows of the window, columns and channels: (extent, input elements)."""
+        (kh, kw), (dh, dw) = self.kernel, self.dilation
+        _, row, column, channel = self.input_strides
+        return [(kh, dh * row), (kw, dw * column), (self.in_channels, channel)]
+
+    @property
     def extents(self) -> tuple[int, ...]:
         return (self.batch, self.out_height, self.out_width, self.out_channels)
 

@@ -197,6 +197,15 @@ def walk(expr: Expr) -> Iterator[Expr]:
             stack.extend((child, False) for child in node.children)
 
 
+def use_counts(expr: Expr) -> dict[int, int]:
+    """By how many arguments each node of ``expr``, by its id, is read."""
+    uses: dict[int, int] = {}
+    for node in walk(expr):
+        for child in node.children:
+            uses[id(child)] = uses.get(id(child), 0) + 1
+    return uses
+
+
 def rewrite(expr: Expr, replace: Callable[[Expr], Expr | None]) -> Expr:
     """``expr`` with every node that ``replace`` answers taken by its answer, bottom up."""
     made: dict[int, Expr] = {}

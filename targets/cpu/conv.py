@@ -14,25 +14,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from edgec.lazy_tvm import tirx
+from edgec.nest import merged_loops
 from edgec.program import Conv
-from edgec.targets.cpu.tile import (
-    SHORT,
-    Accumulators,
-    Point,
-    Store,
-    load_channels,
-    padded_pieces,
-    pieces,
-    starts,
-    tiles,
-)
+from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, starts, tiles
 from edgec.targets.cpu.tir import Kernel, Special, nothing_special
 from edgec.targets.target import Target
+from edgec.targets.vectors import SHORT, padded_pieces, pieces
 
 FMA_LATENCY = 4
 """Cycles until a multiply-add's result can be added to again; fewer accumulators than this stall."""
@@ -79,23 +71,12 @@ class ConvPlan:
     @property
     def reduction(self) -> list[tuple[int, int]]:
         """The reduction loops: (extent, input elements per step), merged where the input is contiguous."""
-        merged: list[tuple[int, int]] = []
-        for extent, step in self.taps:
-            if extent == 1:
-                continue
-            if merged and merged[-1][1] == step * extent:
-                merged[-1] = (merged[-1][0] * extent, step)
-            else:
-                merged.append((extent, step))
-        return merged
+        return merged_loops(self.taps)
 
     @property
     def taps(self) -> list[tuple[int, int]]:
         """Rows of the window, columns and channels: how many, and input elements per step."""
-        conv = self.conv
-        (kh, kw), (dh, dw) = conv.kernel, conv.dilation
-        _, row, column, channel = conv.input_strides
-        return [(kh, dh * row), (kw, dw * column), (conv.in_channels, channel)]
+        return self.conv.taps
 
     @property
     def depth(self) -> int:
@@ -112,6 +93,9 @@ class ConvPlan:
         return self.depth * self.block * 4 <= RESIDENT_PANEL_BYTES or self.conv.weight_strides is not None
 
 
+Plan = TypeVar("Plan", bound=ConvPlan)
+
+
 def plan(conv: Conv, target: Target) -> ConvPlan:
     """Choose the register tile with the smallest cost estimate (see :func:`cost`)."""
     return candidates(conv, target)[0]
@@ -119,19 +103,19 @@ def plan(conv: Conv, target: Target) -> ConvPlan:
 
 def candidates(conv: Conv, target: Target) -> list[ConvPlan]:
     """Every register tile that fits, the cheapest first."""
-    found = register_tiles(conv, target.lanes(4), target.vector_registers)
+    found = register_tiles(ConvPlan, conv, target.lanes(4), target.vector_registers)
     return sorted(found, key=lambda p: (cost(p), p.rows, p.columns))
 
 
-def register_tiles(conv: Conv, lanes: int, registers: int) -> Iterator[ConvPlan]:
-    """Every register tile that fits the register file."""
-    for vectors in range(1, max(1, -(-conv.out_channels // lanes)) + 1):
-        if vectors > 8:
-            break
-        pixels = (registers - vectors - 1) // vectors
-        for columns in range(1, min(conv.out_width, max(1, pixels)) + 1):
+def register_tiles(
+    kind: type[Plan], conv: Conv, lanes: int, registers: int, spare: int = 1
+) -> Iterator[Plan]:
+    """Every register tile, as a plan of ``kind``, that fits the register file beside ``spare`` registers."""
+    for vectors in range(1, min(8, max(1, -(-conv.out_channels // lanes))) + 1):
+        pixels = max(1, (registers - vectors - spare) // vectors)
+        for columns in range(1, min(conv.out_width, pixels) + 1):
             for rows in range(1, min(conv.out_height, max(1, pixels // columns)) + 1):
-                yield ConvPlan(conv, rows, columns, vectors, lanes)
+                yield kind(conv, rows, columns, vectors, lanes)
 
 
 def cost(p: ConvPlan) -> float:

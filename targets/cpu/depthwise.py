@@ -14,9 +14,10 @@ import numpy as np
 
 from edgec.lazy_tvm import tirx
 from edgec.program import Depthwise
-from edgec.targets.cpu.tile import SHORT, Accumulators, Point, Store, load_channels, pieces, tiles
+from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, tiles
 from edgec.targets.cpu.tir import Kernel, Special, nothing_special
 from edgec.targets.target import Target
+from edgec.targets.vectors import SHORT, pieces
 
 
 @dataclass(frozen=True)

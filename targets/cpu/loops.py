@@ -18,9 +18,9 @@ from edgec.lazy_tvm import tirx
 from edgec.nest import coefficient, looked_up, simplify
 from edgec.program import Loops
 from edgec.targets.cpu import math
-from edgec.targets.cpu.tile import pieces
 from edgec.targets.cpu.tir import Emitter, Kernel, Special, lanes_of, nothing_special, storage, vector_store, widen
 from edgec.targets.target import Target
+from edgec.targets.vectors import pieces
 
 ACCUMULATORS = 4
 """Vectors of a reduction that are in flight at once."""

@@ -14,7 +14,6 @@ down, which extends its sign; so an element costs two shifts, and for floats a c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import prod
 from typing import Any
 
@@ -22,7 +21,7 @@ import numpy as np
 
 from edgec.lazy_tvm import tirx
 from edgec.program import SCALE_CHANNELS, Conv
-from edgec.targets.cpu.conv import ConvPlan, ConvWriter, cost
+from edgec.targets.cpu.conv import ConvPlan, ConvWriter, cost, register_tiles
 from edgec.targets.cpu.conv import contract as contract_floats
 from edgec.targets.cpu.tile import Accumulators, Point, load_channels, starts, tiles
 from edgec.targets.cpu.tir import Kernel, widen
@@ -83,16 +82,8 @@ def plan(conv: Conv, target: Target) -> PackedPlan:
 
 def candidates(conv: Conv, target: Target) -> list[PackedPlan]:
     """Every register tile that fits, the cheapest first."""
-    found = _register_tiles(conv, target.lanes(4), target.vector_registers)
+    found = register_tiles(PackedPlan, conv, target.lanes(4), target.vector_registers, SPARE)
     return sorted(found, key=lambda p: (_cost(p), p.rows, p.columns))
-
-
-def _register_tiles(conv: Conv, lanes: int, registers: int) -> Iterator[PackedPlan]:
-    for vectors in range(1, min(8, max(1, -(-conv.out_channels // lanes))) + 1):
-        pixels = max(1, (registers - vectors - SPARE) // vectors)
-        for columns in range(1, min(conv.out_width, pixels) + 1):
-            for rows in range(1, min(conv.out_height, max(1, pixels // columns)) + 1):
-                yield PackedPlan(conv, rows, columns, vectors, lanes)
 
 
 def _cost(p: PackedPlan) -> float:

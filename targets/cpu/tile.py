@@ -11,25 +11,7 @@ from edgec.lazy_tvm import stmt, tirx
 from edgec.nest import coefficient
 from edgec.scalar import Expr
 from edgec.targets.cpu.tir import Body, Emitter, lanes_of, vector_load, vector_store, widen
-
-SHORT = {"float32": "f32", "int8": "s8", "uint8": "u8"}
-"""What a kernel's name calls the dtype of its input."""
-
-CHANNEL_AXIS = 3
-"""Epilogue axis that vectors run along: (n, h, w, c)."""
-
-
-def pieces(extent: int, lanes: int) -> list[int]:
-    """``extent`` channels as vectors of at most ``lanes``, each a power of two wide: 27 → 16, 8, 2, 1."""
-    widths = [lanes] * (extent // lanes)
-    rest = extent % lanes
-    return widths + [1 << bit for bit in reversed(range(rest.bit_length())) if rest >> bit & 1]
-
-
-def padded_pieces(extent: int, lanes: int) -> list[int]:
-    """As :func:`pieces`, the rest in one vector wide enough for it, of at least 4: 27 → 16, 16; 17 → 16, 4."""
-    rest = extent % lanes
-    return [lanes] * (extent // lanes) + ([max(4, 1 << (rest - 1).bit_length())] if rest else [])
+from edgec.targets.vectors import CHANNEL_AXIS, pieces
 
 
 def starts(widths: Sequence[int]) -> list[int]:

@@ -200,10 +200,7 @@ class Emitter:
 
     def __call__(self, expr: Expr) -> Any:
         """The TIR value of ``expr``: scalar where every lane agrees, else a vector."""
-        uses: dict[int, int] = {}
-        for node in scalar.walk(expr):
-            for child in node.children:
-                uses[id(child)] = uses.get(id(child), 0) + 1
+        uses = scalar.use_counts(expr)
         for node in scalar.walk(expr):
             if id(node) not in self._made:
                 value = self._node(node)

@@ -15,11 +15,13 @@ from math import prod
 
 import numpy as np
 
+from edgec.nest import merged_loops
 from edgec.program import Conv
 from edgec.targets.gpu.grid import group_of, groups, positions
-from edgec.targets.gpu.opencl import IN_REGISTER, WIDTHS, Body, Source, load_vector, pieces
+from edgec.targets.gpu.opencl import IN_REGISTER, WIDTHS, Body, Source, load_vector
 from edgec.targets.gpu.target import GpuTarget
-from edgec.targets.gpu.tile import SHORT, Accumulators, Point, blocks, packed, padded_pieces, points, window, write
+from edgec.targets.gpu.tile import Accumulators, Point, blocks, packed, placed, window, write
+from edgec.targets.vectors import SHORT, padded_pieces, pieces
 
 TILES = ((1, 4), (1, 2), (1, 1), (2, 2), (1, 6), (1, 8), (2, 4), (4, 2), (2, 6), (4, 4), (1, 12), (2, 7))
 """Rows and columns of tiles to try."""
@@ -50,8 +52,9 @@ class ConvPlan:
 
     def widths(self, channels: int) -> list[int]:
         """The vectors that cover a block of ``channels``; run-time weights must not be read past their end."""
-        cover = padded_pieces if self.conv.weight_strides is None else pieces
-        return cover(channels, self.lanes)
+        if self.conv.weight_strides is not None:
+            return pieces(channels, self.lanes)
+        return padded_pieces(channels, self.lanes, 1)
 
     @property
     def items(self) -> tuple[int, int, int]:
@@ -63,22 +66,7 @@ class ConvPlan:
     @property
     def reduction(self) -> list[tuple[int, int]]:
         """The reduction loops: (extent, input elements per step), merged where the input is contiguous."""
-        return reduction(self.conv)
-
-
-def reduction(conv: Conv) -> list[tuple[int, int]]:
-    """Rows of the window, columns and channels: how many, and input elements per step; merged where contiguous."""
-    (kh, kw), (dh, dw) = conv.kernel, conv.dilation
-    _, row, column, channel = conv.input_strides
-    merged: list[tuple[int, int]] = []
-    for extent, step in ((kh, dh * row), (kw, dw * column), (conv.in_channels, channel)):
-        if extent == 1:
-            continue
-        if merged and merged[-1][1] == step * extent:
-            merged[-1] = (merged[-1][0] * extent, step)
-        else:
-            merged.append((extent, step))
-    return merged
+        return merged_loops(self.conv.taps)
 
 
 def plan(conv: Conv, target: GpuTarget) -> ConvPlan:
@@ -94,7 +82,7 @@ def candidates(conv: Conv, target: GpuTarget) -> list[ConvPlan]:
 
 def _ranked(conv: Conv, target: GpuTarget) -> Iterator[tuple[int, ConvPlan]]:
     """Plans, and in how many steps of one parameter each differs from the first choice."""
-    loops = reduction(conv)
+    loops = merged_loops(conv.taps)
     deep = 4 if loops and loops[-1][1] == 1 and loops[-1][0] % 4 == 0 else 1
     dot = int(deep == 4 and target.integer_dot and conv.input_dtype in DOT_DTYPES and conv.weight_strides is None)
     widths = sorted(WIDTHS[1:], key=lambda width: (width != target.vector, width))
@@ -124,7 +112,7 @@ def _by_fours(p: ConvPlan, panels: np.ndarray) -> Iterator[np.ndarray]:
     """Panels [depth, channel] as [depth / 4, channel, 4]."""
     depth, first = prod(p.conv.kernel) * p.conv.in_channels, 0
     for size, count in blocks(p.conv.out_channels, p.block):
-        width = sum(padded_pieces(size, p.lanes))
+        width = sum(padded_pieces(size, p.lanes, 1))
         for _ in range(count):
             panel = panels[first : first + depth * width].reshape(depth // 4, 4, width)
             yield panel.transpose(0, 2, 1)
@@ -146,13 +134,7 @@ class _ConvWriter:
     def write(self) -> Source:
         p, conv = self.plan, self.conv
         group = group_of(p.group_x, p.group_y)
-        block, across, z = positions(self.body, p.items, group)
-        tiles = -(-conv.out_height // p.rows)
-        image = self.body.index("n", f"{z} / {tiles}") if conv.batch > 1 else "0"
-        down = f"({z} % {tiles})" if conv.batch > 1 else z
-        row = self.body.index("row", f"{down} * {p.rows}")
-        column = self.body.index("column", f"{across} * {p.columns}")
-        pixels = points(self.body, row, column, (p.rows, p.columns), (conv.out_height, conv.out_width))
+        block, image, pixels = placed(self.body, conv, positions(self.body, p.items, group), (p.rows, p.columns))
         corners = [self._corner(image, pixel) for pixel in pixels]
         sizes = blocks(conv.out_channels, p.block)
         if len(sizes) == 1:
@@ -181,7 +163,7 @@ class _ConvWriter:
             panel = f"{conv.weight_offset} + {image} * {batch_step} + {channel}"
         else:
             k_step = sum(widths)
-            panel = f"{block} * {self.depth * sum(padded_pieces(self.plan.block, self.plan.lanes))}"
+            panel = f"{block} * {self.depth * sum(padded_pieces(self.plan.block, self.plan.lanes, 1))}"
         panel = self.body.index("panel", panel)
         acc = Accumulators(self.body, conv.accumulator_dtype, len(pixels), widths)
         self._reduce(acc, corners, panel, k_step)

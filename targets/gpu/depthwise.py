@@ -14,7 +14,8 @@ from edgec.targets.gpu.conv import converted
 from edgec.targets.gpu.grid import group_of, groups, positions
 from edgec.targets.gpu.opencl import WIDTHS, Body, Source, load_vector
 from edgec.targets.gpu.target import GpuTarget
-from edgec.targets.gpu.tile import SHORT, Accumulators, Point, blocks, packed, padded_pieces, points, window, write
+from edgec.targets.gpu.tile import Accumulators, Point, blocks, packed, placed, window, write
+from edgec.targets.vectors import SHORT, padded_pieces
 
 TILES = ((1, 4), (1, 2), (1, 1), (2, 2), (2, 1), (1, 7), (2, 4), (1, 8), (4, 4))
 """Rows and columns of tiles to try."""
@@ -87,13 +88,7 @@ class _DepthwiseWriter:
     def write(self) -> Source:
         p, conv = self.plan, self.conv
         group = group_of(p.group_x, p.group_y)
-        block, across, z = positions(self.body, p.items, group)
-        tiles = -(-conv.out_height // p.rows)
-        image = self.body.index("n", f"{z} / {tiles}") if conv.batch > 1 else "0"
-        down = f"({z} % {tiles})" if conv.batch > 1 else z
-        row = self.body.index("row", f"{down} * {p.rows}")
-        column = self.body.index("column", f"{across} * {p.columns}")
-        pixels = points(self.body, row, column, (p.rows, p.columns), (conv.out_height, conv.out_width))
+        block, image, pixels = placed(self.body, conv, positions(self.body, p.items, group), (p.rows, p.columns))
         sizes = blocks(conv.channels, p.lanes)
         if len(sizes) == 1:
             self._tile(sizes[0][0], image, pixels, block)
@@ -107,7 +102,7 @@ class _DepthwiseWriter:
 
     def _tile(self, channels: int, image: str, pixels: list[Point], block: str) -> None:
         conv, lanes = self.conv, self.plan.lanes
-        (width,) = padded_pieces(channels, lanes)
+        (width,) = padded_pieces(channels, lanes, 1)
         kernel_h, kernel_w = conv.kernel
         channel = self.body.index("channel", f"{block} * {lanes}")
         panel = self.body.index("panel", f"{block} * {lanes * kernel_h * kernel_w}")

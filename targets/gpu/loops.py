@@ -18,9 +18,10 @@ from edgec.nest import coefficient, simplify
 from edgec.program import Loops
 from edgec.targets.gpu.emitter import Emitter
 from edgec.targets.gpu.grid import group_of, groups, positions, unravelled
-from edgec.targets.gpu.opencl import WIDTHS, Body, Source, Value, literal, pieces, register_type
+from edgec.targets.gpu.opencl import WIDTHS, Body, Source, Value, literal, register_type
 from edgec.targets.gpu.operators import vectorises
 from edgec.targets.gpu.target import GpuTarget
+from edgec.targets.vectors import pieces
 
 FEW = 256
 """A reduction to fewer outputs runs its vectors along the reduction."""

@@ -38,13 +38,6 @@ def register_type(dtype: str, lanes: int = 1) -> str:
     return IN_REGISTER[dtype] + (str(lanes) if lanes > 1 else "")
 
 
-def pieces(extent: int, lanes: int) -> list[int]:
-    """``extent`` elements as vectors of at most ``lanes``, each a power of two wide: 27 → 16, 8, 2, 1."""
-    widths = [lanes] * (extent // lanes)
-    rest = extent % lanes
-    return widths + [1 << bit for bit in reversed(range(rest.bit_length())) if rest >> bit & 1]
-
-
 @dataclass(frozen=True)
 class Value:
     """Text that gives ``lanes`` values of ``dtype``; ``simple`` if it may be repeated at no cost."""

@@ -10,19 +10,8 @@ import numpy as np
 
 from edgec.program import Conv, Depthwise
 from edgec.targets.gpu.emitter import Emitter
-from edgec.targets.gpu.opencl import Body, Value, pieces, register_type
-
-SHORT = {"float32": "f32", "float16": "f16", "int8": "s8", "uint8": "u8"}
-"""What a kernel's name calls the dtype of its input."""
-
-CHANNEL_AXIS = 3
-"""Epilogue axis that vectors run along: (n, h, w, c)."""
-
-
-def padded_pieces(extent: int, lanes: int) -> list[int]:
-    """``extent`` channels in vectors of ``lanes``, the rest in one wide enough for it: 27 → 16, 16; 17 → 16, 1."""
-    rest = extent % lanes
-    return [lanes] * (extent // lanes) + ([1 << (rest - 1).bit_length()] if rest else [])
+from edgec.targets.gpu.opencl import Body, Value, register_type
+from edgec.targets.vectors import CHANNEL_AXIS, padded_pieces, pieces
 
 
 def blocks(channels: int, block: int) -> list[tuple[int, int]]:
@@ -52,6 +41,20 @@ def points(body: Body, row: str, column: str, tile: tuple[int, int], extents: tu
             conditions = [each for each in (row_inside, column_inside) if each]
             found.append(Point(at_row, at_column, " && ".join(conditions) or None))
     return found
+
+
+def placed(
+    body: Body, conv: Conv | Depthwise, position: Sequence[str], tile: tuple[int, int]
+) -> tuple[str, str, list[Point]]:
+    """The block of channels, the image and the pixels of the work item at ``position``, whose ``tile`` it computes."""
+    block, across, z = position
+    (rows, columns), (height, width) = tile, (conv.out_height, conv.out_width)
+    tiles = -(-height // rows)
+    image = body.index("n", f"{z} / {tiles}") if conv.batch > 1 else "0"
+    down = f"({z} % {tiles})" if conv.batch > 1 else z
+    row = body.index("row", f"{down} * {rows}")
+    column = body.index("column", f"{across} * {columns}")
+    return block, image, points(body, row, column, tile, (height, width))
 
 
 def _clamped(body: Body, first: str, by: int, size: int, extent: int) -> tuple[str, str | None]:
@@ -126,7 +129,7 @@ def packed(weight: np.ndarray, channels: int, block: int, lanes: int) -> np.ndar
     matrix, panels, first = weight.reshape(-1, channels), [], 0
     for size, count in blocks(channels, block):
         for _ in range(count):
-            panel = np.zeros((matrix.shape[0], sum(padded_pieces(size, lanes))), weight.dtype)
+            panel = np.zeros((matrix.shape[0], sum(padded_pieces(size, lanes, 1))), weight.dtype)
             panel[:, :size] = matrix[:, first : first + size]
             panels.append(panel.ravel())
             first += size

@@ -15,8 +15,9 @@ from edgec.program import Conv
 from edgec.targets.cpu.aarch64.runs import RunPlan, RunWriter, best_tile
 from edgec.targets.cpu.aarch64.runs import generate as generate_runs
 from edgec.targets.cpu.aarch64.tile import LANES, Tile
-from edgec.targets.cpu.tile import load_channels, pieces
+from edgec.targets.cpu.tile import load_channels
 from edgec.targets.target import Target
+from edgec.targets.vectors import pieces
 
 
 @dataclass(frozen=True)

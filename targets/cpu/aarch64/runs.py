@@ -24,8 +24,9 @@ from edgec.program import Conv
 from edgec.targets.cpu.aarch64.neon import half_of, special
 from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile
 from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvPlan, ConvWriter
-from edgec.targets.cpu.tile import SHORT, Accumulators, Point, Store, bias_apart, load_channels, tiles
+from edgec.targets.cpu.tile import Accumulators, Point, Store, bias_apart, load_channels, tiles
 from edgec.targets.cpu.tir import Kernel
+from edgec.targets.vectors import SHORT
 
 REGISTERS = 32
 TILE_OVERHEAD = 14

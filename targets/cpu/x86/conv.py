@@ -23,12 +23,13 @@ import numpy as np
 from edgec.lazy_tvm import tirx
 from edgec.program import Conv
 from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvPlan, ConvWriter
-from edgec.targets.cpu.tile import SHORT, Accumulators, Point, Store, bias_apart, padded_pieces, starts, tiles
+from edgec.targets.cpu.tile import Accumulators, Point, Store, bias_apart, starts, tiles
 from edgec.targets.cpu.tir import Kernel, lanes_of, vector_load
 from edgec.targets.cpu.x86.isa import Isa, part
 from edgec.targets.cpu.x86.narrow import special
 from edgec.targets.cpu.x86.tile import SIGN_BYTES, TAPS, IntegerTile, Multiplier, Panel, bias_vectors
 from edgec.targets.target import Target
+from edgec.targets.vectors import SHORT, padded_pieces
 
 LATENCY = 5
 """Cycles until a sum can be added to again."""

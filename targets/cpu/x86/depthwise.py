@@ -18,12 +18,13 @@ import numpy as np
 
 from edgec.lazy_tvm import tirx
 from edgec.program import Depthwise
-from edgec.targets.cpu.tile import SHORT, Point, Store, bias_apart, padded_pieces, tiles
+from edgec.targets.cpu.tile import Point, Store, bias_apart, tiles
 from edgec.targets.cpu.tir import Kernel, vector_load
 from edgec.targets.cpu.x86.isa import Isa, dot, pair_sums, part
 from edgec.targets.cpu.x86.narrow import special
 from edgec.targets.cpu.x86.tile import SIGN_BYTES, TAPS, IntegerTile, Panel, bias_vectors
 from edgec.targets.target import Target
+from edgec.targets.vectors import SHORT, padded_pieces
 
 PAIR = 2
 """Rows that are interleaved for products of int16."""

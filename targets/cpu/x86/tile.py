@@ -10,10 +10,11 @@ import numpy as np
 
 from edgec.lazy_tvm import tirx
 from edgec.scalar import Expr
-from edgec.targets.cpu.tile import CHANNEL_AXIS, Accumulators, Point, Store, pieces, starts
+from edgec.targets.cpu.tile import Accumulators, Point, Store, starts
 from edgec.targets.cpu.tir import Body, Emitter, vector_store
 from edgec.targets.cpu.x86.isa import Isa, dot, join, pair_sums, part
 from edgec.targets.cpu.x86.narrow import GROUP, bytes_of, narrowing
+from edgec.targets.vectors import CHANNEL_AXIS, pieces
 
 TAPS = 4
 """Products that one int32 lane takes in at a time."""
