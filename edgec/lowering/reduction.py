@@ -165,10 +165,7 @@ def lower_reduce_log_sum_exp(ctx: Lowering, node: ir.Node) -> None:
 @lowers("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
 def lower_global_pool(ctx: Lowering, node: ir.Node) -> None:
     """One value per image and channel."""
-    x = ctx.input(node, 0)
-    axes = range(2, len(x.shape))
-    dtype = working_dtype(x.dtype)
-    count, p = prod(x.shape[2:]), attribute(node, "p", 2)
+    p = attribute(node, "p", 2)
     match node.op_type:
         case "GlobalAveragePool":
             rule = REDUCTIONS["ReduceMean"]
@@ -176,12 +173,17 @@ def lower_global_pool(ctx: Lowering, node: ir.Node) -> None:
             rule = REDUCTIONS["ReduceMax"]
         case _:
             rule = lp_norm(p)
-    pooled = reduce_view(
-        ctx, x, axes, x.dtype, rule.reducer,
+    ctx.set(node.outputs[0], pooled(ctx, ctx.input(node, 0), rule))
+
+
+def pooled(ctx: Lowering, x: View, rule: Reduction) -> View:
+    """``x`` (N, C, …) reduced to one value per image and channel."""
+    dtype, count = working_dtype(x.dtype), prod(x.shape[2:])
+    return reduce_view(
+        ctx, x, range(2, len(x.shape)), x.dtype, rule.reducer,
         lambda ops, *i: rule.term(cast(ops.load(x, *i), dtype)),
         lambda ops, acc, *i: rule.finish(acc, count),
     )  # fmt: skip
-    ctx.set(node.outputs[0], pooled)
 
 
 def lp_norm(p: int) -> Reduction:

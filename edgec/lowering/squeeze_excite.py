@@ -9,21 +9,16 @@ import onnx_ir as ir
 from edgec.lowering.context import Lowering, Operands, attribute, lowers
 from edgec.lowering.elementwise import hard_sigmoid, leading_order, relu, sigmoid
 from edgec.lowering.matmul import product
-from edgec.lowering.reduction import reduce_view
+from edgec.lowering.reduction import REDUCTIONS, pooled
 from edgec.program import View
-from edgec.scalar import Expr, binary, const
+from edgec.scalar import Expr, binary
 
 
 @lowers(*(f"SqueezeExcite{kind}{gate}" for kind in ("", "Swish") for gate in ("", "Hard")), domain="edgec")
 def lower_squeeze_excite(ctx: Lowering, node: ir.Node) -> None:
     """x · gate(act(mean(x) · squeeze + bias) · excite + bias), the layers' weights [inputs, outputs]."""
     x, squeeze, squeeze_bias, excite, excite_bias = (ctx.input(node, index) for index in range(5))
-    size = x.shape[2] * x.shape[3]
-    means = reduce_view(
-        ctx, x, (2, 3), x.dtype, "sum", lambda ops, *i: ops.load(x, *i),
-        lambda ops, acc, *i: binary("div", acc, const(size, acc.dtype)),
-    )  # fmt: skip
-    rows = ctx.reshape(means, x.shape[:2])
+    rows = ctx.reshape(pooled(ctx, x, REDUCTIONS["ReduceMean"]), x.shape[:2])
     hidden = _layer(ctx, rows, squeeze, squeeze_bias, _swish if "Swish" in node.op_type else relu)
     gates = _layer(ctx, hidden, excite, excite_bias, _gate(node))
     wide = ctx.reshape(gates, (*x.shape[:2], 1, 1)).broadcast_to(x.shape)
