@@ -71,6 +71,16 @@ def test_second_compilation_does_not_import_tvm(sample_model: Path, tmp_path: Pa
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+def test_compilation_does_not_import_torch(tiny_model: Path, tmp_path: Path) -> None:
+    """TVM does where it can, and nothing that edgec does needs it."""
+    program = (
+        f"import sys, edgec; edgec.compile({str(tiny_model)!r}, output={str(tmp_path / 'a.so')!r}); "
+        "sys.exit('tvm' not in sys.modules or 'torch' in sys.modules)"
+    )
+    environment = {**os.environ, "EDGEC_CACHE": "off"}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == 0
+
+
 def test_one_changed_layer_builds_one_kernel(
     sample_model: Path, tmp_path: Path, folder: Path, built: list[str]
 ) -> None:
