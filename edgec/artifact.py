@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgec.descriptor import SYMBOL, Sources, lay_out, write_sources
 from edgec.errors import EdgecError
+from edgec.kernel_cache import KernelCache, source_key
 from edgec.program import INPUT, Program, Tensor
 from edgec.runtimes.build import SOURCE_FOLDER
 from edgec.targets.formats import is_tflite, read_format_manifest
@@ -114,18 +115,35 @@ def _write_synced(path: Path, data: bytes) -> None:
 
 
 def _link(folder: Path, toolchain: Toolchain, sources: Sources) -> Path:
-    """Compile the descriptor and link it with kernels and weights."""
+    """Link the descriptor with kernels and weights."""
     (folder / "exports.map").write_text(f"{{ global: {SYMBOL}; local: *; }};\n")
     output = folder / "model.so"
     toolchain.compile(
-        [sources.descriptor, *sources.kernels],
+        [descriptor_object(toolchain, sources.descriptor, DESCRIPTOR_FLAGS), sources.blobs, *sources.kernels],
         output,
         shared=True,
         flags=[
-            *DESCRIPTOR_FLAGS, "-s", "-Wl,--gc-sections", f"-Wl,--version-script={folder / 'exports.map'}",
+            "-s", "-Wl,--gc-sections", f"-Wl,--version-script={folder / 'exports.map'}",
             "-Wl,-z,noexecstack", "-Wl,-z,norelro", "-lm",
         ],
     )  # fmt: skip
+    return output
+
+
+def descriptor_object(toolchain: Toolchain, source: Path, flags: Sequence[str]) -> Path:
+    """Compile the descriptor's C file ``source`` to an object beside it, or take that from the cache of the kernels.
+
+    Raises:
+        EdgecError: with the compiler's last lines.
+    """
+    output, cache = source.with_suffix(".o"), KernelCache.of_user()
+    key = source_key(toolchain, source.read_bytes(), flags)
+    content = cache.get(key)
+    if content is not None:
+        output.write_bytes(content)
+    else:
+        toolchain.compile_object(source, output, flags=flags)
+        cache.put(key, output.read_bytes())
     return output
 
 

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgec import console, tables
+from edgec.deferred import defer
 from edgec.errors import EdgecError
 
 if TYPE_CHECKING:
@@ -678,4 +679,5 @@ def doctor(json: Json = False) -> None:
 
 def main() -> None:
     """The ``edgec`` program."""
+    defer()
     app(prog_name="edgec")

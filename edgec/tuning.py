@@ -88,34 +88,28 @@ class Tuned:
         return {**asdict(self), "records": None if self.records is None else str(self.records), "ratio": self.ratio}
 
 
-def records_for(
+def tune_with_records(
     program: Program,
     target: Target | GpuTarget,
-    minutes: float | None,
+    minutes: float,
     path: Path | None,
     device: str | None,
     progress: Progress | None,
-) -> tuple[Records, Tuned | None]:
-    """The records that the kernels of ``program`` are planned by, and what the tuner found if it was asked for.
+) -> tuple[Records, Tuned]:
+    """Tune on what is known already: the records with the new ones among them, and what the tuner found.
 
     Args:
         program: lowered and planned.
         target: the processor.
-        minutes: the tuner's budget; None to take the records as they are.
-        path: a file of records beside those that come with edgec; with ``minutes`` one in the user's cache by default.
+        minutes: the tuner's budget.
+        path: a file of records beside those that come with edgec; one in the user's cache by default.
         device: where the tuner measures (see :func:`meter_for`).
         progress: told how the tuner proceeds.
 
     Raises:
-        EdgecError: the file does not fit the target, the budget is not positive, or nothing can be measured.
+        EdgecError: the budget is not positive, or nothing can be measured.
     """
     known = records.shipped()
-    if minutes is None:
-        if path is not None:
-            own = records.read(path)
-            records.require_some(own, path, target)
-            known.add(own)
-        return known, None
     path = path or cache_folder() / "records.jsonl"
     if path.exists():
         known.add(records.read(path))
