@@ -1,8 +1,8 @@
 """Files that are almost artifacts, on everything that reads them: ``python -m tests.fuzz_loader --minutes 60``.
 
 The libFuzzer programs of ``runtimes/c/fuzz`` (AddressSanitizer, UndefinedBehaviorSanitizer) get mutated artifacts,
-signed artifacts and descriptors; edgec's own reader gets mutated manifests with a digest that is right. What is found is
-left in ``--keep``, and the exit code is 1.
+signed artifacts and descriptors; edgec's own reader gets mutated manifests with a digest that is right. What is found
+is left in ``--keep``, and the exit code is 1.
 """
 
 from __future__ import annotations
