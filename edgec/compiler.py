@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgec.passes.quantize import Recipe
     from edgec.program import Program
     from edgec.quantisation import Options, Quantisation
+    from edgec.records import Records
     from edgec.targets.cpu.backend import Code
     from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
@@ -137,11 +138,9 @@ def compile(
     from edgec.targets.cpu.backend import compile_program
     from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
-    from edgec.targets.gpu.backend import GpuProgram
     from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import Target, resolve_target
     from edgec.toolchain import find_toolchain
-    from edgec.tuning import records_for
     from edgec.vectors import make_vectors
 
     tell = progress or (lambda what, done, total: None)
@@ -206,7 +205,11 @@ def compile(
     if states:
         keep_states(program, states)
     fusion.fuse(program)
-    gpu = GpuProgram(program, chosen) if isinstance(chosen, GpuTarget) else None
+    gpu = None
+    if isinstance(chosen, GpuTarget):
+        from edgec.targets.gpu.backend import GpuProgram
+
+        gpu = GpuProgram(program, chosen)
     processor = chosen.host if isinstance(chosen, GpuTarget) else chosen
     if gpu is None:
         tiling.tile(program)
@@ -214,7 +217,7 @@ def compile(
     lifetimes = gpu.lifetimes if gpu and planned else memory.plan(program, chosen.arena_alignment)
     clock.lap("lowering")
     tuned_program = gpu.program if gpu else program
-    records, tuned = records_for(tuned_program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
+    records, tuned = _records(tuned_program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
     clock.lap("tuning")
     code = compile_program(program, processor, tell, records)
     gpu_code = gpu.compile(tell, records) if gpu else None
@@ -284,6 +287,20 @@ def _transformed(
     graph, quantisation = quantise_graph(graph, options, calibration, target, tell)
     clock.lap("quantisation")
     return graph, (*reports, *apply_passes(graph, integers, None)), quantisation
+
+
+def _records(
+    program: Program, target: Target | GpuTarget, minutes: float | None, path: Path | None, device: str | None,
+    tell: Progress,
+) -> tuple[Records, Tuned | None]:  # fmt: skip
+    """The records that the kernels are planned by, and what the tuner found if it was asked for."""
+    if minutes is None:
+        from edgec.records import for_target
+
+        return for_target(target, path), None
+    from edgec.tuning import tune_with_records
+
+    return tune_with_records(program, target, minutes, path, device, tell)
 
 
 def _linked(

@@ -218,10 +218,10 @@ def check_precisions(options: Options, target: Target | GpuTarget | Board | Form
     Raises:
         EdgecError: the precision and those that it can run.
     """
-    from edgec.passes.quantize.recipe import PRECISIONS
-
     if not options.quantises or target.packs_weights:
         return
+    from edgec.passes.quantize.recipe import PRECISIONS
+
     recipe = _recipe(options)
     able = [name for name, each in PRECISIONS.items() if each.activations is not None or each.weights is None]
     for name in (recipe.default, *recipe.layers.values()):
