@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgec.artifact import DESCRIPTOR_FLAGS, descriptor_object, manifest_text, with_trailer
+from edgec.artifact import DESCRIPTOR_FLAGS, descriptor_object, with_trailer
 from edgec.descriptor import lay_out, write_sources
 from edgec.errors import EdgecError
+from edgec.manifest import manifest_text
 from edgec.targets.gpu.target import GpuTarget
 from edgec.toolchain import Toolchain, find_toolchain
 
