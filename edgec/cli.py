@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgec import console, tables
+from edgec.deferred import defer
 from edgec.errors import EdgecError
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ Device = Annotated[
     str,
     typer.Option(
         metavar="URL",
-        help="Where it runs: local, ssh://[USER@]HOST[:PORT], adb://SERIAL, or qemu[:CPU], which emulates the "
-        "artifact's CPU or another.",
+        help="Where it runs: local, ssh://[USER@]HOST[:PORT], adb://SERIAL, rpc://TRACKER[:PORT]/KEY, or qemu[:CPU], "
+        "which emulates the artifact's CPU or another.",
     ),
 ]
 Preprocess = Annotated[
@@ -431,7 +432,8 @@ def tune(
         str | None,
         typer.Option(
             metavar="URL",
-            help="Where plans are measured: local, ssh://[USER@]HOST[:PORT], adb://SERIAL, or counted: qemu[:CPU].",
+            help="Where plans are measured: local, ssh://[USER@]HOST[:PORT], adb://SERIAL, rpc://TRACKER[:PORT]/KEY "
+            "(on all boards of the key at a time), or counted: qemu[:CPU].",
         ),
     ] = None,
     json: Json = False,
@@ -513,7 +515,7 @@ def bench(
     device: Annotated[
         str,
         typer.Option(
-            metavar="URL", help="local, ssh://…, adb://…, or qemu[:cpu], where instructions are counted instead."
+            metavar="URL", help="local, ssh://…, adb://…, rpc://…, or qemu[:cpu], where instructions are counted."
         ),
     ] = "local",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table to paste.")] = False,
@@ -677,4 +679,5 @@ def doctor(json: Json = False) -> None:
 
 def main() -> None:
     """The ``edgec`` program."""
+    defer()
     app(prog_name="edgec")

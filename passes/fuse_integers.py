@@ -617,7 +617,8 @@ def _dequantise_constants(model: ir.Model) -> int:
         if found is None:
             continue
         values = (found[0].astype(np.float32) * found[1]).astype(np.float32)
-        new = initializer(model, f"{node.outputs[0].name}_real", values)
-        node.outputs[0].replace_all_uses_with(new, replace_graph_outputs=True)
+        output = node.outputs[0]
+        name, output.name = str(output.name), f"{output.name}_computed"  # an output of the graph keeps its name
+        output.replace_all_uses_with(initializer(model, name, values), replace_graph_outputs=True)
         count += 1
     return count

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from edgec import reference, scalar
-from edgec.program import Program
+from edgec.program import Kernel, Program
+from edgec.records import Record, Records
 from edgec.scalar import Expr
 from edgec.targets.gpu.target import load_gpu
 from tests.gpu import gpu_session, needs_device, run_on_gpu
-from tests.programs import assert_close, program_of, random_inputs, run_reference
+from tests.programs import assert_close, model, program_of, random_inputs, run_reference
 from tests.random_models import RandomModel
 from tests.test_integer_kernels import SHAPES, layer
 from tests.test_kernels import CONVS
@@ -48,6 +52,62 @@ def test_integer_convolution(name: str, dtype: str, tmp_path: Path) -> None:
     program = program_of(source, activation_dtype="uint8")
     want = run_reference(program, inputs)["y"]
     np.testing.assert_array_equal(run_on_gpu(program, tmp_path, inputs)["y"], want)
+
+
+class Picked(Records):
+    """Chooses the first plan that has certain parameters, where there is one."""
+
+    def __init__(self, **wanted: int) -> None:
+        super().__init__()
+        self.wanted, self.found = wanted, 0
+
+    def of(self, kernel: Kernel, target: Any) -> list[Record]:
+        """One of anything, so that it is asked for its choice."""
+        return [Record("", "", "", "", {}, "time", 1.0, 1.0)]
+
+    def choice(self, kernel: Kernel, target: Any, plans: Sequence[Any]) -> Any:
+        matching = [plan for plan in plans if all(getattr(plan, n, None) == v for n, v in self.wanted.items())]
+        self.found += bool(matching)
+        return matching[0] if matching else plans[0]
+
+
+def reductions() -> onnx.ModelProto:
+    """Long reductions to few values, along channels and across them, whole vectors and not."""
+    axes = {"mean": [2, 3], "most": [1, 2, 3], "least": [3], "length": [1, 3]}
+    kinds = dict(zip(axes, ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceL2"), strict=True))
+    nodes = [helper.make_node(kinds[name], ["x", f"{name}_axes"], [name], keepdims=0) for name in axes]
+    shapes = {"mean": (1, 12), "most": (1,), "least": (1, 12, 17), "length": (1, 17)}
+    constants = {f"{name}_axes": np.array(values, np.int64) for name, values in axes.items()}
+    return model(nodes, {"x": (1, 12, 17, 37)}, shapes, constants)
+
+
+@pytest.mark.parametrize("team", [4, 16])
+@pytest.mark.parametrize("name", ["pointwise, many channels", "kernel as large as the input", "3x3, whole tiles, deep"])
+def test_teams_of_items_share_sums(name: str, team: int, tmp_path: Path) -> None:
+    program, picked = program_of(CONVS[name]), Picked(team=team)
+    inputs = random_inputs(program)
+    found = run_on_gpu(program, tmp_path, inputs, records=picked)
+    assert picked.found
+    assert_close(found, run_reference(program, inputs))
+
+
+@pytest.mark.parametrize("team", [1, 8])
+def test_teams_of_items_share_reductions(team: int, tmp_path: Path) -> None:
+    program, picked = program_of(reductions()), Picked(team=team)
+    inputs = random_inputs(program)
+    found = run_on_gpu(program, tmp_path, inputs, records=picked)
+    assert picked.found > 3
+    assert_close(found, run_reference(program, inputs))
+
+
+@pytest.mark.parametrize("wanted", [{"team": 4}, {"flat": 1}, {"flat": 1, "dot": 1}, {"team": 4, "dot": 1}], ids=str)
+def test_integers_are_the_same_whatever_the_plan(wanted: dict[str, int], tmp_path: Path) -> None:
+    source, inputs = layer(*SHAPES["3x3"], "int8")
+    program, picked = program_of(source, activation_dtype="uint8"), Picked(**wanted)
+    target = replace(load_gpu("opencl"), integer_dot="dot" in wanted)
+    want = run_reference(program, inputs)["y"]
+    np.testing.assert_array_equal(run_on_gpu(program, tmp_path, inputs, target, picked)["y"], want)
+    assert picked.found
 
 
 @pytest.mark.parametrize("seed", [*RANDOM, *(pytest.param(seed, marks=pytest.mark.heavy) for seed in MANY)])

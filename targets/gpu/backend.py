@@ -170,7 +170,7 @@ class Binder(OperandBinder):
     """Binds steps to functions and constants, sharing equal ones."""
 
     def __init__(self, target: GpuTarget, records: Records | None = None) -> None:
-        super().__init__(target, records or Records())
+        super().__init__(target, Records() if records is None else records)
         self.sources: dict[str, tuple[Source, list[str]]] = {}
         self.steps: list[GpuStep] = []
         self._functions: dict[tuple[Any, ...], str] = {}

@@ -101,13 +101,13 @@ class Body:
         self.line("}")
 
     @contextmanager
-    def loop(self, extent: int, step: int = 1) -> Iterator[str]:
-        """A loop over [0, extent); one iteration needs no loop."""
-        if 0 < extent <= step:
+    def loop(self, extent: int, step: int = 1, first: str = "0") -> Iterator[str]:
+        """A loop over [``first``, extent); one iteration needs no loop."""
+        if 0 < extent <= step and first == "0":
             yield "0"
             return
         name = self.name("i")
-        with self.block(f"for (int {name} = 0; {name} < {extent}; {name} += {step})"):
+        with self.block(f"for (int {name} = {first}; {name} < {extent}; {name} += {step})"):
             yield name
 
     def source(self, items: Sequence[int], group: tuple[int, int, int] | None) -> Source:

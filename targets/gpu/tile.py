@@ -71,6 +71,15 @@ class Accumulators:
         self.body, self.dtype, self.widths = body, dtype, widths
         self._names = [[self._start(width) for width in widths] for _ in range(pixels)]
 
+    @property
+    def values(self) -> list[Value]:
+        """Every sum, a variable."""
+        return [
+            Value(name, self.dtype, width, simple=True)
+            for names in self._names
+            for name, width in zip(names, self.widths, strict=True)
+        ]
+
     def _start(self, width: int) -> str:
         name = self.body.name("acc")
         self.body.line(f"{register_type(self.dtype, width)} {name} = 0;")
