@@ -101,8 +101,11 @@ def candidates(conv: Conv, target: GpuTarget) -> list[ConvPlan | WinogradPlan]:
     """Every tile whose sums fit the registers, with every group; what differs little from the first choice comes
     first, and the groups last. Winograd's plans lie in between."""
     first, *further = sorted(_ranked(conv, target), key=lambda each: each[0])
-    others = [(first[0] + 1 + place // 2, p) for place, p in enumerate(winograd.candidates(conv, target))]
-    return [first[1], *(p for _, p in sorted([*others, *further], key=lambda each: each[0]))]
+    plans: list[tuple[int, ConvPlan | WinogradPlan]] = [
+        (first[0] + 1 + place // 2, p) for place, p in enumerate(winograd.candidates(conv, target))
+    ]
+    plans += further
+    return [first[1], *(p for _, p in sorted(plans, key=lambda each: each[0]))]
 
 
 def _ranked(conv: Conv, target: GpuTarget) -> Iterator[tuple[int, ConvPlan]]:
