@@ -21,7 +21,7 @@ from tests.gpu import gpu_session, needs_device, run_on_gpu
 from tests.programs import assert_close, model, program_of, random_inputs, run_reference
 from tests.random_models import RandomModel
 from tests.test_integer_kernels import SHAPES, layer
-from tests.test_kernels import CONVS
+from tests.test_kernels import CONVS, conv_model
 from tests.test_math import INTEGERS, SPECIAL, ULP, binary, errors_in_ulp, exact, map_program, pairs, unary
 
 pytestmark = needs_device
@@ -89,6 +89,24 @@ def test_teams_of_items_share_sums(name: str, team: int, tmp_path: Path) -> None
     found = run_on_gpu(program, tmp_path, inputs, records=picked)
     assert picked.found
     assert_close(found, run_reference(program, inputs))
+
+
+WINOGRAD = {
+    "whole tiles": conv_model((2, 16, 12, 8), 48, (3, 3), pads=(1, 1, 1, 1), act="Relu"),
+    "odd map and channels": conv_model((1, 32, 7, 5), 17, (3, 3), pads=(1, 0, 1, 2)),
+}
+
+
+@pytest.mark.parametrize("group", [(1, 1), (4, 1), (4, 4)], ids=str)
+@pytest.mark.parametrize("out", [2, 4])
+@pytest.mark.parametrize("name", WINOGRAD)
+def test_winograd(name: str, out: int, group: tuple[int, int], tmp_path: Path) -> None:
+    """Shared transforms where the group has several channels; no output of a tile beyond the map is kept."""
+    program, picked = program_of(WINOGRAD[name]), Picked(out=out, group_x=group[0], group_y=group[1])
+    inputs = random_inputs(program)
+    found = run_on_gpu(program, tmp_path, inputs, records=picked)
+    assert picked.found
+    assert_close(found, run_reference(program, inputs), 1e-5)
 
 
 @pytest.mark.parametrize("team", [1, 8])

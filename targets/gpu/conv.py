@@ -18,11 +18,13 @@ import numpy as np
 
 from edgec.nest import merged_loops
 from edgec.program import Conv
+from edgec.targets.gpu import winograd
 from edgec.targets.gpu.grid import group_of, groups, positions
 from edgec.targets.gpu.opencl import IN_REGISTER, WIDTHS, Body, Source, load_vector
 from edgec.targets.gpu.target import GpuTarget
 from edgec.targets.gpu.team import Team, side_by_side, sizes
 from edgec.targets.gpu.tile import Accumulators, Point, blocks, packed, placed, window, write
+from edgec.targets.gpu.winograd import WinogradPlan
 from edgec.targets.vectors import SHORT, padded_pieces, pieces
 
 TILES = ((1, 4), (1, 2), (1, 1), (2, 2), (1, 6), (1, 8), (2, 4), (4, 2), (2, 6), (4, 4), (1, 12), (2, 7))
@@ -92,13 +94,18 @@ class ConvPlan:
 
 def plan(conv: Conv, target: GpuTarget) -> ConvPlan:
     """The device's own vectors, four pixels a work item, and the group that the driver finds best."""
-    return candidates(conv, target)[0]
+    return min(_ranked(conv, target), key=lambda each: each[0])[1]
 
 
-def candidates(conv: Conv, target: GpuTarget) -> list[ConvPlan]:
+def candidates(conv: Conv, target: GpuTarget) -> list[ConvPlan | WinogradPlan]:
     """Every tile whose sums fit the registers, with every group; what differs little from the first choice comes
-    first, and the groups last."""
-    return [p for _, p in sorted(_ranked(conv, target), key=lambda each: each[0])]
+    first, and the groups last. Winograd's plans lie in between."""
+    first, *further = sorted(_ranked(conv, target), key=lambda each: each[0])
+    plans: list[tuple[int, ConvPlan | WinogradPlan]] = [
+        (first[0] + 1 + place // 2, p) for place, p in enumerate(winograd.candidates(conv, target))
+    ]
+    plans += further
+    return [first[1], *(p for _, p in sorted(plans, key=lambda each: each[0]))]
 
 
 def _ranked(conv: Conv, target: GpuTarget) -> Iterator[tuple[int, ConvPlan]]:
@@ -136,8 +143,10 @@ def _shared(plan: ConvPlan, target: GpuTarget) -> Iterator[tuple[int, ConvPlan]]
                 yield rank + flat + LATE * last, replace(plan, flat=flat, group_x=x, group_y=y)
 
 
-def pack(p: ConvPlan, weight: np.ndarray) -> np.ndarray:
+def pack(p: ConvPlan | WinogradPlan, weight: np.ndarray) -> np.ndarray:
     """The weight [kh, kw, ci, co] as panels; a batch of matrices, read with strides, stays as it is."""
+    if isinstance(p, WinogradPlan):
+        return winograd.pack(p, weight)
     if p.conv.weight_strides is not None:
         return weight
     matrix, channels = weight.reshape(-1, p.conv.out_channels), p.conv.out_channels
@@ -159,9 +168,9 @@ def _by_fours(p: ConvPlan, channels: int, panels: np.ndarray) -> Iterator[np.nda
             first += depth * width
 
 
-def generate(p: ConvPlan, dtypes: list[str]) -> Source:
+def generate(p: ConvPlan | WinogradPlan, dtypes: list[str]) -> Source:
     """The kernel: operands in order and the output last."""
-    return _ConvWriter(p, dtypes).write()
+    return winograd.generate(p, dtypes) if isinstance(p, WinogradPlan) else _ConvWriter(p, dtypes).write()
 
 
 class _ConvWriter:
@@ -322,8 +331,10 @@ def converted(body: Body, prefix: str, text: str, dtype: str, wanted: str, lanes
     return name
 
 
-def contract(p: ConvPlan) -> str:
+def contract(p: ConvPlan | WinogradPlan) -> str:
     """The kernel's name."""
+    if isinstance(p, WinogradPlan):
+        return winograd.contract(p)
     c = p.conv
     shape = f"n{c.batch}h{c.out_height}w{c.out_width}c{c.out_channels}"
     kind = "gemm_rt" if c.weight_strides else "conv"
