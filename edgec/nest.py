@@ -32,6 +32,14 @@ def coefficient(expr: Expr, axis: int) -> int | None:
     return first + second if expr.op == "add" else first - second
 
 
+def lane_step(expr: Expr, axis: int) -> int | None:
+    """How far ``expr`` moves from one lane of a vector along ``axis`` to the next; None when that is not a constant.
+
+    What a nest has accumulated is another value in each lane.
+    """
+    return None if any(node.op == "acc" for node in scalar.walk(expr)) else coefficient(expr, axis)
+
+
 def merged_loops(loops: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """``loops`` (extent, elements per step) without those of extent 1, merged where what they read is contiguous."""
     merged: list[tuple[int, int]] = []

@@ -25,6 +25,7 @@ REGRESSIONS = (
     Case("quantised", 1066, 5, ("move-quantisation", "activation-dtype", "fuse-integers")),
     Case("mutated quantised", 1495, 2, ("fuse-integers",)),
     Case("mutated quantised", 3065, 4, ("fuse-integers",)),
+    Case("mutated quantised", 5225, 4, ("fuse-integers",), compiles=True),
     Case("damaged", 1269, 2, ()),
     Case("damaged", 1789, 1, ()),
     Case("damaged", 4319, 8, ()),

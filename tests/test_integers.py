@@ -224,6 +224,16 @@ def test_what_is_computed_in_floats_has_constant_weights_again(tmp_path: Path) -
     assert_within_one_step(HostProgram(program, tmp_path).run(inputs), graphs.run(model, inputs), [STEP])
 
 
+@pytest.mark.parametrize("channels", [3, 8, 17])
+def test_table_of_what_a_pool_has_found(channels: int, tmp_path: Path) -> None:
+    """The place in the table is another one in each lane of a vector."""
+    g = Graph()
+    x, w = g.input(1, 5, 6, 4), g.weights(channels, 5, 3, 3)
+    swish = g.add("HardSwish", g.pair(g.add("Conv", f"{x} {w}")))
+    model = g.build(g.pair(g.add("HardSwish", g.pair(g.add("MaxPool", swish, kernel_shape=[4, 2]))), STEP))
+    _assert_exact(model, g.samples(), [STEP], tmp_path)
+
+
 def test_a_weight_that_is_an_output_keeps_its_name() -> None:
     g = Graph()
     x, w = g.input(1, 5, 6, 6), g.weights(8, 5, 3, 3)

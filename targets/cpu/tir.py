@@ -13,7 +13,7 @@ from typing import Any
 
 from edgec import scalar
 from edgec.lazy_tvm import stmt, tirx, tvm
-from edgec.nest import coefficient
+from edgec.nest import lane_step
 from edgec.scalar import Expr
 from edgec.targets.cpu import math
 
@@ -220,7 +220,7 @@ class Emitter:
         """The first lane's value of an index expression, and how far each further lane lies."""
         if self.vector_axis is None:
             return self(expr), 0
-        step = coefficient(expr, self.vector_axis)
+        step = lane_step(expr, self.vector_axis)
         if step is None:
             return self(expr), None
         first = Emitter(self.body, self.operands, self.axes)

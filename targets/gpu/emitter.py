@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from edgec import scalar
-from edgec.nest import coefficient
+from edgec.nest import lane_step
 from edgec.scalar import Expr
 from edgec.targets.gpu.opencl import Body, Value, literal, load_vector, register_type, store_vector, widened
 from edgec.targets.gpu.operators import applied
@@ -55,7 +55,7 @@ class Emitter:
         """The first lane's value of an index expression, and how far each further lane lies."""
         if self.vector_axis is None:
             return self(expr).text, 0
-        step = coefficient(expr, self.vector_axis)
+        step = lane_step(expr, self.vector_axis)
         if step is None:
             return "", None
         return Emitter(self.body, self.axes, self.dtypes)(expr).text, step
