@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,13 @@ if TYPE_CHECKING:
     from edgec.passes.base import PassReport
     from edgec.quantisation import Quantisation
     from edgec.tuning import Tuned
+
+
+def told(passes: Sequence[PassReport]) -> list[str]:
+    """The passes that did something or left something alone, a line each, and how many did not."""
+    lines = [str(each) for each in passes if each.matched or each.refusals or each.before != each.after]
+    idle = len(passes) - len(lines)
+    return [*lines, *([f"{idle} other passes found nothing to do"] if idle else [])]
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Report:
 
     def __str__(self) -> str:
         facts, slack = self.manifest, self.manifest["arena_lower_bound"] or 1
-        lines = [str(report) for report in self.passes]
+        lines = told(self.passes)
         lines += [str(self.quantisation)] if self.quantisation else []
         lines += [
             f"steps: {len(facts['steps'])}, {sum(s['macs'] for s in facts['steps']):,} MACs",

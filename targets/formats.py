@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgec.errors import EdgecError
-from edgec.report import Report
+from edgec.report import Report, told
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -136,7 +136,7 @@ class FormatReport(Report):
         }
 
     def __str__(self) -> str:
-        lines = [*map(str, self.passes), *([str(self.quantisation)] if self.quantisation else [])]
+        lines = [*told(self.passes), *([str(self.quantisation)] if self.quantisation else [])]
         return "\n".join([*lines, f"{self.manifest['format']}: {self.artifact_bytes:,} bytes"])
 
 

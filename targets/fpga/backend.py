@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from edgec import fusion, reference
 from edgec.lowering import lower
-from edgec.report import Report
+from edgec.report import Report, told
 from edgec.targets.fpga.artifact import write_project
 from edgec.targets.fpga.board import Board
 from edgec.targets.fpga.design import Design, solve
@@ -36,7 +36,7 @@ class ProjectReport(Report):
     def __str__(self) -> str:
         facts = self.manifest
         used = ", ".join(f"{used:,} of {facts['budget'][name]:,} {name}" for name, used in facts["resources"].items())
-        lines = [str(report) for report in self.passes]
+        lines = told(self.passes)
         lines += [
             f"estimated for {facts['part']} at {facts['clock_mhz']} MHz: {facts['frames_per_second']:,.0f} frames/s, "
             f"one every {facts['interval']:,} cycles",
