@@ -170,7 +170,7 @@ def _measure(
             losses = dict.fromkeys(products, 0.0)
             times = float_times
         else:
-            made = quantise(replace(recipe, default=precision, layers={}))
+            made = quantise(replace(recipe, default=precision, layers={}, keep=0.0))
             bits |= {(layer.name, precision): layer.bits for layer in made.layers}
             outputs = outputs_alone(made.twin, made.model, few, tell)
             losses = {name: prediction.distance(each) for name, each in outputs.items() if name in products}
