@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,7 +101,8 @@ def compile(
         calib: typical inputs to prune and to quantise by: an ``.npz``, a folder of images, or an iterable of arrays
             by input name. Without any, pruning goes by the weights alone.
         preprocess: how images become inputs (TOML), for folders of them.
-        eval: samples, with labels in a file, to measure the quantised model's loss on.
+        eval: samples, with labels in a file, to measure the quantised model's loss on, and with ``check`` how good
+            the model is after each pass.
         max_drop: points that quantisation may lose; layers go back to more bits until it is enough (see
             :mod:`edgec.guard`).
         recipe: how to quantise: a :class:`edgec.passes.quantize.Recipe`, or a file of one.
@@ -148,7 +149,7 @@ def compile(
     chosen = resolve_target(target)
     folder_rule = Path(preprocess) if preprocess is not None else None
     options = Options(quantize, folder_rule, eval, max_drop, recipe, group_size, max_ms, max_bytes)
-    options.check(calib is not None, prune > 0)
+    options.check(calib is not None, prune > 0, check is not None)
     if states and not isinstance(chosen, Target):
         raise EdgecError(f"{target} keeps no states between runs; leave --state out and carry them over yourself")
     check_precisions(options, chosen)
@@ -194,7 +195,7 @@ def compile(
 
         made = compile_project(graph, _name(model), chosen, path, fps, {"model": model_facts}, tell)
         clock.lap("project")
-        project_report = made.report(reports, clock.laps)
+        project_report = replace(made.report(reports, clock.laps), quantisation=quantisation)
         files = {manifest_path(path): json.dumps(project_report.as_dict(), indent=1).encode()}
         write_atomically(files | (quantisation.files(path) if quantisation else {}))
         return Compiled(path, made.manifest, project_report)
@@ -270,7 +271,7 @@ def _transformed(
     """The graph that is lowered: pruned, through the passes, quantised, and through the passes for integers."""
     from edgec.passes.pipeline import FLOAT, integer_passes
     from edgec.pruning import prune_graph, settings_for
-    from edgec.quantisation import quantise_graph
+    from edgec.quantisation import judge_by, quantise_graph
     from edgec.targets.formats import Format
     from edgec.transformation import apply_passes
 
@@ -278,7 +279,9 @@ def _transformed(
     samples = None if calibration is None else calibration.samples
     pruned = prune_graph(graph, settings_for(prune, target), samples) if prune else ()
     default = FLOAT if options.quantises else (*FLOAT, *integers)
-    reports = apply_passes(graph, default if passes is None else passes, check)
+    judge = judge_by(graph, options) if check is not None else None
+    score = judge.score_of if judge else None
+    reports = apply_passes(graph, default if passes is None else passes, check, score)
     if pruned:  # which has run the passes before
         reports = (*pruned, *(each for each in reports if each.matched or each.before != each.after))
     clock.lap("passes")
