@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgec.passes.quantize import Recipe
     from edgec.program import Program
     from edgec.quantisation import Options, Quantisation
+    from edgec.records import Records
     from edgec.targets.cpu.backend import Code
     from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
@@ -100,7 +101,8 @@ def compile(
         calib: typical inputs to prune and to quantise by: an ``.npz``, a folder of images, or an iterable of arrays
             by input name. Without any, pruning goes by the weights alone.
         preprocess: how images become inputs (TOML), for folders of them.
-        eval: samples, with labels in a file, to measure the quantised model's loss on.
+        eval: samples, with labels in a file, to measure the quantised model's loss on, and with ``check`` how good
+            the model is after each pass.
         max_drop: points that quantisation may lose; layers go back to more bits until it is enough (see
             :mod:`edgec.guard`).
         recipe: how to quantise: a :class:`edgec.passes.quantize.Recipe`, or a file of one.
@@ -137,11 +139,9 @@ def compile(
     from edgec.targets.cpu.backend import compile_program
     from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
-    from edgec.targets.gpu.backend import GpuProgram
     from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import Target, resolve_target
     from edgec.toolchain import find_toolchain
-    from edgec.tuning import records_for
     from edgec.vectors import make_vectors
 
     tell = progress or (lambda what, done, total: None)
@@ -149,7 +149,7 @@ def compile(
     chosen = resolve_target(target)
     folder_rule = Path(preprocess) if preprocess is not None else None
     options = Options(quantize, folder_rule, eval, max_drop, recipe, group_size, max_ms, max_bytes)
-    options.check(calib is not None, prune > 0)
+    options.check(calib is not None, prune > 0, check is not None)
     if states and not isinstance(chosen, Target):
         raise EdgecError(f"{target} keeps no states between runs; leave --state out and carry them over yourself")
     check_precisions(options, chosen)
@@ -195,7 +195,7 @@ def compile(
 
         made = compile_project(graph, _name(model), chosen, path, fps, {"model": model_facts}, tell)
         clock.lap("project")
-        project_report = made.report(reports, clock.laps)
+        project_report = replace(made.report(reports, clock.laps), quantisation=quantisation)
         files = {manifest_path(path): json.dumps(project_report.as_dict(), indent=1).encode()}
         write_atomically(files | (quantisation.files(path) if quantisation else {}))
         return Compiled(path, made.manifest, project_report)
@@ -206,7 +206,11 @@ def compile(
     if states:
         keep_states(program, states)
     fusion.fuse(program)
-    gpu = GpuProgram(program, chosen) if isinstance(chosen, GpuTarget) else None
+    gpu = None
+    if isinstance(chosen, GpuTarget):
+        from edgec.targets.gpu.backend import GpuProgram
+
+        gpu = GpuProgram(program, chosen)
     processor = chosen.host if isinstance(chosen, GpuTarget) else chosen
     if gpu is None:
         tiling.tile(program)
@@ -214,7 +218,7 @@ def compile(
     lifetimes = gpu.lifetimes if gpu and planned else memory.plan(program, chosen.arena_alignment)
     clock.lap("lowering")
     tuned_program = gpu.program if gpu else program
-    records, tuned = records_for(tuned_program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
+    records, tuned = _records(tuned_program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
     clock.lap("tuning")
     code = compile_program(program, processor, tell, records)
     gpu_code = gpu.compile(tell, records) if gpu else None
@@ -267,7 +271,7 @@ def _transformed(
     """The graph that is lowered: pruned, through the passes, quantised, and through the passes for integers."""
     from edgec.passes.pipeline import FLOAT, integer_passes
     from edgec.pruning import prune_graph, settings_for
-    from edgec.quantisation import quantise_graph
+    from edgec.quantisation import judge_by, quantise_graph
     from edgec.targets.formats import Format
     from edgec.transformation import apply_passes
 
@@ -275,7 +279,9 @@ def _transformed(
     samples = None if calibration is None else calibration.samples
     pruned = prune_graph(graph, settings_for(prune, target), samples) if prune else ()
     default = FLOAT if options.quantises else (*FLOAT, *integers)
-    reports = apply_passes(graph, default if passes is None else passes, check)
+    judge = judge_by(graph, options) if check is not None else None
+    score = judge.score_of if judge else None
+    reports = apply_passes(graph, default if passes is None else passes, check, score)
     if pruned:  # which has run the passes before
         reports = (*pruned, *(each for each in reports if each.matched or each.before != each.after))
     clock.lap("passes")
@@ -284,6 +290,20 @@ def _transformed(
     graph, quantisation = quantise_graph(graph, options, calibration, target, tell)
     clock.lap("quantisation")
     return graph, (*reports, *apply_passes(graph, integers, None)), quantisation
+
+
+def _records(
+    program: Program, target: Target | GpuTarget, minutes: float | None, path: Path | None, device: str | None,
+    tell: Progress,
+) -> tuple[Records, Tuned | None]:  # fmt: skip
+    """The records that the kernels are planned by, and what the tuner found if it was asked for."""
+    if minutes is None:
+        from edgec.records import for_target
+
+        return for_target(target, path), None
+    from edgec.tuning import tune_with_records
+
+    return tune_with_records(program, target, minutes, path, device, tell)
 
 
 def _linked(

@@ -1,6 +1,7 @@
 """The descriptor of an artifact (``runtimes/c/include/edgert/model.h``), written as a C file.
 
-It is compiled by the target's C compiler, and linked with the kernels' object; constants come in by ``.incbin``.
+It is compiled by the target's C compiler, and linked with the kernels' objects; constants come in by ``.incbin``, in an
+assembly file of their own, so that equal descriptors are compiled once whatever folder they stand in.
 """
 
 from __future__ import annotations
@@ -84,9 +85,10 @@ def lay_out(constants: Sequence[Buffer]) -> Image:
 
 @dataclass(frozen=True)
 class Sources:
-    """Files to compile and link: the descriptor in C, and the kernels' objects."""
+    """Files to compile and link: the descriptor in C, what it includes in assembly, and the kernels' objects."""
 
     descriptor: Path
+    blobs: Path
     kernels: list[Path]
 
 
@@ -97,7 +99,7 @@ def write_sources(
     """Write what an artifact is linked from.
 
     Args:
-        folder: an empty one; the C file names what stands in it by absolute paths.
+        folder: an empty one; the assembly file names what stands in it by absolute paths.
         program: what the steps and tensors are taken from.
         code: the kernels, and the constants they read.
         target: the processor.
@@ -110,7 +112,7 @@ def write_sources(
     image = lay_out(code.constants)
     (folder / "weights.bin").write_bytes(image.data or b"\0")
     (folder / "manifest.json").write_bytes(manifest + b"\0")
-    sources = Sources(folder / "model.c", code.write_objects(folder))
+    sources = Sources(folder / "descriptor.c", folder / "blobs.s", code.write_objects(folder))
     part = GpuWriter(program, gpu, lay_out(gpu.constants)) if gpu is not None else None
     if part is not None:
         part.write_blobs(folder)
@@ -119,11 +121,12 @@ def write_sources(
         (folder / "outputs.bin").write_bytes(vectors.outputs or b"\0")
     writer = _DescriptorWriter(program, code, target, image, manifest, folder, part, vectors)
     sources.descriptor.write_text(writer.source(symbol, entry), encoding="utf-8")
+    sources.blobs.write_text(writer.assembly(), encoding="utf-8")
     return sources
 
 
 class _DescriptorWriter:
-    """Writes the C file with the descriptor and one function per step."""
+    """Writes the C file with the descriptor and one function per step, and the assembly file with its blobs."""
 
     def __init__(
         self, program: Program, code: Code, target: Target, image: Image, manifest: bytes, folder: Path,
@@ -138,39 +141,41 @@ class _DescriptorWriter:
     def source(self, symbol: str, entry: str) -> str:
         parts = [
             "#include <edgert/model.h>\n",
-            self._blob("edgec_weights", "weights.bin", '.rodata.edgec_weights,\\"a\\"'),
-            self._blob("edgec_manifest", "manifest.json", self._manifest_section()),
+            *(f'extern const uint8_t {name}[] __attribute__((visibility("hidden")));' for name in self._blobs()),
             *self._prototypes(),
             *(self._step(index, call) for index, call in enumerate(self.code.calls)),
             self._tensors("inputs", self.program.inputs),
             self._tensors("outputs", self.program.outputs),
             self._steps(),
-            *self._gpu(),
-            *(self._tests(self.vectors) if self.vectors else []),
+            *([self.gpu.source()] if self.gpu else []),
+            *(sources(self.vectors, self._io, len(self.code.calls)) if self.vectors else []),
             self._model(symbol),
             *([self._entry(entry)] if entry else []),
         ]
         return "\n".join(parts)
 
-    def _manifest_section(self) -> str:
-        """Where the manifest goes: beside the weights, or into a section that no linker puts on a device."""
-        return '.rodata.edgec_manifest,\\"a\\"' if self.loaded else '.edgec_manifest,\\"\\"'
-
-    def _blob(self, name: str, file: str, section: str) -> str:
-        return (
-            f'__asm__(".section {section}\\n.balign {ALIGNMENT}\\n{name}:\\n'
-            f'.incbin \\"{self.folder / file}\\"\\n.previous\\n");\n'
-            f'extern const uint8_t {name}[] __attribute__((visibility("hidden")));\n'
+    def assembly(self) -> str:
+        """What includes the blobs."""
+        return "".join(
+            f".section {self._section(name)}\n.globl {name}\n.hidden {name}\n.balign {ALIGNMENT}\n{name}:\n"
+            f'.incbin "{self.folder / file}"\n'
+            for name, file in self._blobs().items()
         )
 
-    def _gpu(self) -> list[str]:
-        if self.gpu is None:
-            return []
-        blobs = {"edgec_gpu_source": SOURCE_FILE, "edgec_gpu_weights": WEIGHTS_FILE}
-        return [
-            *(self._blob(name, file, f'.rodata.{name},\\"a\\"') for name, file in blobs.items()),
-            self.gpu.source(),
-        ]
+    def _section(self, blob: str) -> str:
+        """Where a blob goes: constants, or for the manifest of a target without files what no linker puts there."""
+        if blob == "edgec_manifest" and not self.loaded:
+            return f'.{blob},""'
+        return f'.rodata.{blob},"a"'
+
+    def _blobs(self) -> dict[str, str]:
+        """The file of each."""
+        blobs = {"edgec_weights": "weights.bin", "edgec_manifest": "manifest.json"}
+        if self.gpu is not None:
+            blobs |= {"edgec_gpu_source": SOURCE_FILE, "edgec_gpu_weights": WEIGHTS_FILE}
+        if self.vectors:
+            blobs |= {"edgec_test_inputs": "inputs.bin", "edgec_test_outputs": "outputs.bin"}
+        return blobs
 
     def _prototypes(self) -> list[str]:
         counts = {call.symbol: len(call.operands) for call in self.code.calls}
@@ -231,13 +236,6 @@ class _DescriptorWriter:
             f"  for (uint32_t i = 0; i < {len(self.code.calls)}u; i++) steps[i].run(arena, edgec_weights, io, 0, 1);\n"
             f"}}\n"
         )
-
-    def _tests(self, vectors: Vectors) -> list[str]:
-        blobs = [
-            self._blob(f"edgec_test_{name}", f"{name}.bin", f'.rodata.edgec_test_{name},\\"a\\"')
-            for name in ("inputs", "outputs")
-        ]
-        return [*blobs, *sources(vectors, self._io, len(self.code.calls))]
 
     def _model(self, symbol: str) -> str:
         target, program = self.target, self.program

@@ -177,6 +177,20 @@ def shipped() -> Records:
     return read(SHIPPED)
 
 
+def for_target(target: Target | GpuTarget, path: Path | None) -> Records:
+    """The records that come with the package, and those of the file ``path``, which wins where both have one.
+
+    Raises:
+        EdgecError: the file cannot be read, or has nothing for ``target``.
+    """
+    known = shipped()
+    if path is not None:
+        own = read(path)
+        require_some(own, path, target)
+        known.add(own)
+    return known
+
+
 def read(path: Path) -> Records:
     """The records of a file.
 

@@ -44,15 +44,17 @@ def print_transformed(done: Transformed, explain: bool) -> None:
 
 def _print_passes(reports: Sequence[PassReport], explain: bool) -> None:
     """One row a pass; with ``explain`` also every place that was left alone, and why."""
+    scored = ("score",) if any(done.score is not None for done in reports) else ()
     print_table(
         "passes",
-        ("pass", "matched", "left alone", "nodes", "parameters", "bytes", "MACs", "difference"),
+        ("pass", "matched", "left alone", "nodes", "parameters", "bytes", "MACs", "difference", *scored),
         (
             (
                 done.name, done.matched, len(done.refusals), _change(done.before.nodes, done.after.nodes),
                 _change(done.before.parameters, done.after.parameters), _change(done.before.bytes, done.after.bytes),
                 _change(done.before.macs, done.after.macs),
                 "" if done.difference is None else f"{done.difference:.1e}",
+                *("" if done.score is None else f"{done.score:.2f}" for _ in scored),
             )
             for done in reports
         ),

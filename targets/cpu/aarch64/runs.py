@@ -1,7 +1,6 @@
 """What the convolutions share: the input is read along its contiguous runs, 16 bytes a pixel at a time.
 
-A run is a row of the window with all its channels, or what of it is contiguous. A run of bytes ends with a chunk that
-is padded with zero weights, and what the input holds there does not matter.
+A run of bytes ends with a chunk that is padded with zero weights, and what the input holds there does not matter.
 
 Weights of 4 bits are stored two a byte: the steps of a chunk lie in pairs, the first one in the lower halves.
 
@@ -23,7 +22,8 @@ from edgec.lazy_tvm import tirx
 from edgec.program import Conv
 from edgec.targets.cpu.aarch64.neon import half_of, special
 from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile
-from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvPlan, ConvWriter
+from edgec.targets.cpu.contiguous import ContiguousPlan
+from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvWriter
 from edgec.targets.cpu.tile import Accumulators, Point, Store, bias_apart, load_channels, tiles
 from edgec.targets.cpu.tir import Kernel
 from edgec.targets.vectors import SHORT
@@ -36,7 +36,7 @@ EPILOGUE = 6
 
 
 @dataclass(frozen=True)
-class RunPlan(ConvPlan):
+class RunPlan(ContiguousPlan):
     """A convolution with its register tile; ``lanes`` is 4."""
 
     suffix: ClassVar[str]
@@ -76,26 +76,6 @@ class RunPlan(ConvPlan):
     def per_byte(self) -> int:
         """Weights in a byte; elements of other sizes count as one."""
         return 2 if self.conv.packing is not None else 1
-
-    @property
-    def planar(self) -> bool:
-        """Whether neighbours in memory are columns of one channel, and not channels of one column."""
-        (_, column), (channels, channel) = super().taps[1:]
-        return channels > 1 and channel != 1 and column == 1
-
-    @property
-    def taps(self) -> list[tuple[int, int]]:
-        """As :attr:`ConvPlan.taps`; of planes, the columns come last."""
-        row, column, channel = super().taps
-        return [row, channel, column] if self.planar else [row, column, channel]
-
-    @property
-    def runs(self) -> tuple[list[tuple[int, int]], int]:
-        """The loops over the runs, as :attr:`ConvPlan.reduction`, and the elements of a run."""
-        loops = self.reduction
-        if loops and loops[-1][1] == 1:
-            return loops[:-1], loops[-1][0]
-        return loops, 1
 
     @property
     def chunks(self) -> list[int]:
@@ -155,11 +135,9 @@ def instructions(p: RunPlan) -> float:
 
 def pack(p: RunPlan, weight: np.ndarray) -> np.ndarray:
     """The weight [kh, kw, ci, co] as panels, one after the other: the head, then the chunks of every run."""
-    run = p.runs[1]
-    weight = weight.transpose(0, 2, 1, 3) if p.planar else weight
-    shape = (weight.size // (run * p.conv.out_channels), sum(p.chunks), p.conv.out_channels)
-    matrix = np.zeros(shape, weight.dtype)
-    matrix[:, :run] = weight.reshape(-1, run, p.conv.out_channels)
+    by_runs = p.by_runs(weight)
+    matrix = np.zeros((len(by_runs), sum(p.chunks), p.conv.out_channels), weight.dtype)
+    matrix[:, : p.runs[1]] = by_runs
     edges = np.cumsum(p.chunks)[:-1]
     panels = []
     for start, channels, count in tiles(p.conv.out_channels, p.block):
