@@ -101,7 +101,17 @@ typedef enum edgert_gpu_kind {
 
 typedef enum edgert_gpu_space { EDGERT_GPU_ARENA = 0, EDGERT_GPU_WEIGHTS = 1, EDGERT_GPU_IO = 2 } edgert_gpu_space;
 
-/* A place in a buffer: the arena, the weights, or the input or output number `io` (inputs first). */
+/* Weights as an image of four numbers a point, which spans all of them; kernels of a program that was built without
+ * EDGERT_IMAGES take the buffer instead. */
+typedef enum edgert_gpu_image {
+  EDGERT_GPU_NO_IMAGE = 0,
+  EDGERT_GPU_FLOATS = 1,
+  EDGERT_GPU_HALVES = 2,
+  EDGERT_GPU_BYTES = 3
+} edgert_gpu_image;
+
+/* A place in a buffer: the arena, the weights, or the input or output number `io` (inputs first). Of weights, `io` is
+ * an edgert_gpu_image. */
 typedef struct edgert_gpu_operand {
   uint32_t space; /* edgert_gpu_space */
   uint32_t io;
