@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +75,7 @@ def compile(
     device: str | None = None,
     fps: float | None = None,
     bundle_tests: Source | None = None,
+    compress: bool = False,
     progress: Progress | None = None,
 ) -> Compiled:
     """Compile ``model`` for ``target`` into one shared object, or into an HLS project for an FPGA board.
@@ -101,7 +102,8 @@ def compile(
         calib: typical inputs to prune and to quantise by: an ``.npz``, a folder of images, or an iterable of arrays
             by input name. Without any, pruning goes by the weights alone.
         preprocess: how images become inputs (TOML), for folders of them.
-        eval: samples, with labels in a file, to measure the quantised model's loss on.
+        eval: samples, with labels in a file, to measure the quantised model's loss on, and with ``check`` how good
+            the model is after each pass.
         max_drop: points that quantisation may lose; layers go back to more bits until it is enough (see
             :mod:`edgec.guard`).
         recipe: how to quantise: a :class:`edgec.passes.quantize.Recipe`, or a file of one.
@@ -119,6 +121,8 @@ def compile(
         fps: frames a second that an FPGA is to reach with as little as possible; by default as many as fit.
         bundle_tests: samples whose inputs and outputs, by the reference, the artifact is to hold, the first few of
             them: ``edgert-selftest`` runs them on the device (see :mod:`edgec.vectors`).
+        compress: store the weights of a processor's shared object entropy-coded (see :mod:`edgec.coding`): a smaller
+            file with the same results, whose weights every session decodes into its own memory.
         progress: told (what, done, total) as the work goes on.
 
     Raises:
@@ -133,7 +137,7 @@ def compile(
     from edgec.passes.pipeline import select
     from edgec.quantisation import Options, check_precisions
     from edgec.states import keep_states
-    from edgec.static_object import check_form
+    from edgec.static_object import check_form, is_static
     from edgec.summary import summarise
     from edgec.targets.cpu.backend import compile_program
     from edgec.targets.formats import Format
@@ -148,10 +152,12 @@ def compile(
     chosen = resolve_target(target)
     folder_rule = Path(preprocess) if preprocess is not None else None
     options = Options(quantize, folder_rule, eval, max_drop, recipe, group_size, max_ms, max_bytes)
-    options.check(calib is not None, prune > 0)
+    options.check(calib is not None, prune > 0, check is not None)
     if states and not isinstance(chosen, Target):
         raise EdgecError(f"{target} keeps no states between runs; leave --state out and carry them over yourself")
     check_precisions(options, chosen)
+    if compress and not isinstance(chosen, Target):
+        raise EdgecError(f"--compress codes the weights of processors' artifacts, and {target} has none; leave it out")
     selected = None
     if passes is not None:
         selected = select(passes, activation_dtype=chosen.activation_dtype, packs_weights=chosen.packs_weights)
@@ -173,6 +179,11 @@ def compile(
     else:
         find_toolchain(chosen.triple)
         check_form(path, chosen)
+        if compress and is_static(path):
+            raise EdgecError(
+                f"--compress is for shared objects, whose weights the library decodes; '{path}' is linked, and its "
+                f"weights are read in place: leave it out, or give a name that ends in .so"
+            )
         check_writable(path)
     check_writable(manifest_path(path))
 
@@ -194,7 +205,7 @@ def compile(
 
         made = compile_project(graph, _name(model), chosen, path, fps, {"model": model_facts}, tell)
         clock.lap("project")
-        project_report = made.report(reports, clock.laps)
+        project_report = replace(made.report(reports, clock.laps), quantisation=quantisation)
         files = {manifest_path(path): json.dumps(project_report.as_dict(), indent=1).encode()}
         write_atomically(files | (quantisation.files(path) if quantisation else {}))
         return Compiled(path, made.manifest, project_report)
@@ -230,7 +241,7 @@ def compile(
     vectors = None if tests is None else make_vectors(program, tests.samples)
     facts["tests"] = vectors.count if vectors else 0
     clock.lap("tests")
-    data, manifest, headers = _linked(program, code, processor, facts, path, gpu_code, vectors)
+    data, manifest, headers = _linked(program, code, processor, facts, path, gpu_code, vectors, compress)
     clock.lap("link")
     calls = [(call.step.nodes, call.operands) for call in code.calls]
     if gpu_code is not None:
@@ -270,7 +281,7 @@ def _transformed(
     """The graph that is lowered: pruned, through the passes, quantised, and through the passes for integers."""
     from edgec.passes.pipeline import FLOAT, integer_passes
     from edgec.pruning import prune_graph, settings_for
-    from edgec.quantisation import quantise_graph
+    from edgec.quantisation import judge_by, quantise_graph
     from edgec.targets.formats import Format
     from edgec.transformation import apply_passes
 
@@ -278,7 +289,9 @@ def _transformed(
     samples = None if calibration is None else calibration.samples
     pruned = prune_graph(graph, settings_for(prune, target), samples) if prune else ()
     default = FLOAT if options.quantises else (*FLOAT, *integers)
-    reports = apply_passes(graph, default if passes is None else passes, check)
+    judge = judge_by(graph, options) if check is not None else None
+    score = judge.score_of if judge else None
+    reports = apply_passes(graph, default if passes is None else passes, check, score)
     if pruned:  # which has run the passes before
         reports = (*pruned, *(each for each in reports if each.matched or each.before != each.after))
     clock.lap("passes")
@@ -305,14 +318,14 @@ def _records(
 
 def _linked(
     program: Program, code: Code, target: Target, manifest: dict[str, Any], path: Path, gpu: GpuCode | None,
-    vectors: Vectors | None,
-) -> tuple[bytes, dict[str, Any], dict[Path, bytes]]:
+    vectors: Vectors | None, compress: bool,
+) -> tuple[bytes, dict[str, Any], dict[Path, bytes]]:  # fmt: skip
     """The artifact as its file name asks for it, its manifest, and the files that belong beside it."""
     from edgec.artifact import build_artifact
     from edgec.static_object import build_static, is_static
 
     if not is_static(path):
-        return *build_artifact(program, code, target, manifest, gpu, vectors), {}
+        return *build_artifact(program, code, target, manifest, gpu, vectors, compress), {}
     static = build_static(program, code, target, manifest, path.stem, vectors)
     return static.data, static.manifest, {path.with_suffix(".h"): static.header.encode()}
 

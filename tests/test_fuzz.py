@@ -23,9 +23,12 @@ REGRESSIONS = (
     Case("quantised", 57, 5, ()),
     Case("quantised", 1087, 5, (), compiles=True),
     Case("quantised", 1066, 5, ("move-quantisation", "activation-dtype", "fuse-integers")),
+    Case("mutated quantised", 1495, 2, ("fuse-integers",)),
+    Case("mutated quantised", 3065, 4, ("fuse-integers",)),
     Case("damaged", 1269, 2, ()),
     Case("damaged", 1789, 1, ()),
     Case("damaged", 4319, 8, ()),
+    Case("damaged", 11269, 1, ()),
 )
 """What failed once, made smaller."""
 
