@@ -194,6 +194,9 @@ def compile_model(
         Path | None,
         typer.Option(metavar="PATH", help="Samples to put into the artifact with their outputs, for edgert-selftest."),
     ] = None,
+    compress: Annotated[
+        bool, typer.Option("--compress", help="Store weights entropy-coded: a smaller file, decoded when it is opened.")
+    ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say what the passes left alone, and why.")] = False,
     report: ReportFile = None,
     from_front: Annotated[
@@ -242,7 +245,7 @@ def compile_model(
             model, target, output, shapes=shapes, passes=names, check=checked, prune=prune, quantize=quantize,
             calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe,
             group_size=group_size, max_ms=max_ms, max_bytes=max_bytes, states=parse_states(state or ()), tune=tune,
-            tune_db=tune_db, fps=fps, bundle_tests=bundle_tests, progress=progress,
+            tune_db=tune_db, fps=fps, bundle_tests=bundle_tests, compress=compress, progress=progress,
         )  # fmt: skip
         if page:
             page.write_compiled(compiled, progress)

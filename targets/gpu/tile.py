@@ -142,12 +142,13 @@ def _where(body: Body, condition: str | None) -> Iterator[None]:
         yield
 
 
-def packed(weight: np.ndarray, channels: int, block: int, lanes: int) -> np.ndarray:
-    """A matrix [depth, channels] as panels of a block each, [depth, channel], filled up with zeros to whole vectors."""
+def packed(weight: np.ndarray, channels: int, block: int, lanes: int, least: int = 1) -> np.ndarray:
+    """A matrix [depth, channels] as panels of a block each, [depth, channel], filled up with zeros to whole vectors,
+    of ``least`` channels or more."""
     matrix, panels, first = weight.reshape(-1, channels), [], 0
     for size, count in blocks(channels, block):
         for _ in range(count):
-            panel = np.zeros((matrix.shape[0], sum(padded_pieces(size, lanes, 1))), weight.dtype)
+            panel = np.zeros((matrix.shape[0], sum(padded_pieces(size, lanes, least))), weight.dtype)
             panel[:, :size] = matrix[:, first : first + size]
             panels.append(panel.ravel())
             first += size

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgec.program import Conv
-from edgec.targets.gpu.opencl import Body, Source, Value, load_vector
+from edgec.targets.gpu.opencl import Body, Source, Value, image_vector, load_vector
 from edgec.targets.gpu.target import GpuTarget
 from edgec.targets.gpu.tile import Accumulators, points, write
 from edgec.targets.vectors import SHORT, pieces
@@ -38,10 +38,12 @@ WEIGHTS = {
 
 @dataclass(frozen=True)
 class WinogradPlan:
-    """A convolution with the outputs of a tile along an axis and the work group: vectors of channels, and tiles."""
+    """A convolution with the outputs of a tile along an axis, whether weights are an image, and the work group:
+    vectors of channels, and tiles."""
 
     conv: Conv
     out: int
+    image: int
     group_x: int
     group_y: int
 
@@ -77,7 +79,7 @@ def candidates(conv: Conv, target: GpuTarget) -> list[WinogradPlan]:
     floats = conv.input_dtype.startswith("float") and conv.weight_strides is None and conv.packing is None
     if not (plain and floats) or conv.in_channels % LANES or conv.out_channels < LANES:
         return []
-    plans = [WinogradPlan(conv, out, x, y) for out in WEIGHTS for x, y in GROUPS]
+    plans = [WinogradPlan(conv, out, int(target.weights == "image"), x, y) for out in WEIGHTS for x, y in GROUPS]
     return [p for p in plans if _fits(p, target)]
 
 
@@ -103,7 +105,8 @@ def contract(p: WinogradPlan) -> str:
     """The kernel's name."""
     c = p.conv
     shape = f"n{c.batch}h{c.out_height}w{c.out_width}c{c.out_channels}"
-    return f"{SHORT[c.input_dtype]}_winograd_{shape}_k3x3i{c.in_channels}__o{p.out}g{p.group_x}x{p.group_y}"
+    tile = f"o{p.out}{'i' * p.image}g{p.group_x}x{p.group_y}"
+    return f"{SHORT[c.input_dtype]}_winograd_{shape}_k3x3i{c.in_channels}__{tile}"
 
 
 def generate(p: WinogradPlan, dtypes: list[str]) -> Source:
@@ -130,7 +133,7 @@ class _WinogradWriter:
         corners = self._corners(image, row, column)
         self._multiply(acc, corners, vector)
         self._store(acc, image, row, column, vector)
-        return body.source(p.items, (p.group_x, p.group_y, 1))
+        return body.source(p.items, (p.group_x, p.group_y, 1), bool(p.image))
 
     def _corners(self, image: str, row: str, column: str) -> list[list[str]]:
         """Where the tile's inputs begin, those beyond the map's at its edge: no output that is kept comes of them."""
@@ -175,7 +178,9 @@ class _WinogradWriter:
         for lane in range(LANES):
             for point, value in enumerate(values):
                 offset = f"({weights} + {(lane * points + point) * LANES})"
-                acc.add_product(point, 0, f"{value}.s{lane}", load_vector("p1", offset, self.dtypes[1], LANES))
+                image, dtype = self.plan.image, self.dtypes[1]
+                weight = image_vector(1, offset, dtype, LANES) if image else load_vector("p1", offset, dtype, LANES)
+                acc.add_product(point, 0, f"{value}.s{lane}", weight)
 
     def _transformed(self, corners: list[list[str]], channel: str) -> list[str]:
         """A vector of input channels at the tile's points."""
