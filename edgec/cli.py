@@ -315,6 +315,9 @@ def prune_model(
     measure: Annotated[
         str, typer.Option(metavar="NAME", help="What the share is of: macs, parameters, bytes or latency.")
     ] = "macs",
+    tokens: Annotated[
+        float, typer.Option(metavar="FRACTION", min=0, max=0.9, help="MACs to save first by merging tokens.")
+    ] = 0.0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="OUT", help="The ONNX file; MODEL.pruned.onnx by default.")
     ] = None,
@@ -345,7 +348,7 @@ def prune_model(
     from edgec.targets.target import resolve_target
 
     shapes = parse_shape_flags(shape or ())
-    choices = {"score": score, "repair": repair, "distil_minutes": distil, "seed": seed}
+    choices = {"score": score, "repair": repair, "distil_minutes": distil, "seed": seed, "tokens": tokens}
     settings = settings_for(remove, resolve_target(target), **choices)
     found: Comparison
     if curve is not None:
@@ -552,9 +555,7 @@ def explore(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.")],
     data: Annotated[Path, typer.Option("--eval", metavar="PATH", help="Labelled samples to measure the accuracy on.")],
     target: Annotated[str, typer.Option(help="A processor: see edgec targets; host is this machine.")] = "host",
-    calib: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Typical inputs to prune and quantise by.")
-    ] = None,
+    calib: Annotated[Path | None, typer.Option(metavar="PATH", help="Typical inputs to prune and quantise by.")] = None,
     preprocess: Preprocess = None,
     shape: Shapes = None,
     prune: Annotated[str, typer.Option(metavar="SHARE,…", help="Shares of the MACs to remove.")] = "0,0.2,0.4",

@@ -277,13 +277,17 @@ def prune_graph(graph: ir.Model, settings: Settings, calib: Source | None) -> tu
     """Fold and prune an imported graph, in place.
 
     Folding comes first, since what is counted and fitted then is what will run; only the score that reads batch
-    norms has to come before they are folded.
+    norms has to come before they are folded. Tokens are merged before channels go, whose share is of the rest.
     """
     from edgec.passes.pipeline import FLOAT, run
     from edgec.passes.prune.pruning import Prune
+    from edgec.passes.prune.tokens import ReduceTokens
 
-    passes = FLOAT[:1] if settings.score == "norm-scale" else FLOAT
-    return (*run(graph, passes), Prune(settings, _samples(graph, calib)).apply(graph))
+    folding = FLOAT[:1] if settings.score == "norm-scale" and not settings.tokens else FLOAT
+    samples = _samples(graph, calib)
+    reports = run(graph, folding)
+    merging = [ReduceTokens(settings.tokens, samples)] if settings.tokens else []
+    return (*reports, *(each.apply(graph) for each in (*merging, Prune(settings, samples))))
 
 
 def settings_for(fraction: float, target: Target | GpuTarget | Board | Format, **choices: Any) -> Settings:
