@@ -288,6 +288,23 @@ def test_a_fit_cares_only_for_what_the_reader_lets_through(reader: str) -> None:
     assert away(found) < 0.8 * away(plain)
 
 
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_fit_in_front_of_a_clip(shape: tuple[int, ...]) -> None:
+    """Its bounds may be scalars, or lists of one as some exporters write them."""
+    d = Drawing()
+    low, high = (d.constant(np.full(shape, bound, np.float32)) for bound in (0, 1))
+    hidden = d.add("Clip", d.add("Conv", "x", d.weight(12, 3, 1, 1), d.weight(12)), low, high)
+    original = load(d.finish(d.add("Conv", hidden, d.weight(4, 12, 1, 1)), (1, 3, 5, 7)))
+    rng = np.random.default_rng(2)
+    samples = [{"x": rng.standard_normal((1, 3, 5, 7)).astype(np.float32)} for _ in range(12)]
+    wanted, away = outputs(original, samples), []
+    for repair in (False, True):
+        model = original.clone()
+        Prune(Settings(0.4, score="magnitude", repair=repair, curve_samples=0), samples).apply(model)
+        away.append(distance(outputs(model, samples), wanted))
+    assert away[1] < 0.5 * away[0]
+
+
 @pytest.mark.parametrize("operator", ["Conv", "Gemm", "MatMul"])
 def test_a_full_rank_changes_nothing_and_a_lower_one_little(operator: str) -> None:
     rng = np.random.default_rng(5)

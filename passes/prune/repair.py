@@ -133,7 +133,7 @@ def _cut(node: ir.Node) -> tuple[float, float]:
         return 0.0, np.inf
     if node.op_type == "Clip":
         low, high = (constant_of(input_of(node, index)) for index in (1, 2))
-        return (-np.inf if low is None else float(low)), (np.inf if high is None else float(high))
+        return (-np.inf if low is None else low.item()), (np.inf if high is None else high.item())
     return -np.inf, np.inf
 
 
