@@ -8,7 +8,6 @@ program instead is made in :mod:`edgec.static_object`.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import struct
 import tempfile
@@ -16,8 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgec.coding import code_weights
 from edgec.descriptor import SYMBOL, Sources, lay_out, write_sources
 from edgec.errors import EdgecError
+from edgec.kernel_cache import KernelCache, source_key
+from edgec.manifest import manifest_text, parse_manifest
 from edgec.program import INPUT, Program, Tensor
 from edgec.runtimes.build import SOURCE_FOLDER
 from edgec.targets.formats import is_tflite, read_format_manifest
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from edgec.vectors import Vectors
 
 ELF_MAGIC = b"\x7fELF"
-TABLES = ("steps", "memory", "fallback")
-"""The manifest's lists of rows, which the artifact stores as tables."""
 DESCRIPTOR_FLAGS = ("-std=c11", "-Os", "-fno-asynchronous-unwind-tables", f"-I{SOURCE_FOLDER / 'include'}")
 TRAILER_MAGIC = b"EDGERT-TRAILER-1"
 TRAILER = struct.Struct("<16sQQ32s")
@@ -44,9 +44,9 @@ SIGNATURE = struct.Struct("<64s16s")
 
 def build_artifact(
     program: Program, code: Code, target: Target, manifest: dict[str, Any], gpu: GpuCode | None = None,
-    vectors: Vectors | None = None,
-) -> tuple[bytes, dict[str, Any]]:
-    """Link ``code``, and what there is for a GPU, into an artifact.
+    vectors: Vectors | None = None, compress: bool = False,
+) -> tuple[bytes, dict[str, Any]]:  # fmt: skip
+    """Link ``code``, and what there is for a GPU, into an artifact, whose weights are entropy-coded if ``compress``.
 
     Returns:
         The artifact's bytes, and its manifest as stored.
@@ -55,19 +55,15 @@ def build_artifact(
         EdgecError: no compiler for the target, or it fails.
     """
     toolchain = find_toolchain(target.triple)
-    manifest = {**manifest, "weights_bytes": len(lay_out(code.constants).data)}
+    image = lay_out(code.constants)
+    coded = code_weights(image, code.constants) if compress and image.data else b""
+    manifest = {**manifest, "weights_bytes": len(image.data), "coded_bytes": len(coded)}
     text = manifest_text(manifest)
     with tempfile.TemporaryDirectory(prefix="edgec-") as name:
         folder = Path(name)
-        sources = write_sources(folder, program, code, target, text, gpu=gpu, vectors=vectors)
+        sources = write_sources(folder, program, code, target, text, gpu=gpu, vectors=vectors, coded=coded)
         linked = _link(folder, toolchain, sources)
         return with_trailer(linked.read_bytes(), text), manifest
-
-
-def manifest_text(manifest: Mapping[str, Any]) -> bytes:
-    """The manifest as an artifact stores it."""
-    compact = {key: _as_table(value) if key in TABLES else value for key, value in manifest.items()}
-    return json.dumps(compact, separators=(",", ":"), sort_keys=True).encode()
 
 
 def check_writable(path: Path) -> None:
@@ -114,18 +110,35 @@ def _write_synced(path: Path, data: bytes) -> None:
 
 
 def _link(folder: Path, toolchain: Toolchain, sources: Sources) -> Path:
-    """Compile the descriptor and link it with kernels and weights."""
+    """Link the descriptor with kernels and weights."""
     (folder / "exports.map").write_text(f"{{ global: {SYMBOL}; local: *; }};\n")
     output = folder / "model.so"
     toolchain.compile(
-        [sources.descriptor, *sources.kernels],
+        [descriptor_object(toolchain, sources.descriptor, DESCRIPTOR_FLAGS), sources.blobs, *sources.kernels],
         output,
         shared=True,
         flags=[
-            *DESCRIPTOR_FLAGS, "-s", "-Wl,--gc-sections", f"-Wl,--version-script={folder / 'exports.map'}",
+            "-s", "-Wl,--gc-sections", f"-Wl,--version-script={folder / 'exports.map'}",
             "-Wl,-z,noexecstack", "-Wl,-z,norelro", "-lm",
         ],
     )  # fmt: skip
+    return output
+
+
+def descriptor_object(toolchain: Toolchain, source: Path, flags: Sequence[str]) -> Path:
+    """Compile the descriptor's C file ``source`` to an object beside it, or take that from the cache of the kernels.
+
+    Raises:
+        EdgecError: with the compiler's last lines.
+    """
+    output, cache = source.with_suffix(".o"), KernelCache.of_user()
+    key = source_key(toolchain, source.read_bytes(), flags)
+    content = cache.get(key)
+    if content is not None:
+        output.write_bytes(content)
+    else:
+        toolchain.compile_object(source, output, flags=flags)
+        cache.put(key, output.read_bytes())
     return output
 
 
@@ -177,20 +190,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if hashlib.sha256(data[:-32]).digest() != digest:
         raise EdgecError(f"{path} was changed after it was compiled: its digest does not match; compile it again")
     try:
-        manifest = json.loads(data[offset : offset + size])
+        return parse_manifest(data[offset : offset + size])
     except ValueError as error:
-        raise EdgecError(f"the manifest of {path} is no JSON: {error}; compile it again with edgec compile") from error
-    return {key: _as_rows(value) if key in TABLES else value for key, value in manifest.items()}
-
-
-def _as_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Rows of equal keys as the artifact stores them: the keys once."""
-    columns = list(rows[0]) if rows else []
-    return {"columns": columns, "rows": [[row[column] for column in columns] for row in rows]}
-
-
-def _as_rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+        raise EdgecError(f"the manifest of {path} is damaged: {error}; compile it again with edgec compile") from error
 
 
 def tensor_entry(tensor: Tensor) -> dict[str, Any]:

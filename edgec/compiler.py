@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgec.passes.quantize import Recipe
     from edgec.program import Program
     from edgec.quantisation import Options, Quantisation
+    from edgec.records import Records
     from edgec.targets.cpu.backend import Code
     from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
@@ -74,6 +75,7 @@ def compile(
     device: str | None = None,
     fps: float | None = None,
     bundle_tests: Source | None = None,
+    compress: bool = False,
     progress: Progress | None = None,
 ) -> Compiled:
     """Compile ``model`` for ``target`` into one shared object, or into an HLS project for an FPGA board.
@@ -100,7 +102,8 @@ def compile(
         calib: typical inputs to prune and to quantise by: an ``.npz``, a folder of images, or an iterable of arrays
             by input name. Without any, pruning goes by the weights alone.
         preprocess: how images become inputs (TOML), for folders of them.
-        eval: samples, with labels in a file, to measure the quantised model's loss on.
+        eval: samples, with labels in a file, to measure the quantised model's loss on, and with ``check`` how good
+            the model is after each pass.
         max_drop: points that quantisation may lose; layers go back to more bits until it is enough (see
             :mod:`edgec.guard`).
         recipe: how to quantise: a :class:`edgec.passes.quantize.Recipe`, or a file of one.
@@ -118,6 +121,8 @@ def compile(
         fps: frames a second that an FPGA is to reach with as little as possible; by default as many as fit.
         bundle_tests: samples whose inputs and outputs, by the reference, the artifact is to hold, the first few of
             them: ``edgert-selftest`` runs them on the device (see :mod:`edgec.vectors`).
+        compress: store the weights of a processor's shared object entropy-coded (see :mod:`edgec.coding`): a smaller
+            file with the same results, whose weights every session decodes into its own memory.
         progress: told (what, done, total) as the work goes on.
 
     Raises:
@@ -132,16 +137,14 @@ def compile(
     from edgec.passes.pipeline import select
     from edgec.quantisation import Options, check_precisions
     from edgec.states import keep_states
-    from edgec.static_object import check_form
+    from edgec.static_object import check_form, is_static
     from edgec.summary import summarise
     from edgec.targets.cpu.backend import compile_program
     from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
-    from edgec.targets.gpu.backend import GpuProgram
     from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import Target, resolve_target
     from edgec.toolchain import find_toolchain
-    from edgec.tuning import records_for
     from edgec.vectors import make_vectors
 
     tell = progress or (lambda what, done, total: None)
@@ -149,10 +152,12 @@ def compile(
     chosen = resolve_target(target)
     folder_rule = Path(preprocess) if preprocess is not None else None
     options = Options(quantize, folder_rule, eval, max_drop, recipe, group_size, max_ms, max_bytes)
-    options.check(calib is not None, prune > 0)
+    options.check(calib is not None, prune > 0, check is not None)
     if states and not isinstance(chosen, Target):
         raise EdgecError(f"{target} keeps no states between runs; leave --state out and carry them over yourself")
     check_precisions(options, chosen)
+    if compress and not isinstance(chosen, Target):
+        raise EdgecError(f"--compress codes the weights of processors' artifacts, and {target} has none; leave it out")
     selected = None
     if passes is not None:
         selected = select(passes, activation_dtype=chosen.activation_dtype, packs_weights=chosen.packs_weights)
@@ -174,6 +179,11 @@ def compile(
     else:
         find_toolchain(chosen.triple)
         check_form(path, chosen)
+        if compress and is_static(path):
+            raise EdgecError(
+                f"--compress is for shared objects, whose weights the library decodes; '{path}' is linked, and its "
+                f"weights are read in place: leave it out, or give a name that ends in .so"
+            )
         check_writable(path)
     check_writable(manifest_path(path))
 
@@ -195,7 +205,7 @@ def compile(
 
         made = compile_project(graph, _name(model), chosen, path, fps, {"model": model_facts}, tell)
         clock.lap("project")
-        project_report = made.report(reports, clock.laps)
+        project_report = replace(made.report(reports, clock.laps), quantisation=quantisation)
         files = {manifest_path(path): json.dumps(project_report.as_dict(), indent=1).encode()}
         write_atomically(files | (quantisation.files(path) if quantisation else {}))
         return Compiled(path, made.manifest, project_report)
@@ -206,7 +216,11 @@ def compile(
     if states:
         keep_states(program, states)
     fusion.fuse(program)
-    gpu = GpuProgram(program, chosen) if isinstance(chosen, GpuTarget) else None
+    gpu = None
+    if isinstance(chosen, GpuTarget):
+        from edgec.targets.gpu.backend import GpuProgram
+
+        gpu = GpuProgram(program, chosen)
     processor = chosen.host if isinstance(chosen, GpuTarget) else chosen
     if gpu is None:
         tiling.tile(program)
@@ -214,7 +228,7 @@ def compile(
     lifetimes = gpu.lifetimes if gpu and planned else memory.plan(program, chosen.arena_alignment)
     clock.lap("lowering")
     tuned_program = gpu.program if gpu else program
-    records, tuned = records_for(tuned_program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
+    records, tuned = _records(tuned_program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
     clock.lap("tuning")
     code = compile_program(program, processor, tell, records)
     gpu_code = gpu.compile(tell, records) if gpu else None
@@ -227,7 +241,7 @@ def compile(
     vectors = None if tests is None else make_vectors(program, tests.samples)
     facts["tests"] = vectors.count if vectors else 0
     clock.lap("tests")
-    data, manifest, headers = _linked(program, code, processor, facts, path, gpu_code, vectors)
+    data, manifest, headers = _linked(program, code, processor, facts, path, gpu_code, vectors, compress)
     clock.lap("link")
     calls = [(call.step.nodes, call.operands) for call in code.calls]
     if gpu_code is not None:
@@ -267,7 +281,7 @@ def _transformed(
     """The graph that is lowered: pruned, through the passes, quantised, and through the passes for integers."""
     from edgec.passes.pipeline import FLOAT, integer_passes
     from edgec.pruning import prune_graph, settings_for
-    from edgec.quantisation import quantise_graph
+    from edgec.quantisation import judge_by, quantise_graph
     from edgec.targets.formats import Format
     from edgec.transformation import apply_passes
 
@@ -275,7 +289,9 @@ def _transformed(
     samples = None if calibration is None else calibration.samples
     pruned = prune_graph(graph, settings_for(prune, target), samples) if prune else ()
     default = FLOAT if options.quantises else (*FLOAT, *integers)
-    reports = apply_passes(graph, default if passes is None else passes, check)
+    judge = judge_by(graph, options) if check is not None else None
+    score = judge.score_of if judge else None
+    reports = apply_passes(graph, default if passes is None else passes, check, score)
     if pruned:  # which has run the passes before
         reports = (*pruned, *(each for each in reports if each.matched or each.before != each.after))
     clock.lap("passes")
@@ -286,16 +302,30 @@ def _transformed(
     return graph, (*reports, *apply_passes(graph, integers, None)), quantisation
 
 
+def _records(
+    program: Program, target: Target | GpuTarget, minutes: float | None, path: Path | None, device: str | None,
+    tell: Progress,
+) -> tuple[Records, Tuned | None]:  # fmt: skip
+    """The records that the kernels are planned by, and what the tuner found if it was asked for."""
+    if minutes is None:
+        from edgec.records import for_target
+
+        return for_target(target, path), None
+    from edgec.tuning import tune_with_records
+
+    return tune_with_records(program, target, minutes, path, device, tell)
+
+
 def _linked(
     program: Program, code: Code, target: Target, manifest: dict[str, Any], path: Path, gpu: GpuCode | None,
-    vectors: Vectors | None,
-) -> tuple[bytes, dict[str, Any], dict[Path, bytes]]:
+    vectors: Vectors | None, compress: bool,
+) -> tuple[bytes, dict[str, Any], dict[Path, bytes]]:  # fmt: skip
     """The artifact as its file name asks for it, its manifest, and the files that belong beside it."""
     from edgec.artifact import build_artifact
     from edgec.static_object import build_static, is_static
 
     if not is_static(path):
-        return *build_artifact(program, code, target, manifest, gpu, vectors), {}
+        return *build_artifact(program, code, target, manifest, gpu, vectors, compress), {}
     static = build_static(program, code, target, manifest, path.stem, vectors)
     return static.data, static.manifest, {path.with_suffix(".h"): static.header.encode()}
 

@@ -1,6 +1,7 @@
 """The descriptor of an artifact (``runtimes/c/include/edgert/model.h``), written as a C file.
 
-It is compiled by the target's C compiler, and linked with the kernels' object; constants come in by ``.incbin``.
+It is compiled by the target's C compiler, and linked with the kernels' objects; constants come in by ``.incbin``, in an
+assembly file of their own, so that equal descriptors are compiled once whatever folder they stand in.
 """
 
 from __future__ import annotations
@@ -84,20 +85,21 @@ def lay_out(constants: Sequence[Buffer]) -> Image:
 
 @dataclass(frozen=True)
 class Sources:
-    """Files to compile and link: the descriptor in C, and the kernels' objects."""
+    """Files to compile and link: the descriptor in C, what it includes in assembly, and the kernels' objects."""
 
     descriptor: Path
+    blobs: Path
     kernels: list[Path]
 
 
 def write_sources(
     folder: Path, program: Program, code: Code, target: Target, manifest: bytes, symbol: str = SYMBOL, entry: str = "",
-    gpu: GpuCode | None = None, vectors: Vectors | None = None,
+    gpu: GpuCode | None = None, vectors: Vectors | None = None, coded: bytes = b"",
 ) -> Sources:  # fmt: skip
     """Write what an artifact is linked from.
 
     Args:
-        folder: an empty one; the C file names what stands in it by absolute paths.
+        folder: an empty one; the assembly file names what stands in it by absolute paths.
         program: what the steps and tensors are taken from.
         code: the kernels, and the constants they read.
         target: the processor.
@@ -106,30 +108,32 @@ def write_sources(
         entry: the name of a function that runs the model without a library; none by default.
         gpu: the same program for a GPU.
         vectors: the tests that the artifact is to hold.
+        coded: the constants as :func:`edgec.coding.code_weights` codes them, to be held instead of them.
     """
     image = lay_out(code.constants)
-    (folder / "weights.bin").write_bytes(image.data or b"\0")
+    (folder / "weights.bin").write_bytes(coded or image.data or b"\0")
     (folder / "manifest.json").write_bytes(manifest + b"\0")
-    sources = Sources(folder / "model.c", code.write_objects(folder))
+    sources = Sources(folder / "descriptor.c", folder / "blobs.s", code.write_objects(folder))
     part = GpuWriter(program, gpu, lay_out(gpu.constants)) if gpu is not None else None
     if part is not None:
         part.write_blobs(folder)
     if vectors:
         (folder / "inputs.bin").write_bytes(vectors.inputs or b"\0")
         (folder / "outputs.bin").write_bytes(vectors.outputs or b"\0")
-    writer = _DescriptorWriter(program, code, target, image, manifest, folder, part, vectors)
+    writer = _DescriptorWriter(program, code, target, image, manifest, folder, part, vectors, coded)
     sources.descriptor.write_text(writer.source(symbol, entry), encoding="utf-8")
+    sources.blobs.write_text(writer.assembly(), encoding="utf-8")
     return sources
 
 
 class _DescriptorWriter:
-    """Writes the C file with the descriptor and one function per step."""
+    """Writes the C file with the descriptor and one function per step, and the assembly file with its blobs."""
 
     def __init__(
         self, program: Program, code: Code, target: Target, image: Image, manifest: bytes, folder: Path,
-        gpu: GpuWriter | None, vectors: Vectors | None,
+        gpu: GpuWriter | None, vectors: Vectors | None, coded: bytes,
     ) -> None:  # fmt: skip
-        self.vectors = vectors
+        self.vectors, self.coded = vectors, coded
         self.program, self.code, self.target, self.image = program, code, target, image
         self.manifest = b"" if target.bare_metal else manifest
         self.loaded, self.folder, self.gpu = not target.bare_metal, folder, gpu
@@ -138,39 +142,41 @@ class _DescriptorWriter:
     def source(self, symbol: str, entry: str) -> str:
         parts = [
             "#include <edgert/model.h>\n",
-            self._blob("edgec_weights", "weights.bin", '.rodata.edgec_weights,\\"a\\"'),
-            self._blob("edgec_manifest", "manifest.json", self._manifest_section()),
+            *(f'extern const uint8_t {name}[] __attribute__((visibility("hidden")));' for name in self._blobs()),
             *self._prototypes(),
             *(self._step(index, call) for index, call in enumerate(self.code.calls)),
             self._tensors("inputs", self.program.inputs),
             self._tensors("outputs", self.program.outputs),
             self._steps(),
-            *self._gpu(),
-            *(self._tests(self.vectors) if self.vectors else []),
+            *([self.gpu.source()] if self.gpu else []),
+            *(sources(self.vectors, self._io, len(self.code.calls)) if self.vectors else []),
             self._model(symbol),
             *([self._entry(entry)] if entry else []),
         ]
         return "\n".join(parts)
 
-    def _manifest_section(self) -> str:
-        """Where the manifest goes: beside the weights, or into a section that no linker puts on a device."""
-        return '.rodata.edgec_manifest,\\"a\\"' if self.loaded else '.edgec_manifest,\\"\\"'
-
-    def _blob(self, name: str, file: str, section: str) -> str:
-        return (
-            f'__asm__(".section {section}\\n.balign {ALIGNMENT}\\n{name}:\\n'
-            f'.incbin \\"{self.folder / file}\\"\\n.previous\\n");\n'
-            f'extern const uint8_t {name}[] __attribute__((visibility("hidden")));\n'
+    def assembly(self) -> str:
+        """What includes the blobs."""
+        return "".join(
+            f".section {self._section(name)}\n.globl {name}\n.hidden {name}\n.balign {ALIGNMENT}\n{name}:\n"
+            f'.incbin "{self.folder / file}"\n'
+            for name, file in self._blobs().items()
         )
 
-    def _gpu(self) -> list[str]:
-        if self.gpu is None:
-            return []
-        blobs = {"edgec_gpu_source": SOURCE_FILE, "edgec_gpu_weights": WEIGHTS_FILE}
-        return [
-            *(self._blob(name, file, f'.rodata.{name},\\"a\\"') for name, file in blobs.items()),
-            self.gpu.source(),
-        ]
+    def _section(self, blob: str) -> str:
+        """Where a blob goes: constants, or for the manifest of a target without files what no linker puts there."""
+        if blob == "edgec_manifest" and not self.loaded:
+            return f'.{blob},""'
+        return f'.rodata.{blob},"a"'
+
+    def _blobs(self) -> dict[str, str]:
+        """The file of each."""
+        blobs = {"edgec_weights": "weights.bin", "edgec_manifest": "manifest.json"}
+        if self.gpu is not None:
+            blobs |= {"edgec_gpu_source": SOURCE_FILE, "edgec_gpu_weights": WEIGHTS_FILE}
+        if self.vectors:
+            blobs |= {"edgec_test_inputs": "inputs.bin", "edgec_test_outputs": "outputs.bin"}
+        return blobs
 
     def _prototypes(self) -> list[str]:
         counts = {call.symbol: len(call.operands) for call in self.code.calls}
@@ -232,27 +238,21 @@ class _DescriptorWriter:
             f"}}\n"
         )
 
-    def _tests(self, vectors: Vectors) -> list[str]:
-        blobs = [
-            self._blob(f"edgec_test_{name}", f"{name}.bin", f'.rodata.edgec_test_{name},\\"a\\"')
-            for name in ("inputs", "outputs")
-        ]
-        return [*blobs, *sources(vectors, self._io, len(self.code.calls))]
-
     def _model(self, symbol: str) -> str:
         target, program = self.target, self.program
         manifest = "(const char *)edgec_manifest" if self.loaded else "0"
-        content = hashlib.sha256(self.image.data + self.manifest).digest()
+        content = hashlib.sha256((self.coded or self.image.data) + self.manifest).digest()
         features = " | ".join(FEATURE_MACROS[f] for f in target.features) or "0"
         digest = ", ".join(f"0x{byte:02x}" for byte in content)
         fields = [
             f"{ABI_VERSION}u", "(uint32_t)sizeof(edgert_model)", quoted(program.name), quoted(target.name),
             quoted(target.triple), ARCH_CODES[target.arch], features, f"{len(program.inputs)}u",
             f"{len(program.outputs)}u", "inputs", "outputs", f"{program.arena_bytes}u", f"{ALIGNMENT}u",
-            f"{len(self.code.calls)}u", "steps", "strings", "(uint64_t)sizeof strings", "edgec_weights",
-            f"{len(self.image.data)}u",
+            f"{len(self.code.calls)}u", "steps", "strings", "(uint64_t)sizeof strings",
+            "0" if self.coded else "edgec_weights", f"{len(self.image.data)}u",
             manifest, f"{len(self.manifest)}u", f"{{{digest}}}", "&edgec_gpu" if self.gpu else "0",
             f"{program.state_bytes}u", "&tests" if self.vectors else "0",
+            "edgec_weights" if self.coded else "0", f"{len(self.coded)}u",
         ]  # fmt: skip
         body = ",\n  ".join(fields)
         return f'__attribute__((visibility("default"))) const edgert_model {symbol} = {{\n  {body}\n}};\n'

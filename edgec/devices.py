@@ -2,7 +2,7 @@
 
 ``local`` runs in this process through libedgert. ``qemu[:cpu]`` runs the same library, built for the artifact's
 system, under qemu-user, and objects for Cortex-M in qemu-system-arm (:mod:`edgec.cortex_m`): it shows what a board
-computes, and says nothing about how long the board takes. ``ssh://`` and ``adb://`` are machines elsewhere
+computes, and says nothing about how long the board takes. ``ssh://``, ``adb://`` and ``rpc://`` are machines elsewhere
 (:mod:`edgec.remote_device`).
 """
 
@@ -28,7 +28,7 @@ from edgec.errors import EdgecError
 from edgec.machine import Machine
 from edgec.targets.formats import format_of
 
-WORKING = "local, qemu[:cpu], ssh://[user@]host[:port] and adb://serial"
+WORKING = "local, qemu[:cpu], ssh://[user@]host[:port], adb://serial and rpc://tracker[:port]/key"
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ def open_device(url: str, artifact: Path | None = None) -> Device:
         return LocalDevice()
     if kind == "qemu" and bool(colon) == bool(cpu):
         return QemuDevice(cpu or None)
-    if kind in ("ssh", "adb"):
+    if kind in ("ssh", "adb", "rpc"):
         from edgec.remote_device import RemoteDevice
 
         return RemoteDevice(url)

@@ -19,7 +19,7 @@ import numpy as np
 
 from edgec.artifact import build_artifact, tensor_entry
 from edgec.errors import EdgecError
-from edgec.measuring import PATIENCE_SECONDS, Crashed, Meter, Outcome, Task, reason_of, start
+from edgec.measuring import PATIENCE_SECONDS, Crashed, Meter, Outcome, Task, reason_of, retried, start
 from edgec.opencl import device_names
 from edgec.program import CONSTANT, INPUT, Buffer, Program, Step, Tensor
 from edgec.remote import Timeout, open_transport, workplace
@@ -97,7 +97,7 @@ class LocalGpuMeter(GpuMeter):
         if target.triple != host_triple():
             raise EdgecError(
                 f"this machine cannot run code for {target.name} ({target.triple}); tune on a device of that kind, "
-                "with --device ssh://… or adb://…"
+                "with --device ssh://…, adb://… or rpc://…"
             )
         names = device_names()
         if not names:
@@ -109,17 +109,22 @@ class LocalGpuMeter(GpuMeter):
 
 
 class RemoteGpuMeter(GpuMeter):
-    """The device of a machine over ssh or adb: everything is copied there, and deleted after it."""
+    """The device of a machine over ssh or adb, or of a tracker's: everything is copied there, and deleted after it."""
 
     def __init__(self, target: GpuTarget, url: str) -> None:
-        self.transport = open_transport(url)
-        state = read_state(self.transport)
+        self.url, transport = url, open_transport(url)
+        state = read_state(transport)
         if RUNS_ON.get(target.triple) != state.runs:
             raise EdgecError(f"the device {url} is {state.runs} and the target {target.name} for {target.triple}")
-        super().__init__(target, self.transport.name)
+        super().__init__(target, transport.name)
+        self.boards = transport.boards
 
     def profile(self, folder: Path, runner: Path, arguments: Sequence[str]) -> None:
-        with self.transport.connected(), workplace(self.transport) as there:
+        retried(self.boards, lambda: self._profile(folder, runner, arguments))
+
+    def _profile(self, folder: Path, runner: Path, arguments: Sequence[str]) -> None:
+        transport = open_transport(self.url)  # of its own: other threads have other boards
+        with transport.connected(), workplace(transport) as there:
             there.push(runner, folder / PLANS, folder / DATA)
             try:
                 ended = there.run(runner.name, *arguments, seconds=PATIENCE_SECONDS)

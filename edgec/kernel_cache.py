@@ -1,9 +1,10 @@
-"""Compiled kernels, kept between runs by their content, so that a change of one layer compiles one kernel.
+"""Compiled kernels and descriptors, kept between runs by content, so that a change of one layer compiles one kernel.
 
 An object file is found by a digest of everything that decides its bytes: the plan and the dtypes of its operands, the
 target, the versions of TVM, and the sources of the generators. The text of the generated IR would say the same, but
-generating it takes longer than all the rest. Any number of processes share the folder: a file is renamed into its
-place when it is complete, carries a digest of itself, and what is damaged or gone is compiled again.
+generating it takes longer than all the rest. An object of a C file is found by its text, the compiler's version and
+flags, and the headers. Any number of processes share the folder: a file is renamed into its place when it is complete,
+carries a digest of itself, and what is damaged or gone is compiled again.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from typing import Any
 
 from edgec.errors import EdgecError
 from edgec.records import tvm_pair
-from edgec.runtimes.build import cache_folder
+from edgec.runtimes.build import SOURCE_FOLDER, cache_folder
 from edgec.scalar import Expr
 from edgec.targets.target import TARGET_FOLDER, Target
+from edgec.toolchain import ANDROID_FOLDER, Toolchain
 
 SWITCH = "EDGEC_CACHE"
 """The environment variable that switches the cache off where it is ``off``; ``EDGEC_CACHE_DIR`` moves it."""
@@ -126,6 +128,24 @@ def kernel_key(generator: Any, plan: Any, dtypes: Sequence[str], target: Target)
     """
     writer = _Writer()
     writer.write((_name(generator), plan, tuple(dtypes), sorted(target.llvm.items()), tvm_pair(), _sources_digest()))
+    return writer.digest.hexdigest()[:40]
+
+
+def source_key(toolchain: Toolchain, source: bytes, flags: Sequence[str]) -> str:
+    """The digest of all that decides the object of a C file that includes libedgert's headers and no others of ours.
+
+    Args:
+        toolchain: the compiler.
+        source: the file's content.
+        flags: what the compiler is told.
+    """
+    writer = _Writer()
+    folders = [SOURCE_FOLDER / "include", *([ANDROID_FOLDER] if toolchain.freestanding else [])]
+    headers = [path.read_text(encoding="utf-8") for folder in folders for path in sorted(folder.rglob("*.h"))]
+    # paths of headers move with the installation
+    told = tuple(flag for flag in flags if not flag.startswith("-I"))
+    compiler = (toolchain.triple, toolchain.cc, toolchain.flags, toolchain.version)
+    writer.write((compiler, told, headers, hashlib.sha256(source).hexdigest()))
     return writer.digest.hexdigest()[:40]
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from edgec.machine import cpu_model
 from edgec.nest import rebased
 from edgec.program import CONSTANT, Buffer, Kernel, Program
 from edgec.records import signature
-from edgec.remote import Timeout, open_transport, workplace
+from edgec.remote import Ended, Lost, Timeout, open_transport, workplace
 from edgec.remote_state import RUNS_ON, read_state
 from edgec.runtimes.build import SOURCE_FOLDER
 from edgec.targets.cpu.backend import template_for
@@ -118,6 +119,8 @@ class Meter(ABC):
 
     method: ClassVar[str]
     machine: str | None
+    boards: int = 1
+    """How many tasks can be measured at a time, by as many threads."""
 
     @abstractmethod
     def measure(self, task: Task, plans: Sequence[Any]) -> list[Outcome]:
@@ -137,6 +140,7 @@ class ProgramMeter(Meter):
 
     def __init__(self, target: Target) -> None:
         self.target = target
+        self._building = threading.Lock()  # TVM compiles for one thread at a time
 
     @abstractmethod
     def costs(self, program: Path, plans: int) -> list[float]:
@@ -147,11 +151,14 @@ class ProgramMeter(Meter):
         """
 
     def measure(self, task: Task, plans: Sequence[Any]) -> list[Outcome]:
-        batch = _Batch(task, plans, self.target)
+        with self._building:
+            batch = _Batch(task, plans, self.target)
         while batch.left:
             with tempfile.TemporaryDirectory(prefix="edgec-tune-") as folder:
+                with self._building:
+                    program = batch.link(Path(folder))
                 try:
-                    batch.succeed(self.costs(batch.link(Path(folder)), len(batch.left)))
+                    batch.succeed(self.costs(program, len(batch.left)))
                 except Crashed as error:
                     batch.fail(_last_tried(error.output), str(error))
         return batch.outcomes
@@ -278,28 +285,50 @@ class QemuMeter(ProgramMeter):
 
 
 class RemoteMeter(ProgramMeter):
-    """A device over ssh or adb: the program is copied there, and deleted after it."""
+    """A device over ssh or adb, or those of a tracker: the program is copied there, and deleted after it."""
 
     method = "time"
 
     def __init__(self, target: Target, url: str) -> None:
         super().__init__(target)
-        self.transport = open_transport(url)
-        state = read_state(self.transport)
+        self.url, transport = url, open_transport(url)
+        state = read_state(transport)
         if RUNS_ON.get(program_triple(target)) != state.runs:
             raise EdgecError(f"the device {url} is {state.runs} and the target {target.name} {target.arch}")
-        self.machine = self.transport.name
+        self.machine, self.boards = transport.name, transport.boards
 
     def costs(self, program: Path, plans: int) -> list[float]:
-        with self.transport.connected(), workplace(self.transport) as there:
-            there.push(program)
-            try:
-                ended = there.run(program.name, str(BATCH_SECONDS), str(MOST_ROUNDS), seconds=PATIENCE_SECONDS)
-            except Timeout as error:
-                raise Crashed(error.output, str(error)) from error
+        arguments = (str(BATCH_SECONDS), str(MOST_ROUNDS))
+        ended = retried(self.boards, lambda: self._ended(program, arguments))
         if ended.code != 0:
             raise Crashed(ended.output, f"ended with code {ended.code}: {ended.errors.strip()[-200:]}")
         return list(_best(ended.output))
+
+    def _ended(self, program: Path, arguments: Sequence[str]) -> Ended:
+        transport = open_transport(self.url)  # of its own: other threads have other boards
+        with transport.connected(), workplace(transport) as there:
+            there.push(program)
+            try:
+                return there.run(program.name, *arguments, seconds=PATIENCE_SECONDS)
+            except Timeout as error:
+                raise Crashed(error.output, str(error)) from error
+
+
+T = TypeVar("T")
+
+
+def retried(boards: int, measure: Callable[[], T]) -> T:
+    """What ``measure`` gives, on another of the ``boards`` if one is lost meanwhile.
+
+    Raises:
+        Lost: each time.
+    """
+    for _ in range(boards - 1):
+        try:
+            return measure()
+        except Lost:
+            continue
+    return measure()
 
 
 def start(

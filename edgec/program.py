@@ -235,10 +235,10 @@ class Conv:
 
     out[n,h,w,c] = epilogue(sum over kh,kw,ci of in[n, h·sh + kh·dh, w·sw + kw·dw, ci] · weight[kh,kw,ci,c])
 
-    A float32 input is summed up in float32, and so is a float16 one, which only GPUs have code for. An int8 or uint8
-    input, with int8 weights, is summed up exactly in int32; zero points are the lowering's affair (a constant in the
-    epilogue, and the value in the padding). Such a kernel may read up to :data:`OVERREAD` bytes past its input, which
-    therefore lies in the arena.
+    A float32 input is summed up in float32, and so is a float16 one, which only GPUs have code for. An int8, uint8
+    or int16 input, with int8 weights, is summed up exactly in int32; zero points are the lowering's affair (a constant
+    in the epilogue, and the value in the padding). Such a kernel may read up to :data:`OVERREAD` bytes past its input,
+    which therefore lies in the arena.
 
     Operand 0 is the input (offset ``input_offset``; strides of n, h, w, c), operand 1 the weight: constant,
     dense [kh, kw, ci, co], packed by the target. With ``packing`` it is int8, also for a float32

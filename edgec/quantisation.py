@@ -60,12 +60,13 @@ class Options:
         """Whether anything is quantised."""
         return self.mode != "none"
 
-    def check(self, calibrated: bool, prunes: bool) -> None:
+    def check(self, calibrated: bool, prunes: bool, compares: bool) -> None:
         """Refuse what does not go together.
 
         Args:
             calibrated: there are calibration samples.
             prunes: they can serve a pruning.
+            compares: the passes are compared, where evaluation samples can serve, too.
 
         Raises:
             EdgecError: in one sentence.
@@ -73,7 +74,7 @@ class Options:
         if self.mode not in MODES:
             raise EdgecError(f"--quantize {self.mode} is not known; it can be {', '.join(MODES)}")
         given = {
-            "--eval": self.eval, "--max-drop": self.max_drop, "--recipe": self.recipe,
+            "--eval": None if compares else self.eval, "--max-drop": self.max_drop, "--recipe": self.recipe,
             "--group-size": self.group_size,
         }  # fmt: skip
         used = [flag for flag, value in given.items() if value is not None]
@@ -110,6 +111,7 @@ class Quantisation:
         model: after it: standard QDQ ONNX.
         attempts: the models that the guard judged, in its order; the last is ``model``.
         mix: what ``auto`` chose, of which options.
+        kept: layers that keep weights of 8 bits, since 4 would cost most there.
     """
 
     layers: tuple[LayerQuantization, ...]
@@ -122,6 +124,7 @@ class Quantisation:
     model: bytes
     attempts: tuple[ir.Model, ...] = ()
     mix: Mix | None = None
+    kept: tuple[str, ...] = ()
 
     def files(self, artifact: Path) -> dict[Path, bytes]:
         """What is written beside the artifact: the recipe, and the models before and after the quantisation."""
@@ -136,6 +139,7 @@ class Quantisation:
             "warnings": list(self.warnings),
             "guard": asdict(self.guarded) if self.guarded else None,
             "layers": [asdict(layer) for layer in self.layers],
+            "kept": list(self.kept),
             "mix": asdict(self.mix) if self.mix else None,
         }
 
@@ -207,7 +211,7 @@ def quantise_graph(
     protos = [ir.to_proto(each).SerializeToString() for each in (found.twin, found.model)]
     done = Quantisation(
         found.layers, found.equalised, len(samples), calibration.warnings, guarded, text, protos[0], protos[1],
-        tuple(attempts), mixed,
+        tuple(attempts), mixed, found.kept,
     )  # fmt: skip
     return found.model, done
 
@@ -218,10 +222,10 @@ def check_precisions(options: Options, target: Target | GpuTarget | Board | Form
     Raises:
         EdgecError: the precision and those that it can run.
     """
-    from edgec.passes.quantize.recipe import PRECISIONS
-
     if not options.quantises or target.packs_weights:
         return
+    from edgec.passes.quantize.recipe import PRECISIONS
+
     recipe = _recipe(options)
     able = [name for name, each in PRECISIONS.items() if each.activations is not None or each.weights is None]
     for name in (recipe.default, *recipe.layers.values()):
@@ -273,15 +277,28 @@ def _require_held_out(samples: Sequence[Any]) -> None:
         )
 
 
+def judge_by(graph: ir.Model, options: Options) -> Judge | None:
+    """Who measures models on the samples of ``--eval`` against the float ``graph``; None without any.
+
+    Raises:
+        EdgecError: what is wrong with the samples.
+    """
+    from edgec.calibration import load_calibration
+    from edgec.guard import Judge
+
+    if options.eval is None:
+        return None
+    samples = load_calibration(options.eval, graph, options.preprocess).samples
+    return Judge.of(graph, samples, labels_of(options.eval, graph, options.preprocess))
+
+
 def _judge(graph: ir.Model, options: Options, calibration: Calibration) -> tuple[Judge | None, Sequence[Any]]:
     """Who measures the loss, and the samples that are left to learn from."""
-    from edgec.calibration import load_calibration
     from edgec.guard import HELD_OUT, Judge
 
     samples = calibration.samples
     if options.eval is not None:
-        own = load_calibration(options.eval, graph, options.preprocess)
-        return Judge.of(graph, own.samples, labels_of(options.eval, graph, options.preprocess)), samples
+        return judge_by(graph, options), samples
     if options.max_drop is None:
         return None, samples
     _require_held_out(samples)

@@ -26,7 +26,7 @@ from edgec.targets.gpu.target import GpuTarget
 from edgec.targets.target import TARGET_FOLDER, Target
 from edgec.tvm_adapter import TVM_PAIR
 
-SCHEMA = 1
+SCHEMA = 2
 """Of a line; raised when a field or the meaning of a plan's parameters changes."""
 
 SHIPPED = TARGET_FOLDER / "records.jsonl"
@@ -175,6 +175,20 @@ class Records:
 def shipped() -> Records:
     """The records that come with the package."""
     return read(SHIPPED)
+
+
+def for_target(target: Target | GpuTarget, path: Path | None) -> Records:
+    """The records that come with the package, and those of the file ``path``, which wins where both have one.
+
+    Raises:
+        EdgecError: the file cannot be read, or has nothing for ``target``.
+    """
+    known = shipped()
+    if path is not None:
+        own = read(path)
+        require_some(own, path, target)
+        known.add(own)
+    return known
 
 
 def read(path: Path) -> Records:

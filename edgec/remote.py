@@ -1,4 +1,4 @@
-"""Machines that are reached over ssh or adb: files and commands go there, results and the machine's state come back.
+"""Machines that are reached over ssh, adb or a tracker: files and commands go there, results and their state come back.
 
 Everything happens in a folder of its own on the machine, which is removed at the end, also after a failure.
 """
@@ -20,6 +20,7 @@ from edgec.errors import EdgecError
 NOT_FOUND, SSH_FAILED = 127, 255
 """What a shell, and ssh itself, end with."""
 CONNECT_SECONDS = 15
+SPELLINGS = "ssh://[user@]host[:port], adb://serial or rpc://tracker[:port]/key"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Timeout(Exception):
     def __init__(self, output: str, seconds: float) -> None:
         self.output = output
         super().__init__(f"did not end within {seconds:g} s")
+
+
+class Lost(EdgecError):
+    """The machine was there, and has gone since; another one of its kind may do."""
 
 
 class Transport(ABC):
@@ -79,6 +84,15 @@ class Transport(ABC):
     def name(self) -> str:
         """The machine's own, for records."""
         return self.url.partition("://")[2].rpartition("@")[2]
+
+    @property
+    def boards(self) -> int:
+        """How many machines of this kind can be had at a time.
+
+        Raises:
+            EdgecError: nobody who knows can be reached.
+        """
+        return 1
 
     def require(self, ended: Ended, doing: str) -> str:
         """The output of a command that must not fail.
@@ -192,7 +206,7 @@ class AdbTransport(Transport):
 
 
 def open_transport(url: str) -> Transport:
-    """The way to the machine that ``ssh://[user@]host[:port]`` or ``adb://serial`` names.
+    """The way to the machine that one of :data:`SPELLINGS` names.
 
     Raises:
         EdgecError: it is not spelled so, or the program for it is missing.
@@ -200,10 +214,23 @@ def open_transport(url: str) -> Transport:
     kind, _, rest = url.partition("://")
     if kind == "adb" and not rest.startswith("-"):
         return AdbTransport(rest)
+    found = _ssh(rest) if kind == "ssh" else _rpc(rest) if kind == "rpc" else None
+    if found is None:
+        raise EdgecError(f"the device '{url}' is not spelled {SPELLINGS}; correct it")
+    return found
+
+
+def _ssh(rest: str) -> Transport | None:
     host, colon, port = rest.partition(":")
-    if kind != "ssh" or not host or host.startswith("-") or (colon and not port.isdigit()):
-        raise EdgecError(f"the device '{url}' is not spelled ssh://[user@]host[:port] or adb://serial; correct it")
+    if not host or host.startswith("-") or (colon and not port.isdigit()):
+        return None
     return SshTransport(host, int(port) if port else None)
+
+
+def _rpc(rest: str) -> Transport | None:
+    from edgec.remote_rpc import open_rpc
+
+    return open_rpc(rest)
 
 
 class Workplace:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgec.artifact import DESCRIPTOR_FLAGS, manifest_text, with_trailer
+from edgec.artifact import DESCRIPTOR_FLAGS, descriptor_object, with_trailer
 from edgec.descriptor import lay_out, write_sources
 from edgec.errors import EdgecError
+from edgec.manifest import manifest_text
 from edgec.targets.gpu.target import GpuTarget
 from edgec.toolchain import Toolchain, find_toolchain
 
@@ -122,11 +123,10 @@ def _link(folder: Path, toolchain: Toolchain, target: Target, sources: Any, name
     Nothing in it throws; the tables for unwinding would only bring in what reads them.
     """
     output = folder / "model.o"
-    flags = [
-        *target.c_flags, *DESCRIPTOR_FLAGS, "-ffunction-sections", "-fdata-sections", "-r", "-nostdlib",
-        "-Wl,-z,noexecstack",
-    ]  # fmt: skip
-    toolchain.compile([sources.descriptor, *sources.kernels], output, shared=False, flags=flags)
+    flags = (*target.c_flags, *DESCRIPTOR_FLAGS, "-ffunction-sections", "-fdata-sections")
+    descriptor = descriptor_object(toolchain, sources.descriptor, flags)
+    link_flags = [*target.c_flags, "-r", "-nostdlib", "-Wl,-z,noexecstack"]
+    toolchain.compile([descriptor, sources.blobs, *sources.kernels], output, shared=False, flags=link_flags)
     keep = [f"--keep-global-symbol={name}_{what}" for what in ("run", "model")]
     tables = ("--remove-section=.ARM.exidx*", "--remove-section=.rel.ARM.exidx*") if target.bare_metal else ()
     toolchain.run_tool("objcopy", *keep, *tables, "--strip-unneeded", output)

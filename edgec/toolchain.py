@@ -126,9 +126,19 @@ class Toolchain:
             objects = []
             for source in map(Path, sources):
                 objects.append(str(Path(scratch) / f"{source.stem}.o"))
-                self._run([*self._command(), *flags, "-c", str(source), "-o", objects[-1]])
+                self.compile_object(source, objects[-1], flags=flags)
             self._run([*self.ar, "rcs", os.fspath(output), *objects])
         return Path(output)
+
+    def compile_object(
+        self, source: str | os.PathLike[str], output: str | os.PathLike[str], *, flags: Sequence[str] = ()
+    ) -> None:
+        """Compile one C source into an object.
+
+        Raises:
+            EdgecError: with the compiler's last lines.
+        """
+        self._run([*self._command(), *flags, "-c", os.fspath(source), "-o", os.fspath(output)])
 
     def _command(self) -> list[str]:
         position = [] if self.triple.endswith("-none-eabi") else ["-fPIC"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,11 +75,20 @@ def transform(
     return Transformed(path, reports)
 
 
-def apply_passes(graph: ir.Model, passes: Sequence[Any], check: Check | None) -> tuple[PassReport, ...]:
-    """Apply ``passes`` to an imported graph in place, comparing on the samples of ``check`` if there are any."""
+def apply_passes(
+    graph: ir.Model, passes: Sequence[Any], check: Check | None, score: Callable[[ir.Model], float] | None = None
+) -> tuple[PassReport, ...]:
+    """Apply ``passes`` to an imported graph in place.
+
+    Args:
+        graph: changed.
+        passes: in their order.
+        check: samples to compare outputs on after each of them.
+        score: tells how good a graph is, after each of them.
+    """
     from edgec.passes.pipeline import run
 
-    return tuple(run(graph, passes, None if check is None else _samples(graph, check)))
+    return tuple(run(graph, passes, None if check is None else _samples(graph, check), score))
 
 
 def _samples(graph: ir.Model, check: Check) -> Iterable[Mapping[str, np.ndarray]]:

@@ -10,7 +10,8 @@ it was, and a plan that failed is not tried again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,34 +88,28 @@ class Tuned:
         return {**asdict(self), "records": None if self.records is None else str(self.records), "ratio": self.ratio}
 
 
-def records_for(
+def tune_with_records(
     program: Program,
     target: Target | GpuTarget,
-    minutes: float | None,
+    minutes: float,
     path: Path | None,
     device: str | None,
     progress: Progress | None,
-) -> tuple[Records, Tuned | None]:
-    """The records that the kernels of ``program`` are planned by, and what the tuner found if it was asked for.
+) -> tuple[Records, Tuned]:
+    """Tune on what is known already: the records with the new ones among them, and what the tuner found.
 
     Args:
         program: lowered and planned.
         target: the processor.
-        minutes: the tuner's budget; None to take the records as they are.
-        path: a file of records beside those that come with edgec; with ``minutes`` one in the user's cache by default.
+        minutes: the tuner's budget.
+        path: a file of records beside those that come with edgec; one in the user's cache by default.
         device: where the tuner measures (see :func:`meter_for`).
         progress: told how the tuner proceeds.
 
     Raises:
-        EdgecError: the file does not fit the target, the budget is not positive, or nothing can be measured.
+        EdgecError: the budget is not positive, or nothing can be measured.
     """
     known = records.shipped()
-    if minutes is None:
-        if path is not None:
-            own = records.read(path)
-            records.require_some(own, path, target)
-            known.add(own)
-        return known, None
     path = path or cache_folder() / "records.jsonl"
     if path.exists():
         known.add(records.read(path))
@@ -127,9 +122,9 @@ def meter_for(target: Target | GpuTarget, device: str | None = None) -> Meter:
 
     Args:
         target: the processor.
-        device: ``local`` times plans on this machine, ``ssh://[user@]host[:port]`` and ``adb://serial`` on another, and
-            ``qemu[:cpu]`` counts instructions under the emulator; by default the first for the target ``host`` and
-            the last for any other.
+        device: ``local`` times plans on this machine, ``ssh://[user@]host[:port]`` and ``adb://serial`` on another,
+            ``rpc://tracker[:port]/key`` on all boards of a key at a time, and ``qemu[:cpu]`` counts instructions under
+            the emulator; by default the first for the target ``host`` and the last for any other.
 
     Raises:
         EdgecError: the device cannot measure plans for this target.
@@ -196,15 +191,27 @@ def tune_program(
         raise EdgecError(f"tuning needs a budget above 0 minutes, not {minutes:g}; give --tune or --minutes more")
     tuner = _Tuner([_Search(task, target, meter, known) for task in tasks_of(program, target)], minutes * 60, clock)
     tell = progress or (lambda what, done, total: None)
-    while (search := tuner.next()) is not None:
-        tell(tuner.status(), int(tuner.seconds), int(tuner.budget))
-        found = tuner.step(search)
-        known.add(found)
-        if path is not None:
-            records.append(path, found)
+    with _workers(meter.boards) as pool:
+        for found in tuner.run(pool, meter.boards, tell):
+            known.add(found)
+            if path is not None:
+                records.append(path, found)
     choices = tuple(search.choice() for search in tuner.searches)
     ended = "the budget was spent" if any(not search.done for search in tuner.searches) else "nothing improved"
     return Tuned(meter.method, meter.machine, choices, tuner.measured, tuner.seconds, ended, path)
+
+
+class _Here(Executor):
+    """Does at once what it is given: an interruption arrives where the work is done."""
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(work(*arguments, **named))
+        return done
+
+
+def _workers(boards: int) -> Executor:
+    return _Here() if boards == 1 else ThreadPoolExecutor(boards, thread_name_prefix="edgec-tune")
 
 
 @dataclass
@@ -229,16 +236,26 @@ class _Tuner:
         """The open kernel that takes most of the time; those never measured come first."""
         if self.seconds + (self.longest or min(FIRST_BATCH_SECONDS, self.budget / 2)) > self.budget:
             return None
-        waiting = [search for search in self.searches if not search.done]
+        waiting = [search for search in self.searches if not search.done and not search.is_measured]
         return max(waiting, key=lambda s: (not s.begun, s.weight), default=None)
 
-    def step(self, search: _Search) -> list[Record]:
-        """Measure one batch of ``search``."""
-        begin = self.clock()
-        found = search.step()
-        self.longest = max(self.longest, self.clock() - begin)
-        self.measured += len(found)
-        return found
+    def run(self, pool: Executor, boards: int, tell: Progress) -> Iterator[list[Record]]:
+        """Measure batches, at most ``boards`` at a time, and hand out what each has found."""
+        begun: dict[Future[list[Record]], tuple[_Search, float]] = {}
+        while True:
+            while len(begun) < boards and (search := self.next()) is not None:
+                tell(self.status(), int(self.seconds), int(self.budget))
+                search.is_measured, start = True, self.clock()
+                begun[pool.submit(search.step)] = search, start
+            if not begun:
+                return
+            for future in wait(begun, return_when=FIRST_COMPLETED).done:
+                search, start = begun.pop(future)
+                search.is_measured = False
+                self.longest = max(self.longest, self.clock() - start)
+                found = future.result()
+                self.measured += len(found)
+                yield found
 
     def status(self) -> str:
         """How far the tuner has come: the best so far is over the untuned plans of the kernels measured."""
@@ -262,6 +279,7 @@ class _Search:
     ratios: dict[int, float] = field(default_factory=dict)
     untuned: float | None = None
     done: bool = False
+    is_measured: bool = False
 
     def __post_init__(self) -> None:
         places = {self._key(plan): place for place, plan in enumerate(self.task.plans)}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgec.errors import EdgecError
+from edgec.lazy_tvm import load_tvm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,9 +67,7 @@ def assembly(functions: Mapping[str, Any], target: Target) -> str:
 def build_module(functions: Mapping[str, Any], target: Target) -> Any:
     """Lower and compile to a TVM runtime module (see :func:`build_object`)."""
     check_pair()
-    import tvm
-    from tvm.tirx import transform as tir
-
+    tvm, tir = load_tvm(), load_tvm("tvm.tirx.transform")
     llvm = tvm.target.Target(target.llvm)
     module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
     passes = [

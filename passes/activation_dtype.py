@@ -1,7 +1,8 @@
-"""Store 8-bit activations as the target reads them best: int8, or uint8 with everything moved up by 128.
+"""Store 8-bit activations as the target reads them best: int8, or uint8 with everything moved up by 128. Those of 16
+bits become int16, which the products of every processor read.
 
-q and q' = q ± 128 with z' = z ± 128 stand for the same real number, s · (q − z), so the change is exact: what
-QuantizeLinear clamps, and every sum over (q − z), stays what it was.
+q and q' = q ± 128 with z' = z ± 128 (for 16 bits, 2¹⁵) stand for the same real number, s · (q − z), so the change is
+exact: what QuantizeLinear clamps, and every sum over (q − z), stays what it was.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class ActivationDtype(Pass):
         matched = 0
         for node in list(model.graph):
             grid = grid_of(node, "QuantizeLinear")
-            if grid is None or grid.dtype == self.dtype or node.outputs[0].is_graph_output():
+            if grid is None or grid.dtype == self._wanted(grid) or node.outputs[0].is_graph_output():
                 continue
             readers = list(node.outputs[0].consumers())
             if all(grid_of(reader, "DequantizeLinear") == grid for reader in readers):
@@ -48,10 +49,15 @@ class ActivationDtype(Pass):
             infer_shapes(model)
         return matched, ()
 
+    def _wanted(self, grid: Grid) -> str:
+        """The dtype that integers of ``grid`` are to have."""
+        return self.dtype if grid.bits == 8 else "int16"
+
     def _move(self, model: ir.Model, quantise: ir.Node, readers: Sequence[ir.Node], grid: Grid) -> None:
-        zero = grid.zero + (128 if self.dtype == "uint8" else -128)
-        constant = initializer(model, f"{quantise.outputs[0].name}_zero_point", np.array(zero, self.dtype))
-        quantise.outputs[0].dtype = ir.DataType.from_numpy(np.dtype(self.dtype))
+        dtype = self._wanted(grid)
+        zero = grid.zero + int(np.iinfo(dtype).min) - grid.limits[0]
+        constant = initializer(model, f"{quantise.outputs[0].name}_zero_point", np.array(zero, dtype))
+        quantise.outputs[0].dtype = ir.DataType.from_numpy(np.dtype(dtype))
         for node in (quantise, *readers):
             node.resize_inputs(3)
             node.replace_input_with(2, constant)

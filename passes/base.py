@@ -29,6 +29,8 @@ class PassReport:
         refusals: the places that looked right but were left alone, and why.
         difference: the largest difference of the outputs from the original model's, over their range on
             samples; None where there were none.
+        score: how good the graph it left is on samples with labels or without, 100 at best (see
+            :class:`edgec.guard.Judge`); None where there were none.
     """
 
     name: str
@@ -37,6 +39,7 @@ class PassReport:
     after: GraphSummary
     refusals: tuple[Refusal, ...] = ()
     difference: float | None = None
+    score: float | None = None
 
     def __str__(self) -> str:
         head = (

@@ -7,9 +7,10 @@ channel, w's zero point 0) is
 
 an exact integer sum and one scale, and its quantisation is one multiplication by s_x · s_w / s_y. A clamp (Relu,
 Clip) is a clamp of the integers, since rounding is monotone. A function of one byte has 256 results, whatever it
-computes: a table. Sums, products, affine maps, means, interpolation, softmax and PRelu of bytes have rules of their
-own. What each becomes is QLinearConv, Clip, and the functions of :mod:`edgec.passes.integer_functions`. A product
-that nobody quantises is summed up in integers all the same, and multiplied by s_x · s_w.
+computes: a table; for 16 bits, too, where no rule is shorter. Sums, products, affine maps, means, interpolation,
+softmax and PRelu have rules of their own. What each becomes is QLinearConv, Clip, and the functions of
+:mod:`edgec.passes.integer_functions`. A product that nobody quantises is summed up in integers all the same, and
+multiplied by s_x · s_w.
 
 What is only dequantised for computing in floats is left to that, with weights made constant again.
 """
@@ -122,9 +123,20 @@ class _Site:
         start = value
         if not chain and grid == self.grid:
             return None
+        if 16 in (grid.bits, self.grid.bits) and all(node.op_type in _CLAMPS and _clamp(node) for node in chain):
+            return Match("a scale", chain, lambda: self._clamped(self._rescaled(integers, grid), chain))
+        if grid.bits == 16 and len(chain) == 1 and chain[0].op_type in _RULES:
+            return None
+        steps = list(reversed(chain))
         return Match(
-            "a table of 256 entries", chain, lambda: self._look_up(integers, grid, list(reversed(chain)), start)
+            f"a table of {2**grid.bits} entries", chain, lambda: self._look_up(integers, grid, steps, start)
         )
+
+    def _rescaled(self, x: ir.Value, grid: Grid) -> list[ir.Node]:
+        """``x`` on the grid of the result."""
+        factors = [self._constant("scale", np.float32(1)), self._constant("shift", np.float32(0))]
+        inputs = [x, *self.constants(grid, "x"), *factors, *self.constants(self.grid, "y")]
+        return [call(self.model, "QLinearAffine", inputs, {}, str(self.quantise.name))]
 
     def _look_up(self, x: ir.Value, grid: Grid, chain: Sequence[ir.Node], start: ir.Value) -> list[ir.Node]:
         entries = initializer(self.model, f"{self.name}_table", self._entries(grid, chain, start))
@@ -172,18 +184,32 @@ class _Site:
             initializer(self.model, f"{self.name}_{which}", np.array(bound, self.grid.dtype))
             for which, bound in (("least", low), ("most", high))
         ]
-        clip = ir.node("Clip", [nodes[-1].outputs[0], *bounds], name=f"{self.quantise.name}_clip")
-        return [*nodes, clip]
+        inputs, name = [nodes[-1].outputs[0], *bounds], f"{self.quantise.name}_clip"
+        if self.grid.bits == 16:
+            return [*nodes, call(self.model, "ClipWords", inputs, {}, name)]
+        return [*nodes, ir.node("Clip", inputs, name=name)]
 
     def convolution(self, node: ir.Node) -> Callable[[], list[ir.Node]] | None:
         product = _convolution(node)
         if product is None:
             return None
+        if product.grid.bits == 16 or self.grid.bits == 16:
+            return self._wide_convolution(node, product)
 
         def build() -> list[ir.Node]:
             *operands, bias = product.inputs(self.model, self.name, per_channel=product.scale.size > 1)
             inputs = [*operands, *self.constants(self.grid, "y"), bias]
             return [ir.node("QLinearConv", inputs, dict(node.attributes), name=node.name)]
+
+        return build
+
+    def _wide_convolution(self, node: ir.Node, product: _Product) -> Callable[[], list[ir.Node]]:
+        """From or to 16 bits, which ONNX's own operator does not know."""
+        attributes = _conv_attributes(node)
+
+        def build() -> list[ir.Node]:
+            inputs = [*product.inputs(self.model, self.name, per_channel=True), *self.constants(self.grid, "y")]
+            return [call(self.model, "QLinearConvolution", inputs, attributes, str(node.name))]
 
         return build
 
@@ -207,6 +233,8 @@ class _Site:
         sources = [dequantised(value) for value in node.inputs[:2]]
         if node.op_type == "Gemm" or None in sources:
             return None
+        if any(grid.bits == 16 for grid in (self.grid, *(source[1] for source in sources if source is not None))):
+            raise Refused(f"{named(node)} multiplies two computed matrices, for 16 bits in floats")
 
         def build() -> list[ir.Node]:
             inputs: list[ir.Value] = []
@@ -224,6 +252,9 @@ class _Site:
         sources = [dequantised(value) for value in node.inputs]
         if None in sources:
             return self.affine(node)
+        largest = prod(source[1].largest for source in sources if source is not None)
+        if node.op_type == "Mul" and largest > _ACCUMULATOR:
+            raise Refused(f"the products of {named(node)} might not fit 32 bits")
 
         def build() -> list[ir.Node]:
             inputs: list[ir.Value] = []
@@ -386,7 +417,7 @@ def _convolution(node: ir.Node) -> _Product | None:
     if weights.scale.size > 1 and weights.axis != 0:
         raise Refused(f"the weights of {named(node)} have a scale for each input channel, not for each output")
     bias = _bias(node, input_of(node, 2), source[1], weights.scale, weights.values.shape[0])
-    _require_exact_sums(node, weights.values.reshape(weights.values.shape[0], -1), bias)
+    _require_exact_sums(node, source[1], weights.values.reshape(weights.values.shape[0], -1), bias)
     return _Product(*source, weights.values, weights.scale, bias)
 
 
@@ -419,7 +450,7 @@ def _matrix_product(node: ir.Node) -> _Product | None:
         raise Refused(f"the weights of {named(node)} have a scale for each row of the product, not each column")
     values = np.ascontiguousarray(weights.values.T) if turned else weights.values
     whole = _bias(node, bias, source[1], weights.scale, values.shape[1])
-    _require_exact_sums(node, values.T, whole)
+    _require_exact_sums(node, source[1], values.T, whole)
     return _Product(*source, values, weights.scale, whole)
 
 
@@ -435,7 +466,7 @@ def _biased_product(node: ir.Node) -> _Product | None:
             continue
         if shape_of(other)[-1:] == found.bias.shape and prod(shape_of(other)) == found.bias.size:
             bias = _bias(product, other, found.grid, found.scale, found.bias.size)
-            _require_exact_sums(product, found.weights.T, bias)
+            _require_exact_sums(product, found.grid, found.weights.T, bias)
             return replace(found, bias=bias)
     return None
 
@@ -472,6 +503,8 @@ def _affine(node: ir.Node) -> tuple[np.ndarray, np.ndarray] | None:
     wide = [(1,) * (len(shape) - array.ndim) + array.shape for array in constants]
     axes = {axis for each in wide for axis, extent in enumerate(each) if extent > 1}
     axis = 1 if node.op_type == "BatchNormalization" else axes.pop() if len(axes) == 1 else None
+    if axis is None and not axes:
+        axis = len(shape) - 1  # one scale and shift for all
     if axis is None or shape_of(varying_operand(node)) != shape:
         return None
     found = read_affine(node, Channels(shape[axis], axis, len(shape), named(node)))
@@ -560,9 +593,17 @@ def _dequantised_constant(value: ir.Value | None) -> tuple[np.ndarray, np.ndarra
     return centred, scale.reshape(shape) if integers.ndim else scale.reshape(())
 
 
-def _require_exact_sums(node: ir.Node, rows: np.ndarray, bias: np.ndarray) -> None:
-    """Raises :class:`Refused` where 255 · Σ|w| + |bias| of a channel (a row) might not fit an int32."""
-    bound = np.abs(rows.astype(np.int64)).sum(1) * 255 + np.abs(bias.astype(np.int64))
+def _require_exact_sums(node: ir.Node, grid: Grid, rows: np.ndarray, bias: np.ndarray) -> None:
+    """Raises :class:`Refused` where the sums of a channel (a row) might not fit an int32.
+
+    They start from bias − z · Σ w, and take in q · w in any order; for 8 bits 255 bounds |q| and |q − z|.
+    """
+    whole, bias = rows.astype(np.int64), bias.astype(np.int64)
+    if grid.bits == 8:
+        bound = np.abs(whole).sum(1) * 255 + np.abs(bias)
+    else:
+        most = max(map(abs, grid.limits))
+        bound = np.abs(whole).sum(1) * most + np.abs(bias - grid.zero * whole.sum(1))
     worst = int(bound.argmax())
     if bound[worst] > _ACCUMULATOR:
         raise Refused(f"the sums of output channel {worst} of {named(node)} might not fit 32 bits")
@@ -576,7 +617,8 @@ def _dequantise_constants(model: ir.Model) -> int:
         if found is None:
             continue
         values = (found[0].astype(np.float32) * found[1]).astype(np.float32)
-        new = initializer(model, f"{node.outputs[0].name}_real", values)
-        node.outputs[0].replace_all_uses_with(new, replace_graph_outputs=True)
+        output = node.outputs[0]
+        name, output.name = str(output.name), f"{output.name}_computed"  # an output of the graph keeps its name
+        output.replace_all_uses_with(initializer(model, name, values), replace_graph_outputs=True)
         count += 1
     return count

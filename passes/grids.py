@@ -11,6 +11,7 @@ from edgec.passes.fuse import initializer
 from edgec.values import constant_of, input_of
 
 BYTES = ("int8", "uint8")
+WORDS = ("int16", "uint16")
 _MIDDLES = {"int8": 0, "uint8": 128, "int4": 0, "uint4": 8, "int2": 0, "uint2": 2}
 """dtypes of weights, and the integer in the middle of each."""
 
@@ -29,6 +30,16 @@ class Grid:
         info = np.iinfo(self.dtype)
         return int(info.min), int(info.max)
 
+    @property
+    def bits(self) -> int:
+        """8 or 16."""
+        return 8 * np.dtype(self.dtype).itemsize
+
+    @property
+    def largest(self) -> int:
+        """The largest magnitude of q − zero."""
+        return max(abs(limit - self.zero) for limit in self.limits)
+
     def quantise(self, real: float) -> int:
         """The q nearest to ``real``, half to even, without saturation."""
         return int(np.rint(np.float32(real) / np.float32(self.scale))) + self.zero
@@ -40,7 +51,7 @@ class Grid:
 
 
 def grid_of(node: ir.Node | None, op_type: str) -> Grid | None:
-    """The grid of a QuantizeLinear or DequantizeLinear (``op_type``) of 8-bit integers with one constant scale."""
+    """The grid of a QuantizeLinear or DequantizeLinear (``op_type``) of 8 or 16 bits with one constant scale."""
     if node is None or node.domain != "" or node.op_type != op_type or "block_size" in node.attributes:
         return None
     scale, zero = constant_of(node.inputs[1]), constant_of(input_of(node, 2))
@@ -51,7 +62,7 @@ def grid_of(node: ir.Node | None, op_type: str) -> Grid | None:
     if integers is None or integers.dtype is None or (zero is not None and zero.size != 1):
         return None
     dtype = str(integers.dtype.numpy())
-    if dtype not in BYTES or not float(scale.reshape(-1)[0]) > 0:
+    if dtype not in BYTES + WORDS or not float(scale.reshape(-1)[0]) > 0:
         return None
     return Grid(float(scale.reshape(-1)[0]), 0 if zero is None else int(zero.reshape(-1)[0]), dtype)
 

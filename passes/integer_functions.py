@@ -7,7 +7,8 @@ the two can differ by one unit in the last place where a real result lies halfwa
 ====================  ===========================================================  ================================
 name                  inputs                                                       output
 ====================  ===========================================================  ================================
-Table                 x, table [256]; attribute first: the least value of x        table[x − first]
+Table                 x, table [256] or [65536]; attribute first: least value      table[x − first]
+                      of x
 QLinearGemm           a […, K], its grid; b [K, N], b_scale [N], b_zero [N];       Q(a · b + c)
                       c int32 [N], in steps of a_scale · b_scale; y's grid
 QLinearAdd            a, its grid, b, its grid, y's grid; shapes broadcast         Q(a + b)
@@ -21,6 +22,8 @@ QLinearAffine         x, its grid, scale, shift, y's grid                       
 QLinearResize         x, its grid, sizes, y's grid; attributes                     Q(x interpolated linearly)
                       coordinate_transformation_mode, exclude_outside
 GemmDequantize        as QLinearGemm, without y's grid                             a · b + c, real numbers
+ClipWords             x of 16 bits, least, most; ONNX Runtime has no such Clip     x in [least, most]
+QLinearConvolution    as ConvDequantize, then y's grid; for x or y of 16 bits      Q(conv(x, w) + bias)
 ConvDequantize        x, its grid, w, w_scale, w_zero, bias int32 in steps of      conv(x, w) + bias, real numbers
                       x_scale · w_scale; Conv's attributes
 MatMulOfWeights       x […, K] float; w [K, N] int8, w_scale [K / block, N];       x · w + bias
@@ -51,6 +54,13 @@ INTEGER_BODIES: Mapping[str, str] = {
         place = Sub (wide, least)
         y = Gather <axis: int = 0> (table, place)
     }""",
+    "ClipWords": """(x, least, most) => (y) {
+        wide = Cast <to: int = 6> (x)
+        low = Cast <to: int = 6> (least)
+        high = Cast <to: int = 6> (most)
+        inside = Clip (wide, low, high)
+        y = CastLike (inside, x)
+    }""",
     "QLinearGemm": """(a, a_scale, a_zero, b, b_scale, b_zero, c, y_scale, y_zero) => (y) {
         left = DequantizeLinear (a, a_scale, a_zero)
         right = DequantizeLinear <axis: int = 1> (b, b_scale, b_zero)
@@ -79,6 +89,17 @@ INTEGER_BODIES: Mapping[str, str] = {
         bias = Mul (count, step)
         y = Conv <dilations: ints = @dilations, group: int = @group, kernel_shape: ints = @kernel_shape,
             pads: ints = @pads, strides: ints = @strides> (real, weights, bias)
+    }""",
+    "QLinearConvolution": """<dilations, group, kernel_shape, pads, strides>
+        (x, x_scale, x_zero, w, w_scale, w_zero, c, y_scale, y_zero) => (y) {
+        real = DequantizeLinear (x, x_scale, x_zero)
+        weights = DequantizeLinear <axis: int = 0> (w, w_scale, w_zero)
+        step = Mul (x_scale, w_scale)
+        count = CastLike (c, step)
+        bias = Mul (count, step)
+        sum = Conv <dilations: ints = @dilations, group: int = @group, kernel_shape: ints = @kernel_shape,
+            pads: ints = @pads, strides: ints = @strides> (real, weights, bias)
+        y = QuantizeLinear (sum, y_scale, y_zero)
     }""",
     "QLinearAffine": """(x, x_scale, x_zero, scale, shift, y_scale, y_zero) => (y) {
         all = DequantizeLinear (x, x_scale, x_zero)

@@ -34,6 +34,11 @@ _MOVES = frozenset(
 )
 """Operators that move, repeat or select elements of their first input; the others are shapes and indices."""
 
+_WORD_MOVES = frozenset(
+    {"Concat", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+)
+"""Those that ONNX and ONNX Runtime have for 16-bit integers, too; the others are as exact on what these stand for."""
+
 _PLACES = frozenset({"ArgMax", "ArgMin"})
 
 
@@ -66,6 +71,8 @@ def _step(model: ir.Model, node: ir.Node) -> bool:
     if source is None:
         return False
     integers, grid = source
+    if grid.bits == 16 and node.op_type not in _WORD_MOVES:
+        return False
     if node.op_type in _PLACES:
         node.replace_input_with(0, integers)
         return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -117,21 +117,28 @@ def run(
     model: ir.Model,
     passes: Sequence[Pass] = DEFAULT,
     samples: Iterable[Mapping[str, np.ndarray]] | None = None,
+    score: Callable[[ir.Model], float] | None = None,
 ) -> list[PassReport]:
     """Apply ``passes`` in order to ``model``, in place, and again while they find work; one report a pass.
 
     What one pass does can open a place for another before it, so a list of several is repeated until it changes
     nothing; a repetition reports only the passes that did something. With ``samples`` (arrays by input name) each
-    report says how far the outputs then are from the original's.
+    report says how far the outputs then are from the original's, and with ``score`` how good the graph is.
     """
     comparison = None if samples is None else Comparison(model, samples)
+    difference = None if comparison is None else 0.0
+    points = None if score is None else score(model)
     reports: list[PassReport] = []
     for repetition in range(_MOST_REPETITIONS if len(passes) > 1 else 1):
         found = []
         for each in passes:
             report = each.apply(model)
-            if repetition == 0 or report.matched or report.before != report.after:
-                found.append(report if comparison is None else replace(report, difference=comparison.worst(model)))
+            changed = report.matched > 0 or report.before != report.after
+            if changed:
+                difference = None if comparison is None else comparison.worst(model)
+                points = None if score is None else score(model)
+            if changed or repetition == 0:
+                found.append(replace(report, difference=difference, score=points))
         reports += found
         if not any(report.matched for report in found):
             break

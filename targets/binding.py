@@ -18,11 +18,18 @@ class OperandBinder:
     def __init__(self, target: Any, records: Records) -> None:
         self.target, self.records = target, records
         self.constants: list[Buffer] = []
+        self._plans: dict[tuple[Any, ...], Any] = {}
         self._packed: dict[tuple[Any, ...], Buffer] = {}
         self._stored: dict[tuple[Any, ...], Buffer] = {}
 
     def plan(self, template: Template, kernel: Kernel) -> Any:
-        """The best plan on record, or the template's own choice."""
+        """The best plan on record, or the template's own choice; equal kernels are planned once."""
+        key = (template.plan, kernel)
+        if key not in self._plans:
+            self._plans[key] = self._choose(template, kernel)
+        return self._plans[key]
+
+    def _choose(self, template: Template, kernel: Kernel) -> Any:
         if template.candidates is None or not self.records.of(kernel, self.target):
             return template.plan(kernel, self.target)
         return self.records.choice(kernel, self.target, template.candidates(kernel, self.target))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SHORT = {"float32": "f32", "float16": "f16", "int8": "s8", "uint8": "u8"}
+SHORT = {"float32": "f32", "float16": "f16", "int8": "s8", "uint8": "u8", "int16": "s16"}
 """What a kernel's name calls the dtype of its input."""
 
 CHANNEL_AXIS = 3

@@ -28,7 +28,10 @@ from edgec.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-SAMPLES = {"digits.onnx": "digits_repvgg.onnx", "calib.npz": "digits_calib.npz", "eval.npz": "digits_eval.npz"}
+SAMPLES = {
+    "digits.onnx": "digits_repvgg.onnx", "calib.npz": "digits_calib.npz", "eval.npz": "digits_eval.npz",
+    "bytes_lm.onnx": "bytes_lm.onnx",
+}  # fmt: skip
 """What stands in the folder of every page, by the files' names in ``samples/models``."""
 QUICK_START = (
     "edgec compile digits.onnx -o digits.so",

@@ -11,6 +11,7 @@ from edgec import memory
 from edgec.artifact import build_artifact, tensor_entry
 from edgec.opencl import device_names
 from edgec.program import Program
+from edgec.records import Records
 from edgec.runtimes.python.session import Session
 from edgec.targets.cpu.backend import compile_program
 from edgec.targets.gpu.backend import GpuCode, GpuProgram
@@ -23,13 +24,15 @@ def quiet(what: str, done: int, total: int) -> None:
     """Progress that nobody looks at."""
 
 
-def gpu_session(program: Program, folder: Path, target: str | GpuTarget = "opencl") -> tuple[Session, GpuCode]:
-    """``program``, compiled for ``target`` and opened, and its kernels."""
+def gpu_session(
+    program: Program, folder: Path, target: str | GpuTarget = "opencl", records: Records | None = None
+) -> tuple[Session, GpuCode]:
+    """``program``, compiled for ``target`` by plans from ``records`` and opened, and its kernels."""
     chosen = load_gpu(target) if isinstance(target, str) else target
     made = GpuProgram(program, chosen)
     if made.program is not program:
         memory.plan(program)
-    code = made.compile(quiet)
+    code = made.compile(quiet, records)
     facts = {
         "name": program.name, "inputs": [tensor_entry(t) for t in program.inputs],
         "outputs": [tensor_entry(t) for t in program.outputs], "steps": [],
@@ -41,8 +44,9 @@ def gpu_session(program: Program, folder: Path, target: str | GpuTarget = "openc
 
 
 def run_on_gpu(
-    program: Program, folder: Path, inputs: dict[str, np.ndarray], target: str = "opencl"
+    program: Program, folder: Path, inputs: dict[str, np.ndarray], target: str | GpuTarget = "opencl",
+    records: Records | None = None,
 ) -> dict[str, np.ndarray]:
     """One run of ``program`` on the device."""
-    with gpu_session(program, folder, target)[0] as session:
+    with gpu_session(program, folder, target, records)[0] as session:
         return session.run(inputs)

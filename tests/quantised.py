@@ -14,6 +14,9 @@ from tests import graphs
 from tests.operators import node
 
 Array = np.ndarray
+BYTES = ("int8", "uint8")
+MOST_OF_WORDS = 60_000
+"""Sum of the largest weights of an output channel whose products with int16 fit an int32."""
 
 
 @dataclass
@@ -21,7 +24,7 @@ class Graph:
     """A model under construction, with float inputs that are quantised before anything reads them.
 
     Attributes:
-        dtype: of the activations.
+        dtype: of the activations; "mixed" takes int8, int16 and uint16 at random.
         seed: of the scales, zero points and weights.
     """
 
@@ -42,9 +45,11 @@ class Graph:
 
     def pair(self, value: str, scale: float = 0.03, zero: int | None = None) -> str:
         """``value`` quantised and dequantised."""
-        limits = np.iinfo(self.dtype)
+        dtype = str(self.generator.choice(["int8", "int16", "uint16"])) if self.dtype == "mixed" else self.dtype
+        limits = np.iinfo(dtype)
+        scale = scale if limits.bits == 8 else scale / 256
         zero = int(self.generator.integers(limits.min // 2, limits.max // 2)) if zero is None else zero
-        self.constants |= {f"{value}_s": np.float32(scale), f"{value}_z": np.array(zero, self.dtype)}
+        self.constants |= {f"{value}_s": np.float32(scale), f"{value}_z": np.array(zero, dtype)}
         self.nodes.append(node("QuantizeLinear", f"{value} {value}_s {value}_z", f"{value}_q"))
         self.nodes.append(node("DequantizeLinear", f"{value}_q {value}_s {value}_z", f"{value}_d"))
         return f"{value}_d"
@@ -53,7 +58,8 @@ class Graph:
         """Dequantised weights, a scale for each index of ``axis`` or one for all; uint8 ones lie around 128."""
         name = f"w{len(self.constants)}"
         middle = 128 if dtype == "uint8" else 0
-        values = self.generator.integers(-127, 128, shape) + middle
+        most = 127 if self.dtype in BYTES else min(127, MOST_OF_WORDS // max(int(np.prod(shape[1:])), 1))
+        values = self.generator.integers(-most, most + 1, shape) + middle
         count = () if axis is None else (shape[axis],)
         scales = self.generator.uniform(0.002, 0.01, count).astype(np.float32)
         zeros = np.full(count, middle, dtype)
@@ -76,7 +82,8 @@ class Graph:
 
     def build(self, *outputs: str) -> onnx.ModelProto:
         """The model."""
-        return graphs.build(self.nodes, self.inputs, outputs, self.constants)
+        opset = 18 if self.dtype in BYTES else 21
+        return graphs.build(self.nodes, self.inputs, outputs, self.constants, opset=opset)
 
     def samples(self) -> dict[str, Array]:
         """Normal inputs that use most of their grids."""

@@ -1,4 +1,4 @@
-"""The random models of the fuzzer: float graphs with shared weights, and quantised ones with diamonds."""
+"""The random models of the fuzzer: float graphs with shared weights, quantised ones with diamonds, and mutants."""
 
 from __future__ import annotations
 
@@ -94,6 +94,87 @@ def quantised_model(seed: int, layers: int) -> onnx.ModelProto:
     return made.graph.build(*outputs)
 
 
+def mutated(source: onnx.ModelProto, choose: random.Random) -> onnx.ModelProto:
+    """A valid model that differs from ``source``, whose values' shapes are stated, in one to three places."""
+    model = onnx.ModelProto()
+    model.CopyFrom(source)
+    for index in range(choose.randint(1, 3)):
+        choose.choice((_expose, _reroute, _insert, _insert, _double, _share))(model.graph, f"mutant{index}", choose)
+    return model
+
+
+def _types(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:
+    """The types of the inputs and of what the nodes make, in an order in which they can be computed."""
+    known = {each.name: each.type for each in (*graph.input, *graph.value_info, *graph.output)}
+    made = [each.name for each in graph.input] + [name for node in graph.node for name in node.output]
+    return {name: known[name] for name in made if name in known}
+
+
+def _operands(graph: onnx.GraphProto) -> list[tuple[int, int]]:
+    """Nodes and their inputs that other nodes make, by index."""
+    types = _types(graph)
+    return [(i, j) for i, node in enumerate(graph.node) for j, name in enumerate(node.input) if name in types]
+
+
+def _expose(graph: onnx.GraphProto, name: str, choose: random.Random) -> None:
+    """What a node makes for others becomes an output, too."""
+    taken = {each.name for each in (*graph.output, *graph.input)}
+    inner = {value: kind for value, kind in _types(graph).items() if value not in taken}
+    if inner:
+        value = choose.choice(list(inner))
+        graph.output.add(name=value).type.CopyFrom(inner[value])
+
+
+def _reroute(graph: onnx.GraphProto, name: str, choose: random.Random) -> None:
+    """A node reads another value of the same type that is made before."""
+    if not (places := _operands(graph)):
+        return
+    types = _types(graph)
+    i, j = choose.choice(places)
+    before = {each.name for each in graph.input} | {made for node in graph.node[:i] for made in node.output}
+    fits = [value for value, kind in types.items() if value in before and kind == types[graph.node[i].input[j]]]
+    graph.node[i].input[j] = choose.choice(fits)
+
+
+def _insert(graph: onnx.GraphProto, name: str, choose: random.Random) -> None:
+    """Something stands between a node and one of the float values that it reads."""
+    types = _types(graph)
+    places = [(i, j) for i, j in _operands(graph) if types[graph.node[i].input[j]].tensor_type.elem_type == 1]
+    if not places:
+        return
+    i, j = choose.choice(places)
+    source = graph.node[i].input[j]
+    operator = choose.choice(["Identity", "Relu", "Neg", "Sigmoid", "Abs", "HardSwish"])
+    graph.node[i].input[j] = name
+    graph.node.insert(i, onnx.helper.make_node(operator, [source], [name], f"{name}_{operator}"))
+    graph.value_info.add(name=name).type.CopyFrom(types[source])
+
+
+def _double(graph: onnx.GraphProto, name: str, choose: random.Random) -> None:
+    """A node is there twice, and what the second makes is an output."""
+    types = _types(graph)
+    places = [i for i, node in enumerate(graph.node) if node.output[0] in types]
+    if not places:
+        return
+    i = choose.choice(places)
+    twin = onnx.NodeProto()
+    twin.CopyFrom(graph.node[i])
+    twin.name = f"{name}_{twin.op_type}"
+    outputs = [f"{name}_{index}" if made else "" for index, made in enumerate(twin.output)]
+    twin.output[:] = outputs
+    graph.node.insert(i + 1, twin)
+    graph.output.add(name=outputs[0]).type.CopyFrom(types[graph.node[i].output[0]])
+
+
+def _share(graph: onnx.GraphProto, name: str, choose: random.Random) -> None:
+    """A node reads the weight of another."""
+    weights = {each.name: (tuple(each.dims), each.data_type) for each in graph.initializer if len(each.dims) > 1}
+    places = [(node, j) for node in graph.node for j, each in enumerate(node.input) if each in weights]
+    if places:
+        node, j = choose.choice(places)
+        node.input[j] = choose.choice([each for each, kind in weights.items() if kind == weights[node.input[j]]])
+
+
 def damaged(source: onnx.ModelProto, choose: random.Random) -> bytes:
     """The bytes of a model with something wrong: bytes changed, cut or doubled, or a field that says otherwise."""
     if choose.random() < 0.5:
@@ -128,15 +209,16 @@ def _any(items: object, choose: random.Random) -> object:
 
 
 def _rename_input(graph: onnx.GraphProto, choose: random.Random) -> None:
-    node = choose.choice(list(graph.node))
-    if node.input:
+    node = choose.choice(list(graph.node)) if graph.node else None
+    if node is not None and node.input:
         names = [each.name for each in graph.initializer] + [name for n in graph.node for name in n.output] + ["", "no"]
         node.input[choose.randrange(len(node.input))] = choose.choice(names)
 
 
 def _rename_operator(graph: onnx.GraphProto, choose: random.Random) -> None:
     names = ["Conv", "Gemm", "Concat", "Resize", "If", "Loop", "NonZero", "Foo", "Reshape", "Softmax", ""]
-    choose.choice(list(graph.node)).op_type = choose.choice(names)
+    if graph.node:
+        choose.choice(list(graph.node)).op_type = choose.choice(names)
 
 
 def _change_attribute(graph: onnx.GraphProto, choose: random.Random) -> None:
@@ -163,6 +245,8 @@ def _change_dtype(graph: onnx.GraphProto, choose: random.Random) -> None:
 
 
 def _change_input(graph: onnx.GraphProto, choose: random.Random) -> None:
+    if not graph.input:
+        return
     kind = choose.choice(list(graph.input)).type.tensor_type
     if choose.random() < 0.5 and kind.shape.dim:
         kind.shape.dim[choose.randrange(len(kind.shape.dim))].dim_value = choose.choice([-3, 0, 1, 2, 6, 2**31])
@@ -171,7 +255,8 @@ def _change_input(graph: onnx.GraphProto, choose: random.Random) -> None:
 
 
 def _repeat_node(graph: onnx.GraphProto, choose: random.Random) -> None:
-    graph.node.add().CopyFrom(choose.choice(list(graph.node)))
+    if graph.node:
+        graph.node.add().CopyFrom(choose.choice(list(graph.node)))
 
 
 def _drop(graph: onnx.GraphProto, choose: random.Random) -> None:

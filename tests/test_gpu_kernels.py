@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from edgec import reference, scalar
-from edgec.program import Program
+from edgec.program import Kernel, Program
+from edgec.records import Record, Records
 from edgec.scalar import Expr
 from edgec.targets.gpu.target import load_gpu
 from tests.gpu import gpu_session, needs_device, run_on_gpu
-from tests.programs import assert_close, program_of, random_inputs, run_reference
+from tests.programs import assert_close, model, program_of, random_inputs, run_reference
 from tests.random_models import RandomModel
 from tests.test_integer_kernels import SHAPES, layer
-from tests.test_kernels import CONVS
+from tests.test_kernels import CONVS, conv_model
 from tests.test_math import INTEGERS, SPECIAL, ULP, binary, errors_in_ulp, exact, map_program, pairs, unary
+from tests.test_words import convolutions
 
 pytestmark = needs_device
 
@@ -48,6 +53,114 @@ def test_integer_convolution(name: str, dtype: str, tmp_path: Path) -> None:
     program = program_of(source, activation_dtype="uint8")
     want = run_reference(program, inputs)["y"]
     np.testing.assert_array_equal(run_on_gpu(program, tmp_path, inputs)["y"], want)
+
+
+def test_integers_of_16_bits(tmp_path: Path) -> None:
+    """Convolutions that read them, make them, or both."""
+    source, inputs = convolutions(step=2)
+    program = program_of(source, activation_dtype="uint8")
+    want = run_reference(program, inputs)
+    for name, found in run_on_gpu(program, tmp_path, inputs).items():
+        np.testing.assert_array_equal(found, want[name], err_msg=name)
+
+
+class Picked(Records):
+    """Chooses the first plan that has certain parameters, where there is one."""
+
+    def __init__(self, **wanted: int) -> None:
+        super().__init__()
+        self.wanted, self.found = wanted, 0
+
+    def of(self, kernel: Kernel, target: Any) -> list[Record]:
+        """One of anything, so that it is asked for its choice."""
+        return [Record("", "", "", "", {}, "time", 1.0, 1.0)]
+
+    def choice(self, kernel: Kernel, target: Any, plans: Sequence[Any]) -> Any:
+        matching = [plan for plan in plans if all(getattr(plan, n, None) == v for n, v in self.wanted.items())]
+        self.found += bool(matching)
+        return matching[0] if matching else plans[0]
+
+
+def reductions() -> onnx.ModelProto:
+    """Long reductions to few values, along channels and across them, whole vectors and not."""
+    axes = {"mean": [2, 3], "most": [1, 2, 3], "least": [3], "length": [1, 3]}
+    kinds = dict(zip(axes, ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceL2"), strict=True))
+    nodes = [helper.make_node(kinds[name], ["x", f"{name}_axes"], [name], keepdims=0) for name in axes]
+    shapes = {"mean": (1, 12), "most": (1,), "least": (1, 12, 17), "length": (1, 17)}
+    constants = {f"{name}_axes": np.array(values, np.int64) for name, values in axes.items()}
+    return model(nodes, {"x": (1, 12, 17, 37)}, shapes, constants)
+
+
+@pytest.mark.parametrize("team", [4, 16])
+@pytest.mark.parametrize("name", ["pointwise, many channels", "kernel as large as the input", "3x3, whole tiles, deep"])
+def test_teams_of_items_share_sums(name: str, team: int, tmp_path: Path) -> None:
+    program, picked = program_of(CONVS[name]), Picked(team=team)
+    inputs = random_inputs(program)
+    found = run_on_gpu(program, tmp_path, inputs, records=picked)
+    assert picked.found
+    assert_close(found, run_reference(program, inputs))
+
+
+FROM_IMAGES = replace(load_gpu("opencl"), weights="image")
+"""As Adreno's is; PoCL makes such images, too."""
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+@pytest.mark.parametrize("name", ["pointwise, many channels", "3x3, whole tiles", "grouped", "depthwise"])
+def test_weights_from_images(name: str, storage: str, tmp_path: Path) -> None:
+    program, target = program_of(CONVS[name]), replace(FROM_IMAGES, storage=storage)
+    inputs = random_inputs(program)
+    session, code = gpu_session(program, tmp_path, target)
+    assert any(step.image for step in code.steps)
+    with session:
+        assert_close(session.run(inputs), run_reference(program, inputs), 1e-5 if storage == "float32" else 4e-3)
+
+
+@pytest.mark.parametrize("name", ["3x3", "depthwise"])
+def test_integer_weights_from_images(name: str, tmp_path: Path) -> None:
+    source, inputs = layer(*SHAPES[name], "int8")
+    program = program_of(source, activation_dtype="uint8")
+    session, code = gpu_session(program, tmp_path, FROM_IMAGES)
+    assert any(step.image for step in code.steps)
+    with session:
+        np.testing.assert_array_equal(session.run(inputs)["y"], run_reference(program, inputs)["y"])
+
+
+WINOGRAD = {
+    "whole tiles": conv_model((2, 16, 12, 8), 48, (3, 3), pads=(1, 1, 1, 1), act="Relu"),
+    "odd map and channels": conv_model((1, 32, 7, 5), 17, (3, 3), pads=(1, 0, 1, 2)),
+}
+
+
+@pytest.mark.parametrize("group", [(1, 1), (4, 1), (4, 4)], ids=str)
+@pytest.mark.parametrize("out", [2, 4])
+@pytest.mark.parametrize("name", WINOGRAD)
+def test_winograd(name: str, out: int, group: tuple[int, int], tmp_path: Path) -> None:
+    """Shared transforms where the group has several channels; no output of a tile beyond the map is kept."""
+    program, picked = program_of(WINOGRAD[name]), Picked(out=out, group_x=group[0], group_y=group[1])
+    inputs = random_inputs(program)
+    found = run_on_gpu(program, tmp_path, inputs, FROM_IMAGES if group == (4, 1) else "opencl", picked)
+    assert picked.found
+    assert_close(found, run_reference(program, inputs), 1e-5)
+
+
+@pytest.mark.parametrize("team", [1, 8])
+def test_teams_of_items_share_reductions(team: int, tmp_path: Path) -> None:
+    program, picked = program_of(reductions()), Picked(team=team)
+    inputs = random_inputs(program)
+    found = run_on_gpu(program, tmp_path, inputs, records=picked)
+    assert picked.found > 3
+    assert_close(found, run_reference(program, inputs))
+
+
+@pytest.mark.parametrize("wanted", [{"team": 4}, {"flat": 1}, {"flat": 1, "dot": 1}, {"team": 4, "dot": 1}], ids=str)
+def test_integers_are_the_same_whatever_the_plan(wanted: dict[str, int], tmp_path: Path) -> None:
+    source, inputs = layer(*SHAPES["3x3"], "int8")
+    program, picked = program_of(source, activation_dtype="uint8"), Picked(**wanted)
+    target = replace(load_gpu("opencl"), integer_dot="dot" in wanted)
+    want = run_reference(program, inputs)["y"]
+    np.testing.assert_array_equal(run_on_gpu(program, tmp_path, inputs, target, picked)["y"], want)
+    assert picked.found
 
 
 @pytest.mark.parametrize("seed", [*RANDOM, *(pytest.param(seed, marks=pytest.mark.heavy) for seed in MANY)])

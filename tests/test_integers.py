@@ -224,6 +224,17 @@ def test_what_is_computed_in_floats_has_constant_weights_again(tmp_path: Path) -
     assert_within_one_step(HostProgram(program, tmp_path).run(inputs), graphs.run(model, inputs), [STEP])
 
 
+def test_a_weight_that_is_an_output_keeps_its_name() -> None:
+    g = Graph()
+    x, w = g.input(1, 5, 6, 6), g.weights(8, 5, 3, 3)
+    model = g.build(g.pair(g.add("Conv", f"{x} {w}"), STEP), w)
+    graph = load_graph(model)
+    run(graph, select())
+    assert [value.name for value in graph.graph.outputs] == [output.name for output in model.graph.output]
+    inputs = g.samples()
+    np.testing.assert_allclose(graphs.run(graph, inputs)[w], graphs.run(model, inputs)[w], rtol=1e-6)
+
+
 def test_activations_move_to_the_targets_dtype() -> None:
     g = Graph("int8")
     model = g.build(g.pair(_conv(g), STEP))

@@ -17,9 +17,10 @@ from onnx import numpy_helper
 
 import edgec
 from edgec import kernel_cache
-from edgec.kernel_cache import KernelCache, kernel_key
+from edgec.kernel_cache import KernelCache, kernel_key, source_key
 from edgec.targets.cpu.loops import LoopsPlan, generate
 from edgec.targets.target import load_target
+from edgec.toolchain import Toolchain, find_toolchain
 from tests.programs import program_of
 from tests.random_models import RandomModel
 
@@ -47,11 +48,16 @@ def built(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def test_second_compilation_builds_nothing(
-    sample_model: Path, tmp_path: Path, folder: Path, built: list[str]
+    sample_model: Path, tmp_path: Path, folder: Path, built: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = edgec.compile(sample_model, output=tmp_path / "a.so").path.read_bytes()
     kernels = len(built)
-    assert kernels > 5 and len(list(folder.iterdir())) == kernels
+    assert kernels > 5 and len(list(folder.iterdir())) == kernels + 1  # and the descriptor
+
+    def compile_nothing(*_: object, **__: object) -> None:
+        raise AssertionError("the descriptor is there already")
+
+    monkeypatch.setattr(Toolchain, "compile_object", compile_nothing)
     second = edgec.compile(sample_model, output=tmp_path / "b.so").path.read_bytes()
     assert len(built) == kernels and second == first
 
@@ -63,6 +69,16 @@ def test_second_compilation_does_not_import_tvm(sample_model: Path, tmp_path: Pa
         "sys.exit('tvm' in sys.modules or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_compilation_does_not_import_torch(tiny_model: Path, tmp_path: Path) -> None:
+    """TVM does where it can, and nothing that edgec does needs it."""
+    program = (
+        f"import sys, edgec; edgec.compile({str(tiny_model)!r}, output={str(tmp_path / 'a.so')!r}); "
+        "sys.exit('tvm' not in sys.modules or 'torch' in sys.modules)"
+    )
+    environment = {**os.environ, "EDGEC_CACHE": "off"}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == 0
 
 
 def test_one_changed_layer_builds_one_kernel(
@@ -122,7 +138,8 @@ def test_folder_that_cannot_be_written_is_no_hindrance(tiny_model: Path, tmp_pat
 
 def test_damaged_files_are_built_again(tiny_model: Path, tmp_path: Path, folder: Path, built: list[str]) -> None:
     first = edgec.compile(tiny_model, output=tmp_path / "a.so").path.read_bytes()
-    files = sorted(folder.iterdir())
+    (descriptor,) = {path.name for path in folder.iterdir()} - {symbol[1:] for symbol in built}
+    files = sorted(path for path in folder.iterdir() if path.name != descriptor)
     files[0].write_bytes(files[0].read_bytes()[:-7])
     files[1].write_bytes(b"")
     del built[:]
@@ -171,3 +188,18 @@ def test_key_depends_on_all_that_decides_the_code(monkeypatch: pytest.MonkeyPatc
     assert kernel_key(generate, plans[0], [], weaker) != kernel_key(generate, plans[0], [], host)
     monkeypatch.setattr(kernel_cache, "_sources_digest", lambda: "changed")
     assert kernel_key(generate, plans[0], ["float32"], host) not in keys
+
+
+def test_key_of_a_source_depends_on_all_that_decides_its_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    toolchain = find_toolchain("x86_64-linux-gnu")
+    others = [
+        replace(toolchain, cc=(*toolchain.cc, "-m64")), replace(toolchain, flags=("-g",)),
+        replace(toolchain, triple="aarch64-linux-gnu"), replace(toolchain, freestanding=True),
+    ]  # fmt: skip
+    keys = {source_key(each, b"int a;", ("-Os",)) for each in (toolchain, *others)}
+    keys |= {source_key(toolchain, b"int b;", ("-Os",)), source_key(toolchain, b"int a;", ("-O2",))}
+    assert len(keys) == 7
+    upgraded = replace(toolchain)
+    upgraded.__dict__["version"] = "another one"  # where the property keeps what it has read
+    assert source_key(upgraded, b"int a;", ("-Os",)) not in keys
+    assert source_key(toolchain, b"int a;", ("-Os", "-I/elsewhere/include")) in keys

@@ -68,8 +68,14 @@ def chromium() -> str:
 
 def test_every_pass_and_layer_has_its_row(quantised: Read) -> None:
     passes = quantised.rows("pipeline")
-    assert [row[0] for row in passes] == [each["name"] for each in quantised.printed["passes"]]
-    assert all(re.fullmatch(r"\d\.\de[+-]\d\d", row[-1]) for row in passes[:10])
+    names = [row[0] for row in passes]
+    place = names.index("quantise")
+    assert names[:place] + names[place + 1 :] == [each["name"] for each in quantised.printed["passes"]]
+    assert names.index("fuse-heads") < place < names.index("fuse-integers")
+    guard = quantised.printed["quantisation"]["guard"]
+    scores = [float(row[-1]) for row in passes[: place + 1]]
+    assert scores == [pytest.approx(guard["float_score"], abs=0.3)] * place + [pytest.approx(guard["score"], abs=0.01)]
+    assert all(re.fullmatch(r"\d\.\de[+-]\d\d", row[-2]) for row in passes[:10])
     layers = quantised.rows("layers")
     names = dict.fromkeys(nodes[0] for nodes in quantised.printed["nodes"])
     assert [row[1] for row in layers] == list(names)
@@ -129,6 +135,38 @@ def test_float_model_without_samples(tiny_model: Path, tmp_path: Path) -> None:
     assert len(page.rows("layers")) == len({nodes[0] for nodes in page.printed["nodes"]})
     assert "No samples were given" in page.text
     assert page.tree.find(".//section[@id='histograms']") is None
+
+
+def test_float_model_with_labels(sample_model: Path, tmp_path: Path) -> None:
+    """The accuracy after each pass, and histograms of the model as it was given."""
+    page = write_page(tmp_path, sample_model, "--eval", sample_model.with_name("digits_eval.npz"))
+    assert all(float(row[-1]) > 95 and row[-2] != "–" for row in page.rows("pipeline"))
+    figures = page.section("histograms").findall(".//figure")
+    assert len(figures) == 2 * 15 and "clipped</span>" not in page.text
+    assert "answers differ" not in page.text and len(page.section("samples").findall(".//img")) == 6
+
+
+def test_gpu_shows_layers_memory_and_answers(sample_model: Path, tmp_path: Path) -> None:
+    labelled = sample_model.with_name("digits_eval.npz")
+    page = write_page(tmp_path, sample_model, "--target", "opencl", "--eval", labelled)
+    assert "measured on the device, by edgec bench" in page.text
+    macs = sum(1e3 * float(row[4].replace(",", "")) for row in page.rows("layers"))
+    assert macs == pytest.approx(sum(step["macs"] for step in page.printed["steps"]), rel=1e-2)
+    assert len(page.rows("memory")) == len(page.printed["memory"])
+    assert len(page.section("samples").findall(".//img")) == 6
+
+
+def test_fpga_shows_the_design_and_what_quantisation_costs(tiny_model: Path, tmp_path: Path) -> None:
+    samples = tmp_path / "samples.npz"
+    np.savez(samples, x=np.random.default_rng(0).standard_normal((20, 3, 7, 5), np.float32))
+    page = write_page(tmp_path, tiny_model, "--target", "pynq-z2", "--quantize", "int8", "--calib", samples)
+    resources, layers = page.section("layers").findall(".//table")
+    assert [row[0].text for row in resources.findall("tbody/tr")] == list(page.printed["resources"])
+    names = ["".join(row[0].itertext()) for row in layers.findall("tbody/tr")]
+    assert names == [layer["node"] for layer in page.printed["layers"]]
+    assert [head.text for head in layers.findall("thead/tr/th")][2:4] == ["alone dB", "up to here dB"]
+    assert "frames a second, estimated" in page.text and page.section("histograms") is not None
+    assert "answers are those of its integer model" in page.text
 
 
 def test_board_has_no_times(tiny_model: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ MOST_SAMPLES = 8
 
 @dataclass(frozen=True)
 class Histogram:
-    """One tensor of a layer.
+    """One tensor of a layer; without a grid, its own ends stand for the grid's.
 
     Attributes:
         layer: the node's name.
@@ -44,6 +44,13 @@ class Histogram:
     high: float
     clipped: float
 
+    @property
+    def outlier(self) -> float:
+        """The largest magnitude over the root mean square: how far the last values are from the others."""
+        middle = (self.edges[:-1] + self.edges[1:]) / 2
+        rms = float(np.sqrt(np.average(np.square(middle), weights=self.counts)))
+        return float(np.abs(self.edges).max()) / rms if rms else 1.0
+
 
 def layer_histograms(
     model: ir.Model, layers: Sequence[Mapping[str, Any]], samples: Sequence[Sample]
@@ -66,6 +73,23 @@ def layer_histograms(
         product = product_of(node) if weight else None
         if weight and product is not None:
             yield _histogram(layer, "weights", weight, np.asarray(product.weight))
+
+
+def float_histograms(model: ir.Model, samples: Sequence[Sample]) -> Iterator[Histogram]:
+    """For each product by a constant its weights and what it reads.
+
+    Args:
+        model: a float model.
+        samples: inputs to see the activations on; the first :data:`MOST_SAMPLES` are taken.
+    """
+    products = [(node, product) for node in model.graph if (product := product_of(node)) is not None]
+    names = {node: [str(value.name) for value in node.inputs if value is not None] for node, _ in products}
+    values = _activations(model, [names[node][0] for node, _ in products], samples)
+    for node, product in products:
+        layer, (read, weight, *_) = {"name": str(node.name), "op": node.op_type}, names[node]
+        for what, name, array in (("reads", read, values[read]), ("weights", weight, np.asarray(product.weight))):
+            tensor = {"name": name, "low": float(array.min()), "high": float(array.max()), "clipped": 0.0}
+            yield _histogram(layer, what, tensor, array)
 
 
 def _read(node: ir.Node, layer: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -63,10 +63,14 @@ def render(story: Story) -> str:
     from edgec.html.figures import Figures
 
     figures, facts = Figures(), story.facts
-    guard = (facts.get("quantisation") or {}).get("guard")
+    guard, passes = (facts.get("quantisation") or {}).get("guard"), _pipeline(facts)
     return environment().get_template("page.html.j2").render(
         story=story,
         facts=facts,
+        passes=passes,
+        errors={each.name: each for each in story.errors.layers} if story.errors else {},
+        scored=any(each.get("score") is not None for each in passes),
+        scored_by_labels=story.labelled,
         guard=guard,
         quantisation=facts.get("quantisation"),
         command=command(),
@@ -80,6 +84,26 @@ def render(story: Story) -> str:
         answers=[_shown(answer, figures) for answer in story.answers],
         latency=next((each.ms for each in story.variants if each.name == "this artifact"), None),
     )
+
+
+def _pipeline(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What each pass did, and between those for floats and those for integers what the quantisation did."""
+    from edgec.passes.pipeline import FLOAT
+
+    passes, quantisation = list(facts["passes"]), facts.get("quantisation")
+    if not quantisation:
+        return passes
+    floats = {each.name for each in FLOAT}
+    last = {each["name"]: place for place, each in enumerate(passes)}
+    place = next((i for i, each in enumerate(passes) if each["name"] not in floats), 1 + max(last.values(), default=-1))
+    bits = [layer["bits"] for layer in quantisation["layers"]]
+    before = passes[place - 1]["after"] if place else passes[0]["before"]
+    row = {
+        "name": "quantise", "matched": len(bits) - bits.count("float"), "refusals": ["float"] * bits.count("float"),
+        "before": before, "after": passes[place]["before"] if place < len(passes) else before, "difference": None,
+        "score": quantisation["guard"]["score"] if quantisation["guard"] else None,
+    }  # fmt: skip
+    return [*passes[:place], row, *passes[place:]]
 
 
 def command() -> str:
@@ -107,7 +131,7 @@ class _Drawn:
 
 def _histograms(story: Story, figures: Figures) -> Iterator[_Drawn]:
     """By layer, in the order of the model; the layers that clip most, if there are too many."""
-    ranked = sorted(story.histograms, key=lambda each: -each.clipped)[:MOST_HISTOGRAMS]
+    ranked = sorted(story.histograms, key=lambda each: (-each.clipped, -each.outlier))[:MOST_HISTOGRAMS]
     chosen = {id(each) for each in ranked}
     layers: dict[str, list[Any]] = {}
     for each in story.histograms:

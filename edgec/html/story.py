@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgec.html.answers import Answer, differing
-from edgec.html.histograms import Histogram, layer_histograms
+from edgec.html.histograms import Histogram, float_histograms, layer_histograms
 from edgec.machine import Machine, observed
 from edgec.quantisation import companions
+from edgec.toolchain import host_triple
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -142,11 +143,18 @@ class Story:
     histograms: list[Histogram] = field(default_factory=list)
     answers: tuple[Answer, ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
+    labelled: bool = False
+    """Whether scores are accuracies."""
 
     @property
     def measures(self) -> bool:
         """Whether the artifact runs on this machine, where times mean something."""
         return bool(self.facts["target"] == "host")
+
+    @property
+    def runs(self) -> bool:
+        """Whether it runs on this machine at all: a GPU's artifact does, on the processor where there is no GPU."""
+        return self.measures or ("fallback" in self.facts and self.facts["triple"] == host_triple())
 
 
 def gather(
@@ -174,23 +182,22 @@ def gather(
     from edgec.layer_errors import compare_artifact
 
     tell = progress or (lambda what, done, total: None)
-    story = Story(artifact, facts)
+    story = Story(artifact, facts, labelled=material.labels is not None)
     samples = list(material.samples)
     quantised = facts.get("quantisation")
     if quantised and samples:
         story.errors = errors or compare_artifact(artifact, samples[:_CHECKED], tell)
         tell("page", 0, 3)
         story.histograms = list(layer_histograms(_graph(companions(artifact)[1]), quantised["layers"], samples))
+    elif samples:
+        story.histograms = list(float_histograms(material.model, samples))
     steps: Sequence[StepProfile] = ()
     if story.measures:
         with observed() as observation:
             steps = _measure(story, attempts, samples)
         story.machine = observation.machine
     else:
-        story.notes["time"] = (
-            f"No times: the artifact is for {facts['target']}, and this machine is not. "
-            "An emulator's time would say nothing of a board's."
-        )
+        story.notes["time"] = _no_times(facts)
     tell("page", 1, 3)
     if "steps" in facts:
         story.layers = _layers(facts, steps, story)
@@ -200,6 +207,16 @@ def gather(
         story.notes["samples"] = "No samples were given; --calib, --eval or --check brings what is measured on them."
     tell("page", 2, 3)
     return story
+
+
+def _no_times(facts: Mapping[str, Any]) -> str:
+    """Why the page has no times."""
+    if "fallback" in facts:
+        return "No times: a GPU's steps are measured on the device, by edgec bench, with those of its processor beside."
+    return (
+        f"No times: the artifact is for {facts['target']}, and this machine is not. "
+        "An emulator's time would say nothing of a board's."
+    )
 
 
 def _measure(story: Story, attempts: Sequence[ir.Model], samples: Sequence[Sample]) -> Sequence[StepProfile]:
@@ -255,7 +272,8 @@ def _layers(facts: Mapping[str, Any], profile: Sequence[StepProfile], story: Sto
     """The steps by the first node that they compute, in the order of the program."""
     groups: dict[str, list[int]] = {}
     for index, nodes in enumerate(facts["nodes"]):
-        groups.setdefault(nodes[0], []).append(index)
+        # a step that only moves data, for a GPU, computes no node
+        groups.setdefault(nodes[0] if nodes else facts["steps"][index]["name"], []).append(index)
     precision = {layer["name"]: layer["bits"] for layer in (facts.get("quantisation") or {}).get("layers", ())}
     errors = {error.name: error for error in story.errors.layers} if story.errors else {}
     total = sum(step.min_ns for step in profile)
@@ -297,8 +315,8 @@ def _answers(story: Story, material: Material) -> tuple[Answer, ...]:
     from edgec.runtimes.python.session import Session
 
     original = ModelRunner(material.model)
-    if story.measures:
-        with Session(story.artifact, 1) as session:
+    if story.runs:
+        with Session(story.artifact, 1, fallback=None if story.measures else "cpu") as session:
             return differing(
                 material.shown, material.labels, original.run, lambda s: list(session.run(dict(s)).values())
             )  # fmt: skip

@@ -98,7 +98,7 @@ def emit_convolution(
 
     Args:
         ctx: the model in hand.
-        source: (N, C, H, W) inside its padding: float32, or 8-bit integers, which makes the sums int32.
+        source: (N, C, H, W) inside its padding: float32, or int8, uint8 or int16, which makes the sums int32.
         kernel: [co, ci/groups, kh, kw], float32, or int8 for bytes and where it is packed.
         w: the window; its pads are not read.
         groups: of channels.

@@ -265,6 +265,7 @@ def lower_prelu(ctx: Lowering, node: ir.Node) -> None:
 
 
 @lowers("Clip")
+@lowers("ClipWords", domain="edgec")
 def lower_clip(ctx: Lowering, node: ir.Node) -> None:
     views = [ctx.input(node, 0), ctx.optional(node, 1), ctx.optional(node, 2)]
 

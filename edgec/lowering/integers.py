@@ -3,6 +3,7 @@
 The rules, with real = s · (q − z), everything int32 and every float operation a single rounded float32 one:
 
 * table: y = table[x − first].
+* conv: as gemm, for x or y of 16 bits.
 * gemm: y = saturate(float(Σ (a − z_a) · b + c) · m) with m = s_a · s_b / s_y, as QLinearConv.
 * add, sub: y = clamp(((a − z_a) · M_a ± (b − z_b) · M_b + 2^(k−1)) >> k, + z_y) with M = round(s / s_y · 2^k), the
   larger of the two below 2^21 (halves round up).
@@ -15,6 +16,14 @@ The rules, with real = s · (q − z), everything int32 and every float operatio
   C = round(shift / s_y · 2^k) + 2^(k−1) − z_x · M (for each channel; k, one for all, keeps the shift below 2^29).
 * linear interpolation: y = saturate(float(Σ W_h · W_w · (x − z_x)) · m) with W = round(weight · 2^11), the largest
   mended so that each sum of weights is 2^11, and m = s_x / (s_y · 2^22).
+* add, sub, where a, b or y has 16 bits: y = saturate(float((a − z_a) · M_a ± (b − z_b) · M_b) · m) with
+  M = round(s / t), m = t / s_y, and t the least step for which no sum leaves 31 bits.
+* affine of 16 bits: y = saturate(float((x − z_x) · M + C) · 2^−k) with M = round(s_x · scale / s_y · 2^k) and C =
+  round(shift / s_y · 2^k), k the largest for which no sum leaves 31 bits; without shifts and with one scale for all,
+  y = saturate(float(x − z_x) · m) with m = s_x · scale / s_y.
+* softmax of 16 bits: E[d] = (H[d >> 8] · L[d & 255]) >> (30 − k) with H[i] = round(exp(−s_x · 256 · i) · 2^15) and
+  L[i] = round(exp(−s_x · i) · 2^15).
+* linear interpolation of 16 bits: the weights have as many bits, at most 11, as leave the sums 31.
 * gemm and conv that dequantise: y = float(Σ (a − z_a) · b + c) · m with m = s_a · s_b.
 
 saturate is :func:`edgec.scalar.saturate` with z_y and the range of y's dtype. Multipliers are made in float64 from
@@ -47,7 +56,10 @@ FACTOR_BITS = 21
 """Bits of the factors of a sum: (q − z) takes 9 and a sign, and two products and the rounding must fit 31."""
 
 _SUM_BITS = 30
+_MOST = 2**31 - 1
 _WEIGHT_BITS = 11
+_EXPONENTIAL_BITS = 15
+"""Bits of the two factors of an exponential for 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +68,25 @@ class Scale:
 
     scale: float
     zero: int
+    dtype: str
 
     @classmethod
     def of(cls, ctx: Lowering, node: ir.Node, index: int) -> Scale:
         """The scale at input ``index`` and the zero point behind it."""
         scale, zero = ctx.known(node, index, "scale"), ctx.known(node, index + 1, "zero point")
         assert scale is not None and zero is not None
-        return cls(float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]))
+        return cls(float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]), str(zero.dtype))
+
+    @property
+    def wide(self) -> bool:
+        """Whether the integers have 16 bits."""
+        return np.dtype(self.dtype).itemsize == 2
+
+    @property
+    def largest(self) -> int:
+        """The largest magnitude of an integer less its zero point."""
+        limits = np.iinfo(self.dtype)
+        return max(abs(int(limit) - self.zero) for limit in (limits.min, limits.max))
 
 
 def saturating(real: Expr, zero: int, dtype: str) -> Expr:
@@ -113,7 +137,11 @@ def sum_rule(left: Scale, right: Scale, result: Scale, sign: int) -> tuple[list[
 def lower_qlinear_add(ctx: Lowering, node: ir.Node) -> None:
     a, b, dtype = ctx.input(node, 0), ctx.input(node, 3), dtype_of(node.outputs[0])
     left, right, result = (Scale.of(ctx, node, index) for index in (1, 4, 6))
-    ratios = [left.scale / result.scale, right.scale / result.scale * (-1 if node.op_type == "QLinearSub" else 1)]
+    sign = -1 if node.op_type == "QLinearSub" else 1
+    if left.wide or right.wide or result.wide:
+        _elementwise(ctx, node, [a, b], _wide_sum(left, right, result, sign, dtype))
+        return
+    ratios = [left.scale / result.scale, right.scale / result.scale * sign]
     shift = min(_fitting(max(map(abs, ratios)), FACTOR_BITS), _SUM_BITS)
     if shift < 1:
         refuse(
@@ -132,6 +160,23 @@ def lower_qlinear_add(ctx: Lowering, node: ir.Node) -> None:
     _elementwise(ctx, node, [a, b], value)
 
 
+def _wide_sum(left: Scale, right: Scale, result: Scale, sign: int, dtype: str) -> Callable[..., Expr]:
+    """a ± b where one of the three has 16 bits."""
+    real = left.scale * left.largest + right.scale * right.largest
+    step = real / (_MOST - left.largest - right.largest)  # rounding adds at most half of each
+    factors = [round(left.scale / step), sign * round(right.scale / step)]
+
+    def value(first: Expr, second: Expr) -> Expr:
+        terms = [
+            binary("mul", _centred(element, scale.zero), const(factor, "int32"))
+            for element, scale, factor in zip((first, second), (left, right), factors, strict=True)
+        ]
+        total = binary("add", terms[0], terms[1])
+        return saturating(scaled(total, step / result.scale), result.zero, dtype)
+
+    return value
+
+
 @lowers("QLinearAffine", domain="edgec")
 def lower_qlinear_affine(ctx: Lowering, node: ir.Node) -> None:
     x, dtype = ctx.input(node, 0), dtype_of(node.outputs[0])
@@ -140,6 +185,9 @@ def lower_qlinear_affine(ctx: Lowering, node: ir.Node) -> None:
     assert scale is not None and shift is not None
     ratio = given.scale * scale.astype(np.float64) / result.scale
     moved = shift.astype(np.float64) / result.scale
+    if given.wide or result.wide:
+        _lower_wide_affine(ctx, node, x, given, result, ratio, moved)
+        return
     bits = min(_fitting(np.abs(ratio).max(), FACTOR_BITS), _fitting(np.abs(moved).max(), _SUM_BITS - 1), _SUM_BITS)
     if bits < 1:
         refuse("its output's scale is far too small for what it adds", "quantise the model with a wider range for it")
@@ -150,6 +198,33 @@ def lower_qlinear_affine(ctx: Lowering, node: ir.Node) -> None:
     def value(element: Expr, factor: Expr, offset: Expr) -> Expr:
         total = binary("add", binary("mul", cast(element, "int32"), factor), offset)
         return _shifted(total, bits, result.zero, dtype)
+
+    _elementwise(ctx, node, [x, *views], value)
+
+
+def _lower_wide_affine(
+    ctx: Lowering, node: ir.Node, x: View, given: Scale, result: Scale, ratio: np.ndarray, moved: np.ndarray
+) -> None:
+    """y = ratio · (x − z_x) + moved in steps of y, where x or y has 16 bits."""
+    dtype = dtype_of(node.outputs[0])
+    if not moved.any() and (ratio == ratio.flat[0]).all():
+        factor = float(ratio.flat[0])
+        _elementwise(
+            ctx, node, [x],
+            lambda element: saturating(scaled(_centred(element, given.zero), factor), result.zero, dtype),
+        )  # fmt: skip
+        return
+    bound = float((np.abs(ratio) * given.largest + np.abs(moved)).max())
+    bits = _fitting(bound, _SUM_BITS + 1)
+    factors, offsets = (np.rint(array * 2.0**bits).astype(np.int64) for array in np.broadcast_arrays(ratio, moved))
+    while (np.abs(factors) * given.largest + np.abs(offsets)).max() > _MOST:  # what rounding adds
+        bits -= 1
+        factors, offsets = (np.rint(array * 2.0**bits).astype(np.int64) for array in np.broadcast_arrays(ratio, moved))
+    views = [ctx.constant(array.astype(np.int32), "affine") for array in (factors, offsets)]
+
+    def value(element: Expr, factor: Expr, offset: Expr) -> Expr:
+        total = binary("add", binary("mul", _centred(element, given.zero), factor), offset)
+        return saturating(scaled(total, 2.0**-bits), result.zero, dtype)
 
     _elementwise(ctx, node, [x, *views], value)
 
@@ -176,14 +251,16 @@ def lower_qlinear_resize(ctx: Lowering, node: ir.Node) -> None:
     if len(axes) > 2:
         refuse("it interpolates along more than two axes", "resize in two steps")
     transformation = str(attribute(node, "coordinate_transformation_mode", "half_pixel"))
+    fitting = (_SUM_BITS - given.largest.bit_length()) // max(len(axes), 1)
+    bits = min(_WEIGHT_BITS, fitting) if given.wide else _WEIGHT_BITS
     sampling = linear_sampling(transformation, bool(attribute(node, "exclude_outside", 0)))
     tables = []
     for axis in axes:
         scale = np.float32(shape[axis]) / np.float32(x.shape[axis])
         taps = sampling.taps(x.shape[axis], shape[axis], scale, (0.0, 1.0))
-        weights = ctx.constant(_whole_weights(taps.weight), "weights")
+        weights = ctx.constant(_whole_weights(taps.weight, bits), "weights")
         tables.append((axis, ctx.constant(taps.index, "places"), weights))
-    factor = given.scale / (result.scale * 2.0 ** (_WEIGHT_BITS * len(axes)))
+    factor = given.scale / (result.scale * 2.0 ** (bits * len(axes)))
 
     def body(ops: Operands, *i: Expr) -> Expr:
         terms = []
@@ -198,10 +275,10 @@ def lower_qlinear_resize(ctx: Lowering, node: ir.Node) -> None:
     ctx.compute(ctx.new_for(value, x.order), body)
 
 
-def _whole_weights(weight: np.ndarray) -> np.ndarray:
-    """Weights [taps, outputs] in steps of 2^−11, each output's sum exactly 2^11."""
-    whole = np.rint(weight * 2.0**_WEIGHT_BITS).astype(np.int32)
-    whole[np.abs(weight).argmax(0), np.arange(weight.shape[1])] += 2**_WEIGHT_BITS - whole.sum(0)
+def _whole_weights(weight: np.ndarray, bits: int) -> np.ndarray:
+    """Weights [taps, outputs] in steps of 2^−bits, each output's sum exactly 2^bits."""
+    whole = np.rint(weight * 2.0**bits).astype(np.int32)
+    whole[np.abs(weight).argmax(0), np.arange(weight.shape[1])] += 2**bits - whole.sum(0)
     return whole
 
 
@@ -244,7 +321,7 @@ def lower_qlinear_mean(ctx: Lowering, node: ir.Node) -> None:
     assert known is not None
     axes = [int(axis) for axis in known]
     count = int(np.prod([x.shape[axis] for axis in axes]))
-    _require_exact_sum(count)
+    _require_exact_sum(count, given)
 
     def finish(ops: Operands, acc: Expr, *_: Expr) -> Expr:
         total = binary("sub", acc, const(count * given.zero, "int32"))
@@ -255,9 +332,9 @@ def lower_qlinear_mean(ctx: Lowering, node: ir.Node) -> None:
     ctx.set(node.outputs[0], means if kept else means.drop(*axes))
 
 
-def _require_exact_sum(count: int) -> None:
-    if count > 2**31 // 256:
-        refuse(f"a sum of {count} bytes might not fit 32 bits", "reduce in two steps")
+def _require_exact_sum(count: int, given: Scale) -> None:
+    if count > 2**31 >> np.iinfo(given.dtype).bits:
+        refuse(f"a sum of {count} integers might not fit 32 bits", "reduce in two steps")
 
 
 @lowers("QLinearAveragePool", domain="edgec")
@@ -266,7 +343,7 @@ def lower_qlinear_average_pool(ctx: Lowering, node: ir.Node) -> None:
     given, result = Scale.of(ctx, node, 1), Scale.of(ctx, node, 3)
     rank = len(taps.extents)
     counts = window_sizes(taps, bool(attribute(node, "count_include_pad", 0)), "int64")
-    _require_exact_sum(int(counts.max()))
+    _require_exact_sum(int(counts.max()), given)
     factors = (given.scale / (result.scale * counts.astype(np.float64))).astype(np.float32)
     if (factors == factors.flat[0]).all():
         factors = factors.reshape(-1)[:1].reshape((1,) * rank)
@@ -286,16 +363,33 @@ def exponentials(scale: float, count: int) -> np.ndarray:
     return np.rint(np.exp(-scale * np.arange(256.0)) * 2**bits).astype(np.int32)
 
 
+def _exponential(ctx: Lowering, given: Scale, count: int) -> Callable[[Operands, Expr], Expr]:
+    """E of a softmax: called with the operands and d."""
+    if not given.wide:
+        table = ctx.constant(exponentials(given.scale, count), "exponentials")
+        return lambda ops, d: ops.load(table, d)
+    powers = (np.exp(-given.scale * step * np.arange(256.0)) * 2**_EXPONENTIAL_BITS for step in (256, 1))
+    high, low = (ctx.constant(np.rint(each).astype(np.int32), "exponentials") for each in powers)
+    dropped = const(2 * _EXPONENTIAL_BITS - (_SUM_BITS - (count - 1).bit_length()), "int32")
+
+    def product(ops: Operands, d: Expr) -> Expr:
+        upper = ops.load(high, binary("shiftright", d, const(8, "int32")))
+        lower = ops.load(low, binary("bitand", d, const(255, "int32")))
+        return binary("shiftright", binary("mul", upper, lower), dropped)
+
+    return product
+
+
 @lowers("QLinearSoftmax", domain="edgec")
 def lower_qlinear_softmax(ctx: Lowering, node: ir.Node) -> None:
     x, dtype = ctx.input(node, 0), dtype_of(node.outputs[0])
     given, result = Scale.of(ctx, node, 1), Scale.of(ctx, node, 3)
     axis = attribute(node, "axis", -1) % len(x.shape)
-    table = ctx.constant(exponentials(given.scale, x.shape[axis]), "exponentials")
+    exponential = _exponential(ctx, given, x.shape[axis])
     top = reduce_view(ctx, x, [axis], x.dtype, "max", lambda ops, *i: ops.load(x, *i)).broadcast_to(x.shape)
 
     def power(ops: Operands, *i: Expr) -> Expr:
-        return ops.load(table, binary("sub", cast(ops.load(top, *i), "int32"), cast(ops.load(x, *i), "int32")))
+        return exponential(ops, binary("sub", cast(ops.load(top, *i), "int32"), cast(ops.load(x, *i), "int32")))
 
     total = reduce_view(ctx, x, [axis], "int32", "sum", power).broadcast_to(x.shape)
 
@@ -313,16 +407,17 @@ def lower_integer_gemm(ctx: Lowering, node: ir.Node) -> None:
     a = ctx.copy(a, ctx.new(a.shape, a.dtype)) if a.buffer.space == INPUT else a
     a = a if a.shape[-1] == 1 or a.strides[-1] == 1 else ctx.dense(a)
     out = ctx.new((*a.shape[:-1], b.shape[-1]), dtype_of(value), name=str(value.name))
-    emit_product(ctx, out, a, b, lambda ops: finish(ops, 0, b.shape[-1]), nibbles(array_of(b)))
+    emit_product(ctx, out, a, b, lambda ops: finish(ops, 0, b.shape[-1]), nibbles(a, array_of(b)))
     ctx.set(value, ctx.reshape(out, shape_of(value)))
 
 
-@lowers("ConvDequantize", domain="edgec")
-def lower_conv_dequantize(ctx: Lowering, node: ir.Node) -> None:
+@lowers("ConvDequantize", "QLinearConvolution", domain="edgec")
+def lower_integer_conv(ctx: Lowering, node: ir.Node) -> None:
     x, kernel = ctx.input(node, 0), array_of(ctx.input(node, 3))
     if len(x.shape) not in (3, 4):
         refuse("it is a convolution over volumes on integers", "leave it out of the quantisation")
-    finish = _finish(ctx, node, kernel.reshape(kernel.shape[0], -1), None)
+    result = Scale.of(ctx, node, 7) if node.op_type == "QLinearConvolution" else None
+    finish = _finish(ctx, node, kernel.reshape(kernel.shape[0], -1), result)
     convolve_integers(ctx, node, x, kernel, Scale.of(ctx, node, 1).zero, finish)
 
 

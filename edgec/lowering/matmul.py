@@ -71,7 +71,8 @@ def emit_product(
     ctx: Lowering, out: View, a: View, b: View, finish: Callable[[Operands], scalar.Expr],
     packing: Packing | None = None, scales: View | None = None,
 ) -> None:  # fmt: skip
-    """Emit out = finish(a · b) as a :class:`Conv`: float32, or 8-bit ``a`` and constant int8 ``b`` summed as int32.
+    """Emit out = finish(a · b) as a :class:`Conv`: float32, or int8, uint8 or int16 ``a`` and constant int8 ``b``,
+    summed as int32.
 
     ``out`` is dense in row-major order; the epilogue's axes 2 and 3 are the row and the column. A constant int8 ``b``
     can be stored by ``packing``, with the ``scales`` of its groups, for a float ``a``, too.

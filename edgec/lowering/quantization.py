@@ -237,7 +237,7 @@ def convolve_integers(ctx: Lowering, node: ir.Node, x: View, kernel: np.ndarray,
     Args:
         ctx: the model in hand.
         node: one or two spatial axes.
-        x: bytes (N, C, …).
+        x: int8, uint8 or int16 (N, C, …).
         kernel: int8 [co, ci/groups, …].
         zero: what stands in the padding.
         finish: the epilogue, of the int32 sum.
@@ -249,12 +249,12 @@ def convolve_integers(ctx: Lowering, node: ir.Node, x: View, kernel: np.ndarray,
     source = padded(ctx, as_2d(x), w.pads, False, zero)
     if source.buffer.space == INPUT:
         source = ctx.copy(source, ctx.new(source.shape, source.dtype, NHWC))
-    emit_convolution(ctx, source, kernel, w, attribute(node, "group", 1), as_2d(out), finish, nibbles(kernel))
+    emit_convolution(ctx, source, kernel, w, attribute(node, "group", 1), as_2d(out), finish, nibbles(x, kernel))
 
 
-def nibbles(kernel: np.ndarray) -> Packing | None:
-    """Two weights a byte, where all of ``kernel`` are so small."""
-    return Packing(4) if least_bits(kernel) <= 4 else None
+def nibbles(x: View, kernel: np.ndarray) -> Packing | None:
+    """Two weights a byte, where all of ``kernel`` are so small and multiply bytes."""
+    return Packing(4) if np.dtype(x.dtype).itemsize == 1 and least_bits(kernel) <= 4 else None
 
 
 def _zero_point(view: View | None) -> int:

@@ -14,7 +14,9 @@ WEIGHT_LIMIT = 127
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 _SMALLEST_SHARE = 1e-9
 _BIAS_LIMIT = 2.0**30
-"""Largest bias in steps of its scale; half of int32, so that the sum of products has the other half."""
+"""Largest bias in steps of its scale; half of int32, so that the sum of products of bytes has the other half."""
+_SUM_LIMIT = 0.99 * 2.0**31
+"""Largest sum of products and bias; the rest is for a bias that is corrected afterwards."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,21 @@ def weight_scales(weight: np.ndarray, axis: int) -> np.ndarray:
     return (np.maximum(largest, least) / WEIGHT_LIMIT if least > 0 else np.ones(len(largest))).astype(np.float32)
 
 
-def scales_for_bias(scales: np.ndarray, bias: np.ndarray, x_scale: float) -> np.ndarray:
-    """``scales`` [channels], enlarged where ``bias`` [channels] would not fit into int32 at ``x_scale · scale``."""
-    least = np.abs(bias.astype(np.float64)) / (x_scale * _BIAS_LIMIT)
+def fitting_scales(scales: np.ndarray, rows: np.ndarray, bias: np.ndarray | None, x: Grid) -> np.ndarray:
+    """``scales`` [channels], enlarged where int32 would not hold the sums of a product, or its bias.
+
+    Args:
+        scales: float32, of the output channels.
+        rows: the float weights [channels, K].
+        bias: [channels], which is to be an int32 in steps of ``x.scale`` · scale.
+        x: the grid of the product's input.
+    """
+    start = np.zeros(len(scales)) if bias is None else np.abs(bias.astype(np.float64)) / x.scale
+    least = start / _BIAS_LIMIT
+    if x.bits == 16:
+        # rounding moves a weight by half a step up, or by a whole one where it is learned
+        room = max(_SUM_LIMIT - 2.0**15 * rows.shape[1], _SUM_LIMIT / 2)
+        least = np.maximum(least, (2.0**15 * np.abs(rows.astype(np.float64)).sum(1) + start) / room)
     return np.maximum(scales, least.astype(np.float32))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.quantize.execution import NodeRunner, Sample
-from edgec.passes.quantize.grid import Grid, Weights, round_weights, scales_for_bias, weight_scales
+from edgec.passes.quantize.grid import Grid, Weights, fitting_scales, round_weights, weight_scales
 from edgec.passes.quantize.lowbit import LowBit, aimed, fit_low_bit, nearest_low_bit, shrunk
 from edgec.passes.quantize.operators import channel_axis, weight_axis
 from edgec.passes.quantize.placement import Placement
@@ -26,7 +26,7 @@ from edgec.passes.quantize.products import Product, product_of
 from edgec.passes.quantize.ranges import Ranges
 from edgec.passes.quantize.recipe import Recipe
 from edgec.passes.quantize.rounding import clip_scales, learn_rounding, second_moment
-from edgec.passes.quantize.tape import Tape, few
+from edgec.passes.quantize.tape import MORE_BYTES, Tape, few
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def learn(
 ) -> dict[ir.Node, Fit]:
     """Weights and biases for every product whose weights are to be integers."""
     graph, runner = model.graph, NodeRunner(model)
-    chosen = few(graph, samples)
+    narrow = any(bits < 8 for bits in placement.weights.values())
+    chosen = few(graph, samples, bytes=MORE_BYTES) if narrow else few(graph, samples)
     exact, quantised = Tape(graph, chosen), Tape(graph, chosen)
     fits: dict[ir.Node, Fit] = {}
     moved: dict[ir.Node, dict[int, np.ndarray]] = {}
@@ -69,9 +70,9 @@ def learn(
         if product is None:
             outputs = runner.run(node, inputs, moved.get(node))
         else:
-            scale = _grid(node, 0, placement, ranges).scale if (node, 0) in placement.bits else None
+            grid = _grid(node, 0, placement, ranges) if (node, 0) in placement.bits else None
             sight = _Sight(inputs[0], given[0], wanted[0])
-            fit, outputs = _fit(product, sight, scale, placement.weights[node], recipe, runner)
+            fit, outputs = _fit(product, sight, grid, placement.weights[node], recipe, runner)
             fits[node] = fit
             if product.adder is not None and fit.bias is not None:
                 moved[product.adder] = {product.bias_place[1]: product.shaped_bias(fit.bias)}
@@ -82,14 +83,14 @@ def learn(
     return fits
 
 
-def nearest_fit(product: Product, x_scale: float | None) -> Fit:
+def nearest_fit(product: Product, x: Grid | None) -> Fit:
     """8-bit weights rounded to the nearest, and the bias as it is."""
-    scales = _scales(product, x_scale)
+    scales = _scales(product, x)
     return Fit(round_weights(product.weight, scales, weight_axis(product.node)), product.bias)
 
 
 def _fit(
-    product: Product, sight: _Sight, x_scale: float | None, bits: int, recipe: Recipe, runner: NodeRunner
+    product: Product, sight: _Sight, x: Grid | None, bits: int, recipe: Recipe, runner: NodeRunner
 ) -> tuple[Fit, list[np.ndarray]]:
     """The product fitted to its input ``x`` as it will be, and its outputs with that, without the bias of an Add."""
     correct = recipe.correct_bias and product.can_have_bias
@@ -98,11 +99,11 @@ def _fit(
     weights: Weights | LowBit
     if bits < 8 and patches is not None:
         seen = (patches[0], product.patches(sight.exact)[0]) if learned else None
-        weights = _low_bit(product, seen, x_scale, bits, recipe.group_size, correct)
+        weights = _low_bit(product, seen, x, bits, recipe.group_size, correct)
     elif learned and patches is not None:
-        weights = _learned(product, patches, x_scale, correct)
+        weights = _learned(product, patches, x, correct)
     else:
-        weights = round_weights(product.weight, _scales(product, x_scale), weight_axis(product.node))
+        weights = round_weights(product.weight, _scales(product, x), weight_axis(product.node))
     real = product.real_weight(weights)
     found = runner.run(product.node, {0: sight.x}, {1: real})
     if not correct:
@@ -122,35 +123,41 @@ def _fit(
 
 
 def _low_bit(
-    product: Product, seen: tuple[np.ndarray, np.ndarray] | None, x_scale: float | None, bits: int, group_size: int,
+    product: Product, seen: tuple[np.ndarray, np.ndarray] | None, x: Grid | None, bits: int, group_size: int,
     centred: bool,
 ) -> LowBit:  # fmt: skip
     """Weights of less than 8 bits, for patches of the input as it will be and in the float model; without these
     rounded to the nearest."""
     order = product.depth_order
     rows = product.rows(product.weight)[0][:, order]
-    group = product.group_size(group_size) if x_scale is None else len(order)
+    group = product.group_size(group_size) if x is None else len(order)
     if seen is None:
         return nearest_low_bit(rows, bits, group)
     patches, exact = (each[:, order] for each in seen)
     moment = shrunk(second_moment(patches[np.newaxis], centred)[0], len(patches))
     rows = aimed(rows, exact, patches, centred)
-    return fit_low_bit(rows, moment, bits, group, symmetric=x_scale is not None)
+    return fit_low_bit(rows, moment, bits, group, symmetric=x is not None)
 
 
-def _learned(product: Product, patches: np.ndarray, x_scale: float | None, centred: bool) -> Weights:
+def _learned(product: Product, patches: np.ndarray, x: Grid | None, centred: bool) -> Weights:
     axis, rows = weight_axis(product.node), product.rows(product.weight)
     moment = second_moment(patches, centred)
-    scales = clip_scales(rows, _scales(product, x_scale).reshape(rows.shape[:2]), moment).reshape(-1)
-    if product.bias is not None and x_scale is not None:
-        scales = scales_for_bias(scales, product.bias, x_scale)
+    scales = clip_scales(rows, _scales(product, x).reshape(rows.shape[:2]), moment).reshape(-1)
+    scales = _fitting(product, scales, x)
     integers = learn_rounding(rows, scales.reshape(rows.shape[:2]), moment)
     return Weights(product.from_rows(integers), scales, axis)
 
 
-def _scales(product: Product, x_scale: float | None) -> np.ndarray:
-    scales = weight_scales(product.weight, weight_axis(product.node))
-    return scales if product.bias is None or x_scale is None else scales_for_bias(scales, product.bias, x_scale)
+def _scales(product: Product, x: Grid | None) -> np.ndarray:
+    return _fitting(product, weight_scales(product.weight, weight_axis(product.node)), x)
+
+
+def _fitting(product: Product, scales: np.ndarray, x: Grid | None) -> np.ndarray:
+    """``scales``, with which int32 holds the sums for an input on the grid ``x``."""
+    if x is None:
+        return scales
+    rows = np.moveaxis(product.weight, weight_axis(product.node), 0).reshape(len(scales), -1)
+    return fitting_scales(scales, rows, product.bias, x)
 
 
 def _analytic(product: Product, real: np.ndarray, patches: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from edgec.nest import rebased
 from edgec.program import Buffer, Conv, Depthwise, Fill, Kernel, Loops, Program, Step
 from edgec.records import Records
 from edgec.targets.binding import OperandBinder
-from edgec.targets.cpu import aarch64, conv, cortex_m, depthwise, fill, loops, packed, x86
+from edgec.targets.cpu import conv, depthwise, fill, loops, packed
 from edgec.targets.target import Target
 from edgec.targets.template import Template
 from edgec.tvm_adapter import build_object
@@ -57,21 +58,17 @@ _TEMPLATES: dict[type, Template] = {
 
 _PACKED = Template(packed.plan, packed.generate, packed.contract, packed.pack, candidates=packed.candidates)
 
-_SPECIAL: dict[str, Callable[[Kernel, Target], Template | None]] = {
-    "aarch64": aarch64.template_for,
-    "cortex-m": cortex_m.template_for,
-    "x86_64": x86.template_for,
-}
-"""By architecture: a faster template for a kernel, where there is one."""
+_SPECIAL = {"aarch64": "aarch64", "cortex-m": "cortex_m", "x86_64": "x86"}
+"""By architecture: the package whose ``template_for`` has a faster template for a kernel, where there is one."""
 
 
 def template_for(kernel: Kernel, target: Target) -> Template:
-    """The template that generates ``kernel`` for ``target``."""
+    """The template that generates ``kernel`` for ``target``; other architectures' are not loaded."""
     reals = isinstance(kernel, Conv) and kernel.input_dtype == "float32"
     if isinstance(kernel, Conv) and packed.fits(kernel) and reals:
         return _PACKED
     special = _SPECIAL.get(target.arch)
-    found = special(kernel, target) if special else None
+    found = import_module(f"edgec.targets.cpu.{special}").template_for(kernel, target) if special else None
     if found is None and isinstance(kernel, Conv) and packed.fits(kernel):
         return _PACKED
     return found or _TEMPLATES[type(kernel)]

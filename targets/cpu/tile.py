@@ -72,6 +72,8 @@ class Accumulators:
         """acc[pixel, vector] += left · right, both converted to the sum's dtype; ``left`` may be a scalar."""
         width = self.widths[vector]
         index = [self._index(pixel, vector, width)]
+        if self.dtype == "int32":  # vectors first, so that the compiler finds the long products of short integers
+            left, right = (widen(_words(value), width) for value in (left, right))
         total = tirx.BufferLoad(self.buffer, index) + widen(self._wide(left), width) * self._wide(right)
         self.body.emit(stmt.BufferStore(self.buffer, total, index))
 
@@ -128,6 +130,12 @@ class Store:
         else:
             result = self.body.bind("y", value)
         return emitter.offset(self.store)[0], result
+
+
+def _words(value: Any) -> Any:
+    """Bytes as int16; other integers as they are."""
+    kind, _, lanes = str(value.ty.dtype).partition("x")
+    return value.astype(f"int16x{lanes}" if lanes else "int16") if kind in ("int8", "uint8") else value
 
 
 def tiles(extent: int, size: int) -> list[tuple[int, int, int]]:

@@ -287,7 +287,9 @@ def _scale(node: ir.Node, index: int) -> Scale:
     zero = np.zeros(1, np.int8) if input_of(node, index + 1) is None else _constant(node, index + 1, "zero point")
     if scale.size > 1:
         refuse("it has a scale for each channel of an activation", "quantise activations with one scale a tensor")
-    return Scale(float(scale[0]), int(zero.reshape(-1)[0]))
+    if zero.dtype != np.int8:
+        refuse(f"its integers are {zero.dtype}", "an FPGA streams int8; say int8 for it in the recipe")
+    return Scale(float(scale[0]), int(zero.reshape(-1)[0]), "int8")
 
 
 def _convolution(reader: _Reader, node: ir.Node) -> None:

@@ -58,6 +58,7 @@ class GpuStep:
         group: the work group, or None for the driver's choice.
         host: the index of the processor's step that is run.
         nodes: the ONNX nodes it computes.
+        image: whether its weight, operand 1, is read as an image.
     """
 
     kind: str
@@ -70,6 +71,7 @@ class GpuStep:
     group: tuple[int, int, int] | None = None
     host: int = 0
     nodes: tuple[str, ...] = ()
+    image: bool = False
 
 
 @dataclass
@@ -170,7 +172,7 @@ class Binder(OperandBinder):
     """Binds steps to functions and constants, sharing equal ones."""
 
     def __init__(self, target: GpuTarget, records: Records | None = None) -> None:
-        super().__init__(target, records or Records())
+        super().__init__(target, Records() if records is None else records)
         self.sources: dict[str, tuple[Source, list[str]]] = {}
         self.steps: list[GpuStep] = []
         self._functions: dict[tuple[Any, ...], str] = {}
@@ -202,7 +204,7 @@ class Binder(OperandBinder):
         self.steps.append(
             GpuStep(
                 KERNEL, step.name, contract, step.kernel.macs, function, tuple(operands), source.items, source.group,
-                nodes=step.nodes,
+                nodes=step.nodes, image=source.image,
             )
         )
 

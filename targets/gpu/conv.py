@@ -2,25 +2,30 @@
 
 A work item computes a tile of ``rows`` × ``columns`` output pixels times ``vectors`` vectors of output channels in
 registers. Neighbouring items along the first axis have neighbouring blocks of channels and read the same input. Four
-input channels are loaded at once where they are contiguous (``depth``). Weights are packed so that they are read
-straight through: one panel per block of channels, in it [kh, kw, ci, channel]; with ``dot``, where four products of
-bytes are one instruction, [kh, kw, ci / 4, channel, 4].
+input channels are loaded at once where they are contiguous (``depth``). Weights are packed so that an item reads them
+straight through: one panel per block of channels, in it [kh, kw, ci, channel]; or, ``flat``, so that neighbouring items
+read neighbours: one panel of all channels. With ``dot``, where four products of bytes are one instruction, a panel is
+[kh, kw, ci / 4, channel, 4]. Where there are too few items to keep the device busy, a ``team`` of them shares each sum.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 
 import numpy as np
 
 from edgec.nest import merged_loops
 from edgec.program import Conv
+from edgec.targets.gpu import winograd
 from edgec.targets.gpu.grid import group_of, groups, positions
-from edgec.targets.gpu.opencl import IN_REGISTER, WIDTHS, Body, Source, load_vector
+from edgec.targets.gpu.opencl import IMAGE_LANES, IN_REGISTER, WIDTHS, Body, Source, image_vector, load_vector
 from edgec.targets.gpu.target import GpuTarget
+from edgec.targets.gpu.team import Team, side_by_side, sizes
 from edgec.targets.gpu.tile import Accumulators, Point, blocks, packed, placed, window, write
+from edgec.targets.gpu.winograd import WinogradPlan
 from edgec.targets.vectors import SHORT, padded_pieces, pieces
 
 TILES = ((1, 4), (1, 2), (1, 1), (2, 2), (1, 6), (1, 8), (2, 4), (4, 2), (2, 6), (4, 4), (1, 12), (2, 7))
@@ -28,12 +33,15 @@ TILES = ((1, 4), (1, 2), (1, 1), (2, 2), (1, 6), (1, 8), (2, 4), (4, 2), (2, 6),
 DOT_DTYPES = ("int8", "uint8")
 LATE = 4
 """How many other steps a change of the work group comes after."""
+MOST_TEAM_PIXELS = 4
+"""Pixels of a tile whose sums a team shares."""
 
 
 @dataclass(frozen=True)
 class ConvPlan:
-    """A convolution with its register tile, the input channels loaded at once, whether they are multiplied as one, and
-    its work group."""
+    """A convolution with its register tile, the input channels loaded at once, whether they are multiplied as one, the
+    weights' layout, the items that share a sum, whether weights are an image, and its work group, along whose first
+    axis a team lies."""
 
     conv: Conv
     rows: int
@@ -42,6 +50,9 @@ class ConvPlan:
     lanes: int
     depth: int
     dot: int = 0
+    flat: int = 0
+    team: int = 1
+    image: int = 0
     group_x: int = 0
     group_y: int = 0
 
@@ -50,18 +61,38 @@ class ConvPlan:
         """Output channels of a whole block."""
         return self.vectors * self.lanes
 
+    @property
+    def panel(self) -> int:
+        """Output channels of a panel of packed weights."""
+        return -(-self.conv.out_channels // self.block) * self.block if self.flat else self.block
+
+    @property
+    def group(self) -> tuple[int, int, int] | None:
+        """The work group."""
+        return (self.team, self.group_y, 1) if self.team > 1 else group_of(self.group_x, self.group_y)
+
+    @property
+    def slots(self) -> int:
+        """Numbers that an item sums up."""
+        return self.rows * self.columns * self.block
+
     def widths(self, channels: int) -> list[int]:
         """The vectors that cover a block of ``channels``; run-time weights must not be read past their end."""
         if self.conv.weight_strides is not None:
             return pieces(channels, self.lanes)
-        return padded_pieces(channels, self.lanes, 1)
+        return padded_pieces(channels, self.lanes, self.least)
+
+    @property
+    def least(self) -> int:
+        """The narrowest vector of packed weights."""
+        return IMAGE_LANES if self.image else 1
 
     @property
     def items(self) -> tuple[int, int, int]:
         """Work items: blocks of channels, tiles of columns, tiles of rows in every image."""
         conv = self.conv
         across, down = -(-conv.out_width // self.columns), -(-conv.out_height // self.rows)
-        return (-(-conv.out_channels // self.block), across, down * conv.batch)
+        return (-(-conv.out_channels // self.block) * self.team, across, down * conv.batch)
 
     @property
     def reduction(self) -> list[tuple[int, int]]:
@@ -71,13 +102,18 @@ class ConvPlan:
 
 def plan(conv: Conv, target: GpuTarget) -> ConvPlan:
     """The device's own vectors, four pixels a work item, and the group that the driver finds best."""
-    return candidates(conv, target)[0]
+    return min(_ranked(conv, target), key=lambda each: each[0])[1]
 
 
-def candidates(conv: Conv, target: GpuTarget) -> list[ConvPlan]:
+def candidates(conv: Conv, target: GpuTarget) -> list[ConvPlan | WinogradPlan]:
     """Every tile whose sums fit the registers, with every group; what differs little from the first choice comes
-    first, and the groups last."""
-    return [p for _, p in sorted(_ranked(conv, target), key=lambda each: each[0])]
+    first, and the groups last. Winograd's plans lie in between."""
+    first, *further = sorted(_ranked(conv, target), key=lambda each: each[0])
+    plans: list[tuple[int, ConvPlan | WinogradPlan]] = [
+        (first[0] + 1 + place // 2, p) for place, p in enumerate(winograd.candidates(conv, target))
+    ]
+    plans += further
+    return [first[1], *(p for _, p in sorted(plans, key=lambda each: each[0]))]
 
 
 def _ranked(conv: Conv, target: GpuTarget) -> Iterator[tuple[int, ConvPlan]]:
@@ -96,22 +132,49 @@ def _ranked(conv: Conv, target: GpuTarget) -> Iterator[tuple[int, ConvPlan]]:
                 if rows * columns * vectors * lanes > target.registers:
                     continue
                 plan = ConvPlan(conv, rows, columns, vectors, lanes, deep, dot)
-                for last, (x, y) in enumerate(groups(plan.items, target.work_group)):
-                    yield wider + more + other + LATE * last, replace(plan, group_x=x, group_y=y)
+                for rank, each in _shared(plan, target):
+                    yield wider + more + other + rank, each
 
 
-def pack(p: ConvPlan, weight: np.ndarray) -> np.ndarray:
+def _shared(plan: ConvPlan, target: GpuTarget) -> Iterator[tuple[int, ConvPlan]]:
+    """``plan`` with every team, layout of weights and group, and how many steps each is from the first choice."""
+    rest = plan.conv.weight_strides is not None and plan.conv.out_channels % plan.block
+    alone = rest or plan.rows * plan.columns > MOST_TEAM_PIXELS or not plan.reduction
+    terms = 0 if alone else plan.reduction[-1][0] // plan.depth
+    constant = plan.conv.weight_strides is None
+    other = constant and not plan.dot
+    images = [target.weights == "image", target.weights != "image"] if other else [False]
+    for (worse, image), (rank, team) in product(
+        enumerate(images), enumerate(sizes(target, plan.items, terms, plan.slots))
+    ):
+        from_image, rank = replace(plan, image=int(image)), rank + 2 * worse
+        if team > 1:
+            for more, y in enumerate(side_by_side(target, team, plan.slots, plan.items[1])):
+                yield rank + more, replace(from_image, team=team, group_y=y)
+            continue
+        for flat in (0, 1) if constant and plan.items[0] > 1 else (0,):
+            for last, (x, y) in enumerate(groups(plan.items, target.work_group)):
+                yield rank + flat + LATE * last, replace(from_image, flat=flat, group_x=x, group_y=y)
+
+
+def pack(p: ConvPlan | WinogradPlan, weight: np.ndarray) -> np.ndarray:
     """The weight [kh, kw, ci, co] as panels; a batch of matrices, read with strides, stays as it is."""
+    if isinstance(p, WinogradPlan):
+        return winograd.pack(p, weight)
     if p.conv.weight_strides is not None:
         return weight
-    panels = packed(weight, p.conv.out_channels, p.block, p.lanes)
-    return panels if not p.dot else np.concatenate([each.ravel() for each in _by_fours(p, panels)])
+    matrix, channels = weight.reshape(-1, p.conv.out_channels), p.conv.out_channels
+    if p.team > 1:
+        channels = -(-channels // p.block) * p.block
+        matrix = np.pad(matrix, ((0, 0), (0, channels - p.conv.out_channels)))
+    panels = packed(matrix, channels, p.panel, p.lanes, p.least)
+    return panels if not p.dot else np.concatenate([each.ravel() for each in _by_fours(p, channels, panels)])
 
 
-def _by_fours(p: ConvPlan, panels: np.ndarray) -> Iterator[np.ndarray]:
+def _by_fours(p: ConvPlan, channels: int, panels: np.ndarray) -> Iterator[np.ndarray]:
     """Panels [depth, channel] as [depth / 4, channel, 4]."""
     depth, first = prod(p.conv.kernel) * p.conv.in_channels, 0
-    for size, count in blocks(p.conv.out_channels, p.block):
+    for size, count in blocks(channels, p.panel):
         width = sum(padded_pieces(size, p.lanes, 1))
         for _ in range(count):
             panel = panels[first : first + depth * width].reshape(depth // 4, 4, width)
@@ -119,9 +182,9 @@ def _by_fours(p: ConvPlan, panels: np.ndarray) -> Iterator[np.ndarray]:
             first += depth * width
 
 
-def generate(p: ConvPlan, dtypes: list[str]) -> Source:
+def generate(p: ConvPlan | WinogradPlan, dtypes: list[str]) -> Source:
     """The kernel: operands in order and the output last."""
-    return _ConvWriter(p, dtypes).write()
+    return winograd.generate(p, dtypes) if isinstance(p, WinogradPlan) else _ConvWriter(p, dtypes).write()
 
 
 class _ConvWriter:
@@ -130,22 +193,33 @@ class _ConvWriter:
     def __init__(self, p: ConvPlan, dtypes: list[str]) -> None:
         self.plan, self.conv, self.dtypes, self.body = p, p.conv, dtypes, Body()
         self.depth = prod(p.conv.kernel) * p.conv.in_channels
+        self.team: Team | None = None
 
     def write(self) -> Source:
         p, conv = self.plan, self.conv
-        group = group_of(p.group_x, p.group_y)
-        block, image, pixels = placed(self.body, conv, positions(self.body, p.items, group), (p.rows, p.columns))
+        x, y, z = positions(self.body, p.items, p.group)
+        if p.team > 1:
+            self.team = Team(self.body, conv.accumulator_dtype, p.team, p.group_y, p.slots)
+            x = self.body.index("block", f"{x} / {p.team}")
+        block, image, pixels = placed(self.body, conv, (x, y, z), (p.rows, p.columns))
         corners = [self._corner(image, pixel) for pixel in pixels]
-        sizes = blocks(conv.out_channels, p.block)
-        if len(sizes) == 1:
-            self._tile(sizes[0][0], image, pixels, corners, block, f"{block} * {p.block}")
+        if self.team is not None:
+            self._shared_tile(self.team, image, pixels, corners, block)
         else:
-            (_, whole), (rest, _) = sizes
-            with self.body.block(f"if ({block} < {whole})"):
-                self._tile(p.block, image, pixels, corners, block, f"{block} * {p.block}")
-            with self.body.block("else"):
-                self._tile(rest, image, pixels, corners, str(whole), str(whole * p.block))
-        return self.body.source(p.items, group)
+            self._each_size(block, lambda *place: self._tile(image, pixels, corners, *place))
+        return self.body.source(p.items, p.group, bool(p.image))
+
+    def _each_size(self, block: str, inner: Callable[[int, str, str], None]) -> None:
+        """``inner`` for the block of channels: how many it has, its number and its first."""
+        sizes = blocks(self.conv.out_channels, self.plan.block)
+        if len(sizes) == 1:
+            inner(sizes[0][0], block, f"{block} * {self.plan.block}")
+            return
+        (_, whole), (rest, _) = sizes
+        with self.body.block(f"if ({block} < {whole})"):
+            inner(self.plan.block, block, f"{block} * {self.plan.block}")
+        with self.body.block("else"):
+            inner(rest, str(whole), str(whole * self.plan.block))
 
     def _corner(self, image: str, pixel: Point) -> str:
         n_step, h_step, w_step, _ = self.conv.input_strides
@@ -154,20 +228,39 @@ class _ConvWriter:
         return self.body.index("corner", f"{place} + ({pixel.column}) * {sw * w_step}")
 
     def _tile(
-        self, channels: int, image: str, pixels: list[Point], corners: list[str], block: str, channel: str
+        self, image: str, pixels: list[Point], corners: list[str], channels: int, block: str, channel: str
     ) -> None:
-        conv, widths = self.conv, self.plan.widths(channels)
         channel = self.body.index("channel", channel)
+        acc = self._sums(corners, image, block, channel, self.plan.widths(channels))
+        write(self.body, self.conv, acc, pixels, image, channel, channels, self.dtypes)
+
+    def _shared_tile(self, team: Team, image: str, pixels: list[Point], corners: list[str], block: str) -> None:
+        """A tile's sums by a team, whose first item stores them. All blocks are whole: barriers bear no branches."""
+        channel = self.body.index("channel", f"{block} * {self.plan.block}")
+        acc = self._sums(corners, image, block, channel, self.plan.widths(self.plan.block))
+        team.combine(acc.values, lambda one, other: f"{one.text} + {other.text}")
+
+        def store(channels: int, block: str, channel: str) -> None:
+            write(self.body, self.conv, acc, pixels, image, channel, channels, self.dtypes)
+
+        with self.body.block(f"if ({team.member} == 0)"):
+            self._each_size(block, store)
+
+    def _sums(self, corners: list[str], image: str, block: str, channel: str, widths: list[int]) -> Accumulators:
+        """The sums of a block of channels from ``channel`` on, of the part of an item in a team."""
+        conv, p = self.conv, self.plan
+        k_step = sum(widths)
         if conv.weight_strides is not None:
             batch_step, k_step = conv.weight_strides
             panel = f"{conv.weight_offset} + {image} * {batch_step} + {channel}"
+        elif p.flat:
+            k_step = sum(padded_pieces(conv.out_channels, p.lanes, p.least))
+            panel = f"{block} * {p.block * (4 if p.dot else 1)}"
         else:
-            k_step = sum(widths)
-            panel = f"{block} * {self.depth * sum(padded_pieces(self.plan.block, self.plan.lanes, 1))}"
-        panel = self.body.index("panel", panel)
-        acc = Accumulators(self.body, conv.accumulator_dtype, len(pixels), widths)
-        self._reduce(acc, corners, panel, k_step)
-        write(self.body, conv, acc, pixels, image, channel, channels, self.dtypes)
+            panel = f"{block} * {self.depth * sum(padded_pieces(p.block, p.lanes, p.least))}"
+        acc = Accumulators(self.body, conv.accumulator_dtype, len(corners), widths)
+        self._reduce(acc, corners, self.body.index("panel", panel), k_step)
+        return acc
 
     def _reduce(self, acc: Accumulators, corners: list[str], panel: str, k_step: int) -> None:
         loops = self.plan.reduction
@@ -178,10 +271,12 @@ class _ConvWriter:
                 return
             extent, step = loops[depth]
             inner = prod(e for e, _ in loops[depth + 1 :])
-            deep = self.plan.depth if depth == len(loops) - 1 else 1
-            with self.body.loop(extent, deep) as index:
+            last = depth == len(loops) - 1
+            deep = self.plan.depth if last else 1
+            first, team = (self.team.member, self.plan.team) if last and self.team else (None, 1)
+            with self.body.loop(extent, deep * team, f"{first} * {deep}" if first else "0") as index:
                 further, place = f"{source} + {index} * {step}", f"{k} + {index} * {inner}"
-                if depth == len(loops) - 1:
+                if last:
                     self._multiply(acc, corners, further, f"{panel} + ({place}) * {k_step}", k_step, deep)
                 else:
                     level(depth + 1, further, place)
@@ -233,7 +328,10 @@ class _ConvWriter:
         return self._converted("x", load_vector("p0", f"({offset})", self.dtypes[0], deep), self.dtypes[0], deep)
 
     def _weight(self, offset: str, width: int) -> str:
-        return self._converted("w", load_vector("p1", f"({offset})", self.dtypes[1], width), self.dtypes[1], width)
+        dtype = self.dtypes[1]
+        image = self.plan.image
+        text = image_vector(1, offset, dtype, width) if image else load_vector("p1", f"({offset})", dtype, width)
+        return self._converted("w", text, dtype, width)
 
     def _converted(self, prefix: str, text: str, dtype: str, lanes: int) -> str:
         """A loaded vector as the sums have it, named."""
@@ -250,10 +348,13 @@ def converted(body: Body, prefix: str, text: str, dtype: str, wanted: str, lanes
     return name
 
 
-def contract(p: ConvPlan) -> str:
+def contract(p: ConvPlan | WinogradPlan) -> str:
     """The kernel's name."""
+    if isinstance(p, WinogradPlan):
+        return winograd.contract(p)
     c = p.conv
     shape = f"n{c.batch}h{c.out_height}w{c.out_width}c{c.out_channels}"
     kind = "gemm_rt" if c.weight_strides else "conv"
-    tile = f"t{p.rows}x{p.columns}v{p.vectors}l{p.lanes}d{p.depth}{'dot' * p.dot}g{p.group_x}x{p.group_y}"
+    shared = (f"s{p.team}" if p.team > 1 else "f" * p.flat) + "i" * p.image
+    tile = f"t{p.rows}x{p.columns}v{p.vectors}l{p.lanes}d{p.depth}{'dot' * p.dot}{shared}g{p.group_x}x{p.group_y}"
     return f"{SHORT[c.input_dtype]}_{kind}_{shape}_{window(c)}i{c.in_channels}__{tile}"

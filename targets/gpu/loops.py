@@ -2,12 +2,13 @@
 
 The nest is first simplified (unit axes dropped, neighbouring axes that every index walks together merged). Vectors run
 along the last output axis; where there are few outputs, along the last axis of a reduction over neighbours; else every
-element is computed alone. A nest whose order matters is one work item's.
+element is computed alone. A reduction to so few outputs that the device would be idle is shared by a team of items. A
+nest whose order matters is one work item's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -21,6 +22,7 @@ from edgec.targets.gpu.grid import group_of, groups, positions, unravelled
 from edgec.targets.gpu.opencl import WIDTHS, Body, Source, Value, literal, register_type
 from edgec.targets.gpu.operators import vectorises
 from edgec.targets.gpu.target import GpuTarget
+from edgec.targets.gpu.team import ACCUMULATOR_BYTES, Team, side_by_side, sizes
 from edgec.targets.vectors import pieces
 
 FEW = 256
@@ -32,22 +34,44 @@ COMBINE = {"sum": "add", "prod": "mul"}
 
 @dataclass(frozen=True)
 class LoopsPlan:
-    """How a nest is emitted: along which axis (of output + reduce axes) vectors run, how wide, and the group."""
+    """How a nest is emitted: along which axis (of output + reduce axes) vectors run, how wide, how many items share a
+    reduction, and the group, along whose first axis a team lies."""
 
     nest: Loops
     axis: int | None
     lanes: int
+    team: int = 1
     group_x: int = 0
     group_y: int = 0
+
+    @property
+    def along(self) -> bool:
+        """Whether the vectors run along a reduction."""
+        return self.axis is not None and self.axis >= len(self.nest.extents)
+
+    @property
+    def group(self) -> tuple[int, int, int] | None:
+        """The work group."""
+        return (self.team, self.group_y, 1) if self.team > 1 else group_of(self.group_x, self.group_y)
+
+    @property
+    def shared(self) -> int:
+        """The reduction loop that a team shares: that with the most steps."""
+        return max(range(len(self.nest.reduce)), key=self.steps)
+
+    def steps(self, loop: int) -> int:
+        """Steps of a reduction loop."""
+        wide = self.along and loop == len(self.nest.reduce) - 1
+        return self.nest.reduce[loop] // self.lanes if wide else self.nest.reduce[loop]
 
     @property
     def items(self) -> tuple[int, int, int]:
         """Work items: vectors along the last output axis, the axis before it, and all others together."""
         nest = self.nest
         if nest.combine or nest.sequential or not nest.extents:
-            return (1, 1, 1)
+            return (self.team, 1, 1)
         last = len(nest.extents) - 1
-        x = -(-nest.extents[last] // (self.lanes if self.axis == last else 1))
+        x = -(-nest.extents[last] // (self.lanes if self.axis == last else 1)) * self.team
         return (x, nest.extents[last - 1] if last else 1, prod(nest.extents[: max(0, last - 1)]))
 
 
@@ -61,12 +85,34 @@ def candidates(nest: Loops, target: GpuTarget) -> list[LoopsPlan]:
     nest = simplify(nest)
     axis = _vector_axis(nest)
     if axis is None:
-        return [LoopsPlan(nest, None, 1)]
+        return [p for _, p in sorted(_shared([LoopsPlan(nest, None, 1)], target), key=lambda each: each[0])]
     extent = (nest.extents + nest.reduce)[axis]
     widths = sorted((w for w in WIDTHS if w <= extent), key=lambda w: abs(w.bit_length() - target.vector.bit_length()))
     plans = [LoopsPlan(nest, axis, width) for width in widths]
     plans += [LoopsPlan(nest, None, 1)] if axis == len(nest.extents) - 1 else []
-    return [replace(p, group_x=x, group_y=y) for p in plans for x, y in groups(p.items, target.work_group)]
+    return [p for _, p in sorted(_shared(plans, target), key=lambda each: each[0])]
+
+
+def _shared(plans: Sequence[LoopsPlan], target: GpuTarget) -> Iterator[tuple[int, LoopsPlan]]:
+    """``plans`` with every team and group, and how far each is from the first choice."""
+    for place, plan in enumerate(plans):
+        terms = plan.steps(plan.shared) if _may_share(plan) else 0
+        for rank, team in enumerate(sizes(target, plan.items, terms, plan.lanes)):
+            if team > 1:
+                for more, y in enumerate(side_by_side(target, team, plan.lanes, plan.items[1])):
+                    yield 2 * rank + place + more, replace(plan, team=team, group_y=y)
+                continue
+            choices = groups(plan.items, target.work_group) if plan.axis is not None else [(0, 0)]
+            for last, (x, y) in enumerate(choices):
+                yield 2 * rank + place + last, replace(plan, group_x=x, group_y=y)
+
+
+def _may_share(plan: LoopsPlan) -> bool:
+    """Whether a team could share the reductions. Ends of rows would put its barriers into branches."""
+    nest = plan.nest
+    reduces = bool(nest.reducer and nest.reduce) and not nest.sequential and not nest.combine
+    narrow = np.dtype(nest.body.dtype).itemsize <= ACCUMULATOR_BYTES
+    return reduces and narrow and (plan.along or plan.axis is None or nest.extents[-1] % plan.lanes == 0)
 
 
 def _vector_axis(nest: Loops) -> int | None:
@@ -97,14 +143,17 @@ class _LoopsWriter:
     def __init__(self, planned: LoopsPlan, dtypes: Sequence[str]) -> None:
         self.plan, self.nest, self.dtypes, self.body = planned, planned.nest, dtypes, Body()
         self.output = f"p{len(dtypes) - 1}"
+        self.team: Team | None = None
 
     def write(self) -> Source:
-        group = group_of(self.plan.group_x, self.plan.group_y)
-        nest = self.nest
+        nest, team = self.nest, self.plan.team
         if nest.combine or nest.sequential:
             self._in_order({}, 0)
             return self.body.source((1, 1, 1), None)
-        x, y, z = positions(self.body, self.plan.items, group)
+        x, y, z = positions(self.body, self.plan.items, self.plan.group)
+        if team > 1:
+            self.team = Team(self.body, nest.body.dtype, team, self.plan.group_y, self.plan.lanes)
+            x = self.body.index("part", f"{x} / {team}")
         last = len(nest.extents) - 1
         outer = unravelled(self.body, z, nest.extents[: max(0, last - 1)])
         axes = dict(enumerate([*outer, *([y] if last > 0 else []), *([x] if last >= 0 else [])]))
@@ -112,7 +161,7 @@ class _LoopsWriter:
             self._vectors(axes, last, x)
         else:
             self._point(axes, 1)
-        return self.body.source(self.plan.items, group)
+        return self.body.source(self.plan.items, self.plan.group)
 
     def _vectors(self, axes: dict[int, str], last: int, x: str) -> None:
         """This item's vector, or what is left at the end of the axis in ever shorter ones."""
@@ -146,11 +195,19 @@ class _LoopsWriter:
         nest, last = self.nest, len(self.nest.extents) - 1
         accumulated = None
         if nest.reducer is not None:
-            along = self.plan.axis is not None and self.plan.axis > last
-            accumulated = self._reduce_along(axes) if along else self._reduce(axes, lanes, nest.reduce)
+            accumulated = self._reduce_along(axes) if self.plan.along else self._reduce(axes, lanes, nest.reduce)
         emitter = self._emitter(axes, lanes, last, accumulated)
         is_result = accumulated is not None and nest.epilogue is None
-        value = accumulated if is_result and accumulated else emitter.vector(nest.result)
+        if self.team is not None:
+            with self.body.block(f"if ({self.team.member} == 0)"):
+                self._finish(emitter, accumulated if is_result else None)
+        else:
+            self._finish(emitter, accumulated if is_result else None)
+
+    def _finish(self, emitter: Emitter, result: Value | None) -> None:
+        """Store what a point comes to: ``result``, or what is made of the reduction."""
+        nest = self.nest
+        value = result or emitter.vector(nest.result)
         if nest.combine is not None:
             place = emitter.offset(nest.store)[0]
             value = self._combined(nest.combine, Value(f"{self.output}[{place}]", nest.dtype), value)
@@ -182,7 +239,14 @@ class _LoopsWriter:
     def _reduce(self, axes: dict[int, str], lanes: int, extents: Sequence[int]) -> Value:
         acc = self._start(lanes)
         self._nested(axes, extents, 0, lambda point: self._take_in(acc, point, len(self.nest.extents) - 1))
+        self._together(acc)
         return acc
+
+    def _together(self, acc: Value) -> None:
+        """What a team's members have summed up."""
+        if self.team is not None:
+            reducer = str(self.nest.reducer)
+            self.team.combine([acc], lambda one, other: self._combined(reducer, one, other).text)
 
     def _nested(
         self, axes: dict[int, str], extents: Sequence[int], depth: int, inner: Callable[[dict[int, str]], None]
@@ -190,8 +254,15 @@ class _LoopsWriter:
         if depth == len(extents):
             inner(axes)
             return
-        with self.body.loop(extents[depth]) as index:
+        first, step = self._part(depth, 1)
+        with self.body.loop(extents[depth], step, first) as index:
             self._nested({**axes, len(self.nest.extents) + depth: index}, extents, depth + 1, inner)
+
+    def _part(self, loop: int, lanes: int) -> tuple[str, int]:
+        """Where this item begins in a reduction loop, and how far it goes at once, of ``lanes`` each step."""
+        if self.team is None or loop != self.plan.shared:
+            return "0", lanes
+        return f"{self.team.member} * {lanes}", lanes * self.team.size
 
     def _reduce_along(self, axes: dict[int, str]) -> Value:
         """Reduce with vectors along the last reduction axis; the lanes are combined at the end."""
@@ -200,13 +271,24 @@ class _LoopsWriter:
         acc, rest = self._start(lanes), self._start(1)
 
         def row(point: dict[int, str]) -> None:
-            with self.body.loop(extent // lanes * lanes, lanes) as index:
+            first, step = self._part(len(nest.reduce) - 1, lanes)
+            with self.body.loop(extent // lanes * lanes, step, first) as index:
                 self._take_in(acc, {**point, axis: index}, axis)
+            if extent % lanes and first != "0":
+                with self.body.block(f"if ({first} == 0)"):
+                    ends(point)
+            else:
+                ends(point)
+
+        def ends(point: dict[int, str]) -> None:
             for left in range(extent // lanes * lanes, extent):
                 with self.body.block(""):
                     self._take_in(rest, {**point, axis: str(left)}, None)
 
         self._nested(axes, nest.reduce[:-1], 0, row)
+        self._together(acc)
+        if self.team is not None:
+            self._together(rest)
         for lane in range(lanes):
             value = Value(f"{acc.text}.s{lane:x}", acc.dtype)
             self.body.line(f"{rest.text} = {self._combined(str(nest.reducer), rest, value).text};")
@@ -231,6 +313,7 @@ def contract(planned: LoopsPlan) -> str:
     shape = "x".join(map(str, nest.extents)) or "1"
     kind = nest.reducer or nest.combine or "map"
     reduce = "r" + "x".join(map(str, nest.reduce)) if nest.reduce else ""
-    return f"{nest.dtype}_{kind}_{shape}{reduce}__v{planned.lanes}g{planned.group_x}x{planned.group_y}"
+    team = f"s{planned.team}" if planned.team > 1 else ""
+    return f"{nest.dtype}_{kind}_{shape}{reduce}__v{planned.lanes}{team}g{planned.group_x}x{planned.group_y}"
 
 

@@ -40,6 +40,8 @@ def template_for(kernel: Kernel, target: Target) -> Template | None:
     if isinstance(kernel, Conv) and kernel.weight_strides is None:
         if kernel.input_dtype == "float32":
             return WINOGRAD if winograd.fits(kernel) else FLOATS
+        if kernel.input_dtype == "int16":
+            return None
         if "i8mm" in target.features:
             return MATRIX
         return DOT if "dotprod" in target.features else PAIRS

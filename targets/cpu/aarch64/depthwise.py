@@ -50,8 +50,8 @@ class DepthwisePlan:
 
 
 def fits(conv: Depthwise) -> bool:
-    """Whether the sums are of integers."""
-    return conv.input_dtype != "float32"
+    """Whether the sums are of bytes."""
+    return conv.input_dtype in ("int8", "uint8")
 
 
 def plan(conv: Depthwise, target: Target) -> DepthwisePlan:

@@ -1,4 +1,4 @@
-"""Code for :class:`edgec.program.Conv` of 8-bit integers on x86: implicit GEMM by products of four bytes.
+"""Code for :class:`edgec.program.Conv` of integers on x86: implicit GEMM by products of four bytes, or of two int16.
 
 The input is read four bytes a pixel at a time along its contiguous runs (a row of the window, or its channels), and
 these are broadcast; a vector of weights holds as many bytes for each output channel. Runs are padded with zero
@@ -9,6 +9,8 @@ byte, is an int8 of 16 times the weight; so are the sums, and these leave the ti
 
 The instruction multiplies unsigned bytes by signed ones. An int8 input is turned into uint8 by its highest bit,
 x + 128; Σ x · w = Σ (x + 128) · w − 128 · Σ w, and the last term, for each channel, is in the head of each panel.
+
+An int16 input is read two elements at a time, and two weights a channel are bytes that are widened in a register.
 """
 
 from __future__ import annotations
@@ -27,7 +29,15 @@ from edgec.targets.cpu.tile import Accumulators, Point, Store, bias_apart, start
 from edgec.targets.cpu.tir import Kernel, lanes_of, vector_load
 from edgec.targets.cpu.x86.isa import Isa, part
 from edgec.targets.cpu.x86.narrow import special
-from edgec.targets.cpu.x86.tile import SIGN_BYTES, TAPS, IntegerTile, Multiplier, Panel, bias_vectors
+from edgec.targets.cpu.x86.tile import (
+    SIGN_BYTES,
+    TAPS,
+    IntegerTile,
+    Multiplier,
+    Panel,
+    WordMultiplier,
+    bias_vectors,
+)
 from edgec.targets.target import Target
 from edgec.targets.vectors import SHORT, padded_pieces
 
@@ -43,19 +53,31 @@ SIXTEEN = 16
 """By how much weights of 4 bits are larger at the top of a byte."""
 DEEPEST_HALVES = 2**31 // (255 * 128) - 1
 """Products whose sixteenfold sum fits an int32."""
+WORD_TAPS = 2
+"""Products of int16 that one int32 lane takes in at a time."""
 UNROLL_PRODUCTS = 16
 """Products in one iteration of the reduction, at least, where the run is long enough."""
 
 
 @dataclass(frozen=True)
 class GroupedPlan(ConvPlan):
-    """A convolution of bytes with its register tile; ``lanes`` are those of int32."""
+    """A convolution of integers with its register tile; ``lanes`` are those of int32."""
 
     isa: Isa
 
     @property
+    def words(self) -> bool:
+        """Whether the input is int16."""
+        return self.conv.input_dtype == "int16"
+
+    @property
+    def together(self) -> int:
+        """Products that a lane takes in at a time."""
+        return WORD_TAPS if self.words else TAPS
+
+    @property
     def runs(self) -> tuple[list[tuple[int, int]], int]:
-        """The loops over the runs, as :attr:`ConvPlan.reduction`, and the length of a run in bytes."""
+        """The loops over the runs, as :attr:`ConvPlan.reduction`, and the length of a run in elements."""
         loops = self.reduction
         if loops and loops[-1][1] == 1:
             return loops[:-1], loops[-1][0]
@@ -63,8 +85,8 @@ class GroupedPlan(ConvPlan):
 
     @property
     def groups(self) -> int:
-        """Groups of four bytes that cover a run."""
-        return -(-self.runs[1] // TAPS)
+        """Groups of four bytes, or of two int16, that cover a run."""
+        return -(-self.runs[1] // self.together)
 
     @property
     def halves(self) -> bool:
@@ -74,7 +96,8 @@ class GroupedPlan(ConvPlan):
     @property
     def layout(self) -> Panel:
         """How a panel lies."""
-        return Panel(prod(extent for extent, _ in self.runs[0]) * self.stored_groups, self.conv.input_dtype == "int8")
+        steps = prod(extent for extent, _ in self.runs[0]) * self.stored_groups
+        return Panel(steps, self.conv.input_dtype == "int8", self.together)
 
     @property
     def stored_groups(self) -> int:
@@ -111,7 +134,7 @@ def candidates(conv: Conv, target: Target) -> list[GroupedPlan]:
 
 def register_tiles(conv: Conv, isa: Isa) -> Iterator[GroupedPlan]:
     """Every register tile that fits the register file."""
-    copies = 1 if isa.vnni else 2
+    copies = 1 if isa.vnni or conv.input_dtype == "int16" else 2
     for vectors in range(1, min(8, -(-conv.out_channels // isa.lanes)) + 1):
         pixels = (isa.registers - 1 - copies * (vectors + 1)) // vectors
         for columns in range(1, min(conv.out_width, max(1, pixels)) + 1):
@@ -127,8 +150,8 @@ def cost(p: GroupedPlan) -> float:
             for _, channels, blocks in tiles(conv.out_channels, p.block):
                 widths = p.widths(channels)
                 pixels, share = rows * columns, sum(widths) / p.lanes
-                products = pixels * share * (1 if p.isa.vnni else 3)
-                step = max(products, pixels / 2 + share, LATENCY) + 0.5
+                products = pixels * share * (1 if p.isa.vnni else 2 if p.words else 3)
+                step = max(products + share * p.words, pixels / 2 + share, LATENCY) + 0.5
                 setup = TILE_OVERHEAD + EPILOGUE_CYCLES * pixels * share
                 total += conv.batch * row_tiles * column_tiles * blocks * (steps * step + setup)
                 total += pixels * len(widths) * CODE_CYCLES
@@ -139,9 +162,9 @@ def pack(p: GroupedPlan, weight: np.ndarray) -> np.ndarray:
     """The weight [kh, kw, ci, co] as panels, one a block of channels (see :class:`Panel`)."""
     _, run = p.runs
     matrix = weight.reshape(-1, run, p.conv.out_channels)
-    padded = np.zeros((matrix.shape[0], p.groups * TAPS, p.conv.out_channels), np.int8)
+    padded = np.zeros((matrix.shape[0], p.groups * p.together, p.conv.out_channels), np.int8)
     padded[:, :run] = matrix
-    padded = padded.reshape(-1, TAPS, p.conv.out_channels)
+    padded = padded.reshape(-1, p.together, p.conv.out_channels)
     sums = padded.sum((0, 1), np.int32)
     if p.halves:
         padded, sums = _in_halves(padded.reshape(-1, p.groups, *padded.shape[1:])), sums * SIXTEEN
@@ -176,7 +199,7 @@ class _GroupedWriter(ConvWriter):
         # 16 times a bias might not fit
         epilogue, self.bias = (p.conv.epilogue, None) if p.halves else bias_apart(p.conv.epilogue, "int32")
         self.target = Store(self.body, kernel.buffers[:-1], kernel.buffers[-1], epilogue, p.conv.store)
-        self.multiplier = Multiplier(p.isa, self.body)
+        self.multiplier = (WordMultiplier if p.words else Multiplier)(p.isa, self.body)
         self.sign: Any = None
 
     def _accumulators(
@@ -194,13 +217,14 @@ class _GroupedWriter(ConvWriter):
         return IntegerTile(self.body, self.plan.isa, points, widths, [self.body.hold(value) for value in start])
 
     def _weights(self, row: Any, first: int, width: int) -> Any:
-        """Four bytes for each of ``width`` channels from ``first`` on."""
-        return vector_load(self.weight, row + first * TAPS, width * TAPS)
+        """The bytes of a group for each of ``width`` channels from ``first`` on."""
+        together = self.plan.together
+        return vector_load(self.weight, row + first * together, width * together)
 
     def _reduce(self, acc: Accumulators, corner: Any, panel: Any, k_step: int) -> None:
         assert isinstance(acc, IntegerTile)
         outer, lanes = self.plan.runs[0], sum(acc.widths)
-        row = TAPS * lanes
+        row = self.plan.together * lanes
         panel = panel + self.plan.layout.head(lanes)
 
         def level(depth: int, source: Any, group: Any) -> None:
@@ -220,16 +244,17 @@ class _GroupedWriter(ConvWriter):
     def _run(self, acc: IntegerTile, source: Any, weights: Any, row: int) -> None:
         """The products of one run."""
         groups, each = self.plan.stored_groups, 2 if self.plan.halves else 1
+        step_size = self.plan.together * each
         step = self._two_steps if self.plan.halves else self._step
         unroll = min(groups, -(-UNROLL_PRODUCTS // (len(acc.points) * len(acc.widths) * each)))
         with self.body.loop(groups // unroll) as index:
             for group in (index * unroll + number for number in range(unroll)):
-                step(acc, source + group * (TAPS * each), weights + group * row)
+                step(acc, source + group * step_size, weights + group * row)
         for group in range(groups // unroll * unroll, groups):
-            step(acc, source + group * (TAPS * each), weights + group * row)
+            step(acc, source + group * step_size, weights + group * row)
 
     def _step(self, acc: IntegerTile, source: Any, weights: Any) -> None:
-        """Four bytes of the run for the whole tile."""
+        """One group of the run for the whole tile."""
         vectors = [
             self.multiplier.weights(self._weights(weights, first, width))
             for first, width in zip(starts(acc.widths), acc.widths, strict=True)
@@ -246,20 +271,22 @@ class _GroupedWriter(ConvWriter):
             self._products(acc, source + half * TAPS, [self.multiplier.weights(_sixteenfold(v, half)) for v in stored])
 
     def _products(self, acc: IntegerTile, source: Any, vectors: list[list[Any]]) -> None:
-        """Four bytes of every pixel, from ``source`` on, times the weights."""
+        """One group of every pixel, from ``source`` on, times the weights."""
         _, h_step, w_step, _ = self.conv.input_strides
         sh, sw = self.conv.stride
         for pixel, point in enumerate(acc.points):
             offset = source + point.row * sh * h_step + point.column * sw * w_step
             inputs = self.multiplier.inputs(self._pixel(offset, max(acc.widths)))
             for index, vector in enumerate(vectors):
-                own = [part(x, 0, acc.widths[index] * TAPS // len(inputs)) for x in inputs]
+                own = [part(x, 0, acc.widths[index] * self.plan.together // len(inputs)) for x in inputs]
                 acc.update(pixel, index, self.multiplier.add(acc.value(pixel, index), own, vector))
 
     def _pixel(self, offset: Any, lanes: int) -> Any:
-        """Four bytes of the input, unsigned, in each of ``lanes`` lanes."""
-        word = tirx.reinterpret("int32", vector_load(self.input, offset, TAPS))
-        value = tirx.reinterpret(f"uint8x{TAPS * lanes}", tirx.Broadcast(word, lanes))
+        """One group of the input, bytes unsigned, in each of ``lanes`` lanes."""
+        together = self.plan.together
+        word = tirx.reinterpret("int32", vector_load(self.input, offset, together))
+        kind = "int16" if self.plan.words else "uint8"
+        value = tirx.reinterpret(f"{kind}x{together * lanes}", tirx.Broadcast(word, lanes))
         if self.plan.layout.signed:
             value = tirx.bitwise_xor(value, part(self.sign, 0, TAPS * lanes))
         return self.body.bind("x", value)

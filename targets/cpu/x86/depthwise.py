@@ -97,8 +97,8 @@ class IntegerDepthwisePlan:
 
 
 def fits(conv: Depthwise) -> bool:
-    """Whether there is a template for it."""
-    return conv.input_dtype != "float32"
+    """Whether the sums are of bytes."""
+    return conv.input_dtype in ("int8", "uint8")
 
 
 def plan(depthwise: Depthwise, target: Target) -> IntegerDepthwisePlan:

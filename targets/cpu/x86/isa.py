@@ -24,7 +24,7 @@ class Isa:
     Attributes:
         lanes: 32-bit lanes of its widest register: 4, 8 or 16.
         registers: how many there are.
-        vnni: whether it sums up products of bytes in groups of four (``vpdpbusd``).
+        vnni: whether it sums up products of bytes in fours (``vpdpbusd``), and of int16 in pairs (``vpdpwssd``).
         vbmi: whether it permutes the bytes of a register (``vpermb``).
     """
 
@@ -65,6 +65,12 @@ def dot(total: Any, unsigned: Any, signed: Any) -> Any:
     """``total`` int32 plus the products of bytes summed in groups of four (``vpdpbusd``)."""
     lanes = lanes_of(total)
     return instruction(f"int32x{lanes}", f"x86.avx512.vpdpbusd.{32 * lanes}", total, unsigned, signed)
+
+
+def word_dot(total: Any, left: Any, right: Any) -> Any:
+    """``total`` int32 plus the products of int16 summed in pairs (``vpdpwssd``)."""
+    lanes = lanes_of(total)
+    return instruction(f"int32x{lanes}", f"x86.avx512.vpdpwssd.{32 * lanes}", total, left, right)
 
 
 def pair_sums(left: Any, right: Any) -> Any:

@@ -12,7 +12,7 @@ from edgec.lazy_tvm import tirx
 from edgec.scalar import Expr
 from edgec.targets.cpu.tile import Accumulators, Point, Store, starts
 from edgec.targets.cpu.tir import Body, Emitter, vector_store
-from edgec.targets.cpu.x86.isa import Isa, dot, join, pair_sums, part
+from edgec.targets.cpu.x86.isa import Isa, dot, join, pair_sums, part, word_dot
 from edgec.targets.cpu.x86.narrow import GROUP, bytes_of, narrowing
 from edgec.targets.vectors import CHANNEL_AXIS, pieces
 
@@ -91,6 +91,28 @@ class Multiplier:
         for left, right in zip(inputs, weights, strict=True):
             total = total + pair_sums(left, right)
         return total
+
+
+@dataclass(frozen=True)
+class WordMultiplier:
+    """Products of pairs of int16 by pairs of int8, summed up in int32, exactly: two products are below 2^23."""
+
+    isa: Isa
+    body: Body
+
+    def weights(self, value: Any) -> list[Any]:
+        """A vector of weights, as :meth:`add` takes it."""
+        return [self.body.hold(value.astype(f"int16x{_lanes(value)}"))]
+
+    def inputs(self, value: Any) -> list[Any]:
+        """A vector of int16, as :meth:`add` takes it."""
+        return [value]
+
+    def add(self, total: Any, inputs: Sequence[Any], weights: Sequence[Any]) -> Any:
+        """``total`` and the products."""
+        if self.isa.vnni:
+            return word_dot(total, inputs[0], weights[0])
+        return total + pair_sums(inputs[0], weights[0])
 
 
 def _lanes(value: Any) -> int:
