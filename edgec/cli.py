@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edgec import console, tables
+from edgec import completion, console, tables
 from edgec.deferred import defer
 from edgec.errors import EdgecError
 
@@ -114,17 +114,30 @@ def _show(found: Any, as_json: bool, print_tables: Callable[[], None]) -> None:
 @app.command("compile")
 def compile_model(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.")],
-    target: Annotated[str, typer.Option(help="What to build for: see edgec targets; host is this machine.")] = "host",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="What to build for: see edgec targets; host is this machine.", autocompletion=completion.targets
+        ),
+    ] = "host",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="OUT", help="The artifact: MODEL.so by default, or NAME.o to link."),
     ] = None,
     shape: Shapes = None,
     passes: Annotated[
-        str | None, typer.Option(metavar="NAME,…", help="The passes to run, in this order; all by default.")
+        str | None,
+        typer.Option(
+            metavar="NAME,…", help="The passes to run, in this order; all by default.", autocompletion=completion.passes
+        ),
     ] = None,
     stop_after: Annotated[
-        str | None, typer.Option(metavar="PASS", help="Stop after this pass, and write the ONNX model as OUT.")
+        str | None,
+        typer.Option(
+            metavar="PASS",
+            help="Stop after this pass, and write the ONNX model as OUT.",
+            autocompletion=completion.passes,
+        ),
     ] = None,
     check: Annotated[
         Path | None, typer.Option(metavar="PATH", help="An .npz named as for run: compare its outputs after each pass.")
@@ -137,6 +150,7 @@ def compile_model(
         typer.Option(
             metavar="none|int8|w8|w4|w3|w2|w4a8|auto",
             help="Make integers: of weights and activations, of weights only (w…), of 4 and 8 bits (w4a8), or mixed.",
+            autocompletion=completion.modes,
         ),
     ] = "none",
     calib: Annotated[
@@ -180,6 +194,9 @@ def compile_model(
         Path | None,
         typer.Option(metavar="PATH", help="Samples to put into the artifact with their outputs, for edgert-selftest."),
     ] = None,
+    compress: Annotated[
+        bool, typer.Option("--compress", help="Store weights entropy-coded: a smaller file, decoded when it is opened.")
+    ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say what the passes left alone, and why.")] = False,
     report: ReportFile = None,
     from_front: Annotated[
@@ -228,7 +245,7 @@ def compile_model(
             model, target, output, shapes=shapes, passes=names, check=checked, prune=prune, quantize=quantize,
             calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe,
             group_size=group_size, max_ms=max_ms, max_bytes=max_bytes, states=parse_states(state or ()), tune=tune,
-            tune_db=tune_db, fps=fps, bundle_tests=bundle_tests, progress=progress,
+            tune_db=tune_db, fps=fps, bundle_tests=bundle_tests, compress=compress, progress=progress,
         )  # fmt: skip
         if page:
             page.write_compiled(compiled, progress)
@@ -332,7 +349,9 @@ def prune_model(
     distil: Annotated[
         float, typer.Option(metavar="MINUTES", min=0, help="Learn from the original in torch for so long.")
     ] = 0.0,
-    target: Annotated[str, typer.Option(help="Whose vectors the channels fill.")] = "host",
+    target: Annotated[
+        str, typer.Option(help="Whose vectors the channels fill.", autocompletion=completion.targets)
+    ] = "host",
     curve: Annotated[
         Path | None, typer.Option(metavar="OUT.svg", help="Plot accuracy against latency over several shares instead.")
     ] = None,
@@ -420,7 +439,12 @@ def generate(
 @app.command()
 def tune(
     model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="The ONNX file.")] = None,
-    target: Annotated[str, typer.Option(help="What to tune for: see edgec targets; host is this machine.")] = "host",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="What to tune for: see edgec targets; host is this machine.", autocompletion=completion.targets
+        ),
+    ] = "host",
     minutes: Annotated[float, typer.Option(help="How long at most.")] = 5.0,
     tune_db: TuneDb = None,
     merge: Annotated[
@@ -553,7 +577,12 @@ def bench(
 def explore(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.")],
     data: Annotated[Path, typer.Option("--eval", metavar="PATH", help="Labelled samples to measure the accuracy on.")],
-    target: Annotated[str, typer.Option(help="A processor: see edgec targets; host is this machine.")] = "host",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="A processor: see edgec targets; host is this machine.", autocompletion=completion.targets
+        ),
+    ] = "host",
     calib: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Typical inputs to prune and quantise by.")
     ] = None,

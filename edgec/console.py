@@ -146,6 +146,8 @@ def progress(*, in_background: bool = True) -> Iterator[Progress | None]:
         def tell(what: str, done: int, total: int) -> None:
             name = what.partition(":")[0]  # what follows tells how things stand
             if name not in tasks:
+                for each in bar.tasks:  # a stage of a single step is over when the next begins
+                    bar.update(each.id, visible=(each.total or 0) > 1)
                 tasks[name] = bar.add_task(what, total=total)
             bar.update(tasks[name], description=what, completed=done, total=total, refresh=not in_background)
 

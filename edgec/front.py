@@ -92,12 +92,12 @@ class Front:
     def pick(self, choice: str) -> Result:
         """The result that ``choice`` names: one of :data:`PICKS`, the points after a colon.
 
-        Points are lost against the best score of the front: ``fastest-within:1.0``.
+        Points are lost against the best score of the front: ``fastest-within:1.0``, with a space for the colon, too.
 
         Raises:
             EdgecError: it is spelled otherwise, or there is no result.
         """
-        name, _, number = choice.partition(":")
+        name, _, number = ":".join(choice.split()).partition(":")
         try:
             points = float(number) if number else 0.0
         except ValueError:

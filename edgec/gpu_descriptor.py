@@ -20,6 +20,11 @@ KINDS = {
 }  # fmt: skip
 """``edgert_gpu_kind`` by the plan's name for it."""
 
+IMAGES = ("", "float32", "float16", "int8")
+"""dtypes by ``edgert_gpu_image``."""
+WEIGHT = 1
+"""The operand that may be an image."""
+
 SOURCE_FILE, WEIGHTS_FILE = "kernels.cl", "gpu_weights.bin"
 
 
@@ -47,7 +52,7 @@ class GpuWriter:
                 f"  {{{KINDS[step.kind]}, {names}, {len(operands)}u, {len(step.operands)}u, {{{items}}}, {{{group}}}, "
                 f"{step.host}u, 0u, {step.macs}u}},"
             )
-            operands += [self._operand(buffer) for buffer in step.operands]
+            operands += [self._operand(b, step.image and i == WEIGHT) for i, b in enumerate(step.operands)]
         return "\n".join(
             [
                 "static const char gpu_strings[] =", *strings, ";",
@@ -62,14 +67,15 @@ class GpuWriter:
             ]
         )  # fmt: skip
 
-    def _operand(self, buffer: Buffer) -> str:
+    def _operand(self, buffer: Buffer, image: bool) -> str:
         root = buffer.root
         skip = buffer.root_offset * np.dtype(buffer.dtype).itemsize
         if root.space == ARENA:
             assert root.offset is not None
             space, io, offset = "EDGERT_GPU_ARENA", 0, root.offset + skip
         elif root.space == CONSTANT:
-            space, io, offset = "EDGERT_GPU_WEIGHTS", 0, self.image.offsets[id(root)] + skip
+            space, io = "EDGERT_GPU_WEIGHTS", IMAGES.index(buffer.dtype) if image else 0
+            offset = self.image.offsets[id(root)] + skip
         else:
             space, io, offset = "EDGERT_GPU_IO", self._io[id(root)], skip
         return f"  {{{space}, {io}u, {offset}u, {buffer.nbytes}u}},"

@@ -243,6 +243,48 @@ def test_progress_goes_to_a_terminal_only(tiny_model, tmp_path):
         report = json.loads(process.stdout.read())
     assert process.returncode == 0 and report["target"] == "host"
     assert b"kernels" in shown and b"\x1b[" in shown
+    assert b"import" in shown and b"import" not in shown[shown.rindex(b"kernels") :]  # a stage that is over is gone
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("edgec expl", ["explore"]),
+        ("edgec compile m.onnx --target rpi", ["rpi2", "rpi3", "rpi4", "rpi5"]),
+        ("edgec compile m.onnx --quantize w4", ["w4", "w4a8"]),
+        ("edgec compile m.onnx --passes simplify,fold-aff", ["simplify,fold-affine"]),
+        ("edgec compile m.onnx --stop-after fuse-h", ["fuse-heads"]),
+    ],
+)
+def test_shells_complete(words, offered):
+    environment = {"_EDGEC_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    command = [sys.executable, "-c", "from edgec.cli import main; main()"]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == offered
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_written_for_each_shell(shell):
+    environment = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    command = [sys.executable, "-c", "from edgec.cli import main; main()", "--show-completion", shell]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "_EDGEC_COMPLETE" in done.stdout
+
+
+def test_no_colours_where_it_is_piped(tiny_model, tmp_path):
+    command = [sys.executable, "-c", "from edgec.cli import main; main()"]
+    for path, code in ((tiny_model, 0), (tmp_path / "none.onnx", 2)):
+        arguments = ["compile", path, "-o", tmp_path / "m.so"]
+        done = subprocess.run([*command, *arguments], capture_output=True, env={**os.environ, "TERM": "xterm"})
+        assert done.returncode == code and b"\x1b" not in done.stdout + done.stderr
+
+
+def test_quiet_leaves_errors_and_json(tiny_model, tmp_path):
+    made = call("--quiet", "compile", tiny_model, "-o", tmp_path / "m.so")
+    assert made.exit_code == 0 and made.output == ""
+    assert json.loads(call("-q", "inspect", tmp_path / "m.so", "--json").stdout)["target"] == "host"
+    assert "check the path" in call("-q", "compile", tmp_path / "none.onnx").stderr
+    assert call("inspect", tmp_path / "m.so").output  # it holds for one call
 
 
 def _read_all(terminal: int) -> bytes:

@@ -41,6 +41,7 @@ def test_front_is_what_nothing_beats(front: Front) -> None:
     [
         ("fastest-within:1", "quick"),
         ("fastest-within:0.4", "exact"),
+        ("fastest-within 1.0", "quick"),
         ("fastest-within:100", "bad"),
         ("smallest-within:1", "small"),
         ("most-accurate", "exact"),
@@ -123,6 +124,33 @@ def test_mistakes_are_sentences(
     assert "is another file" in sentence_of("compile", tiny_model, "--from-front", explored[1])
     assert "leave out target" in sentence_of("compile", sample_model, "--from-front", explored[1], "--prune", "0.2")
     assert "cannot be read" in sentence_of("compile", sample_model, "--from-front", tmp_path / "none")
+
+
+def test_remote_scheduler(explored: tuple[list[object], Path], tmp_path: Path) -> None:
+    """Its workers evaluate what the workers of this machine would, each point once, and go on for another client."""
+    from distributed import LocalCluster
+
+    arguments, local = explored
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster:
+        remote = [*arguments, "-o", tmp_path / "front", "--scheduler", cluster.scheduler_address]
+        first = results_of(*remote)
+        written = (tmp_path / "front" / "ledger.jsonl").read_text(encoding="utf-8")
+        more = results_of(*remote, "--prune", "0,0.2,0.3")
+    assert sorted(each["key"] for each in first["results"]) == sorted(each.key for each in load_front(local).results)
+    own = {each.key: (each.score, each.macs) for each in load_front(local).results}
+    assert {each["key"]: (each["score"], each["macs"]) for each in first["results"]} == own
+    lines = (tmp_path / "front" / "ledger.jsonl").read_text(encoding="utf-8")
+    assert lines.startswith(written) and len(written.splitlines()) == 2 and len(lines.splitlines()) == 3
+    assert [each["point"]["prune"] for each in more["results"]] == [0.0, 0.2, 0.3]
+
+
+def test_cost_on_a_board_is_counted_in_instructions(sample_model: Path, tmp_path: Path, emulator: str) -> None:
+    labelled = sample_model.with_name("digits_eval.npz")
+    arguments = ["explore", sample_model, "--eval", labelled, "--prune", "0,0.4", "--bits", "none", "--target", "rpi4"]
+    found = results_of(*arguments, "-o", tmp_path / "front")
+    whole, pruned = (each["cost"] for each in found["results"])
+    assert found["unit"] == "M instructions" and 0 < pruned < whole
+    assert results_of(*arguments, "-o", tmp_path / "front")["results"] == found["results"]  # it is exact
 
 
 def test_budget_that_is_spent_begins_nothing(sample_model: Path, tmp_path: Path) -> None:

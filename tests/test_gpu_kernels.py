@@ -21,8 +21,9 @@ from tests.gpu import gpu_session, needs_device, run_on_gpu
 from tests.programs import assert_close, model, program_of, random_inputs, run_reference
 from tests.random_models import RandomModel
 from tests.test_integer_kernels import SHAPES, layer
-from tests.test_kernels import CONVS
+from tests.test_kernels import CONVS, conv_model
 from tests.test_math import INTEGERS, SPECIAL, ULP, binary, errors_in_ulp, exact, map_program, pairs, unary
+from tests.test_words import convolutions
 
 pytestmark = needs_device
 
@@ -52,6 +53,15 @@ def test_integer_convolution(name: str, dtype: str, tmp_path: Path) -> None:
     program = program_of(source, activation_dtype="uint8")
     want = run_reference(program, inputs)["y"]
     np.testing.assert_array_equal(run_on_gpu(program, tmp_path, inputs)["y"], want)
+
+
+def test_integers_of_16_bits(tmp_path: Path) -> None:
+    """Convolutions that read them, make them, or both."""
+    source, inputs = convolutions(step=2)
+    program = program_of(source, activation_dtype="uint8")
+    want = run_reference(program, inputs)
+    for name, found in run_on_gpu(program, tmp_path, inputs).items():
+        np.testing.assert_array_equal(found, want[name], err_msg=name)
 
 
 class Picked(Records):
@@ -89,6 +99,49 @@ def test_teams_of_items_share_sums(name: str, team: int, tmp_path: Path) -> None
     found = run_on_gpu(program, tmp_path, inputs, records=picked)
     assert picked.found
     assert_close(found, run_reference(program, inputs))
+
+
+FROM_IMAGES = replace(load_gpu("opencl"), weights="image")
+"""As Adreno's is; PoCL makes such images, too."""
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+@pytest.mark.parametrize("name", ["pointwise, many channels", "3x3, whole tiles", "grouped", "depthwise"])
+def test_weights_from_images(name: str, storage: str, tmp_path: Path) -> None:
+    program, target = program_of(CONVS[name]), replace(FROM_IMAGES, storage=storage)
+    inputs = random_inputs(program)
+    session, code = gpu_session(program, tmp_path, target)
+    assert any(step.image for step in code.steps)
+    with session:
+        assert_close(session.run(inputs), run_reference(program, inputs), 1e-5 if storage == "float32" else 4e-3)
+
+
+@pytest.mark.parametrize("name", ["3x3", "depthwise"])
+def test_integer_weights_from_images(name: str, tmp_path: Path) -> None:
+    source, inputs = layer(*SHAPES[name], "int8")
+    program = program_of(source, activation_dtype="uint8")
+    session, code = gpu_session(program, tmp_path, FROM_IMAGES)
+    assert any(step.image for step in code.steps)
+    with session:
+        np.testing.assert_array_equal(session.run(inputs)["y"], run_reference(program, inputs)["y"])
+
+
+WINOGRAD = {
+    "whole tiles": conv_model((2, 16, 12, 8), 48, (3, 3), pads=(1, 1, 1, 1), act="Relu"),
+    "odd map and channels": conv_model((1, 32, 7, 5), 17, (3, 3), pads=(1, 0, 1, 2)),
+}
+
+
+@pytest.mark.parametrize("group", [(1, 1), (4, 1), (4, 4)], ids=str)
+@pytest.mark.parametrize("out", [2, 4])
+@pytest.mark.parametrize("name", WINOGRAD)
+def test_winograd(name: str, out: int, group: tuple[int, int], tmp_path: Path) -> None:
+    """Shared transforms where the group has several channels; no output of a tile beyond the map is kept."""
+    program, picked = program_of(WINOGRAD[name]), Picked(out=out, group_x=group[0], group_y=group[1])
+    inputs = random_inputs(program)
+    found = run_on_gpu(program, tmp_path, inputs, FROM_IMAGES if group == (4, 1) else "opencl", picked)
+    assert picked.found
+    assert_close(found, run_reference(program, inputs), 1e-5)
 
 
 @pytest.mark.parametrize("team", [1, 8])

@@ -21,7 +21,7 @@ from edgec.targets.cpu.backend import compile_program
 from edgec.targets.gpu.backend import GpuProgram
 from edgec.targets.gpu.target import load_gpu
 from edgec.toolchain import host_triple
-from tests.gpu import needs_device, quiet
+from tests.gpu import gpu_session, needs_device, quiet
 from tests.programs import program_of
 
 FOLDER = Path(__file__).parent / "opencl"
@@ -95,6 +95,25 @@ def test_a_gpu_that_shares_memory_works_in_place(
     with edgec.load(artifact) as session:
         wanted = np.concatenate([session.run({"image": image[None]})["logits"] for image in images])
     np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_device_without_images_reads_the_buffer(
+    sample_model: Path, counting: Path, sample_data: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    gpu_session(program_of(sample_model), tmp_path, replace(load_gpu("opencl"), weights="image"))[0].close()
+    artifact = tmp_path / "opencl.so"
+    sample_data["image"][:5].tofile(tmp_path / "in.bin")
+    command = [build_runtime(host_triple()).runner, artifact, "--inputs", "in.bin", "--outputs", "out.bin"]
+    found, opened = [], []
+    for fail in ("", "clCreateImage:1"):
+        environment = {**os.environ, "EDGERT_OPENCL_LIBRARY": str(counting), "COUNTING_FAIL": fail}
+        subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, env=environment)
+        found.append(np.fromfile(tmp_path / "out.bin", np.float32))
+        seen = lifetimes(artifact, counting, runs=3, cycles=1, fail=fail)
+        assert seen["error"] is None and seen["closed"] == 0
+        opened.append(seen["open"])
+    np.testing.assert_array_equal(*found)
+    assert opened[0] == opened[1] + 1
 
 
 @pytest.mark.parametrize("call", CREATORS)

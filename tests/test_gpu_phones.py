@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -79,12 +80,14 @@ FRONT_END = ["-x", "cl", "-target", "spir64-unknown-unknown", "-Xclang", "-fincl
 @needs_clang
 @pytest.mark.parametrize("target", gpu_names())
 def test_kernels_compile_for_any_device(target: str, sample_model: Path, tmp_path: Path) -> None:
-    """By clang's OpenCL front end, for the SPIR of a device with cl_khr_fp16 and of one without."""
+    """By clang's OpenCL front end, for the SPIR of a device with cl_khr_fp16 and of one without, with weights from an
+    image where the target has them there, and from the buffer."""
     source = GpuProgram(program_of(sample_model), load_gpu(target)).compile(quiet).source
     assert ("vload_half" in source.partition("__kernel")[2]) == target.endswith("-fp16")
     (tmp_path / "kernels.cl").write_text(source, encoding="utf-8")
-    for extension in ("+cl_khr_fp16", "-cl_khr_fp16"):
-        device = ["-cl-std=CL1.2", "-Xclang", f"-cl-ext={extension}", "-emit-llvm", "-c"]
+    assert ("EDGERT_IMAGES" in source) == target.startswith("android-adreno")
+    for extension, images in product(("+cl_khr_fp16", "-cl_khr_fp16"), ([], ["-DEDGERT_IMAGES"])):
+        device = ["-cl-std=CL1.2", "-Xclang", f"-cl-ext={extension}", *images, "-emit-llvm", "-c"]
         command = [str(CLANG), *FRONT_END, *device, "kernels.cl", "-o", "kernels.bc"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

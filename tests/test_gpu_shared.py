@@ -1,7 +1,4 @@
-"""Real trained models on the OpenCL device: floats near ONNX Runtime's, integers equal to the processor's.
-
-Detectors and masks have layers of 16 bits, which compute in floats: theirs are near to the processor's.
-"""
+"""Real trained models on the OpenCL device: floats near ONNX Runtime's, integers equal to the processor's."""
 
 from __future__ import annotations
 
@@ -63,15 +60,10 @@ def test_integers_equal_the_processors(model: SharedModel, shared: Path, tmp_pat
     shapes = {model.input: (1, *samples.shape[1:])}
     path = tmp_path / "quantised.so"
     calibration = model.calibration_samples(shared)[:16]
-    made = edgec.compile(model.onnx(shared), "host", path, shapes=shapes, quantize="int8", calib=calibration)
-    assert made.report.quantisation is not None
-    exact = all(layer.bits != "int16" for layer in made.report.quantisation.layers)
+    edgec.compile(model.onnx(shared), "host", path, shapes=shapes, quantize="int8", calib=calibration)
     part = edgec.compile(integer_part(companions(path)[2]), "opencl", tmp_path / "part.so").path
     with edgec.load(part) as device, Session(part, gpu=False) as processor:
         for sample in samples:
             found, wanted = (session.run({model.input: sample[None]}) for session in (device, processor))
             for name in wanted:
-                if exact:
-                    np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
-                else:
-                    assert worst_error(found[name], wanted[name]) <= TOLERANCE
+                np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)

@@ -58,6 +58,7 @@ class GpuStep:
         group: the work group, or None for the driver's choice.
         host: the index of the processor's step that is run.
         nodes: the ONNX nodes it computes.
+        image: whether its weight, operand 1, is read as an image.
     """
 
     kind: str
@@ -70,6 +71,7 @@ class GpuStep:
     group: tuple[int, int, int] | None = None
     host: int = 0
     nodes: tuple[str, ...] = ()
+    image: bool = False
 
 
 @dataclass
@@ -202,7 +204,7 @@ class Binder(OperandBinder):
         self.steps.append(
             GpuStep(
                 KERNEL, step.name, contract, step.kernel.macs, function, tuple(operands), source.items, source.group,
-                nodes=step.nodes,
+                nodes=step.nodes, image=source.image,
             )
         )
 

@@ -12,17 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 
 import numpy as np
 
 from edgec.nest import merged_loops
 from edgec.program import Conv
+from edgec.targets.gpu import winograd
 from edgec.targets.gpu.grid import group_of, groups, positions
-from edgec.targets.gpu.opencl import IN_REGISTER, WIDTHS, Body, Source, load_vector
+from edgec.targets.gpu.opencl import IMAGE_LANES, IN_REGISTER, WIDTHS, Body, Source, image_vector, load_vector
 from edgec.targets.gpu.target import GpuTarget
 from edgec.targets.gpu.team import Team, side_by_side, sizes
 from edgec.targets.gpu.tile import Accumulators, Point, blocks, packed, placed, window, write
+from edgec.targets.gpu.winograd import WinogradPlan
 from edgec.targets.vectors import SHORT, padded_pieces, pieces
 
 TILES = ((1, 4), (1, 2), (1, 1), (2, 2), (1, 6), (1, 8), (2, 4), (4, 2), (2, 6), (4, 4), (1, 12), (2, 7))
@@ -37,7 +40,8 @@ MOST_TEAM_PIXELS = 4
 @dataclass(frozen=True)
 class ConvPlan:
     """A convolution with its register tile, the input channels loaded at once, whether they are multiplied as one, the
-    weights' layout, the items that share a sum, and its work group; a team lies along the group's first axis."""
+    weights' layout, the items that share a sum, whether weights are an image, and its work group, along whose first
+    axis a team lies."""
 
     conv: Conv
     rows: int
@@ -48,6 +52,7 @@ class ConvPlan:
     dot: int = 0
     flat: int = 0
     team: int = 1
+    image: int = 0
     group_x: int = 0
     group_y: int = 0
 
@@ -75,7 +80,12 @@ class ConvPlan:
         """The vectors that cover a block of ``channels``; run-time weights must not be read past their end."""
         if self.conv.weight_strides is not None:
             return pieces(channels, self.lanes)
-        return padded_pieces(channels, self.lanes, 1)
+        return padded_pieces(channels, self.lanes, self.least)
+
+    @property
+    def least(self) -> int:
+        """The narrowest vector of packed weights."""
+        return IMAGE_LANES if self.image else 1
 
     @property
     def items(self) -> tuple[int, int, int]:
@@ -92,13 +102,18 @@ class ConvPlan:
 
 def plan(conv: Conv, target: GpuTarget) -> ConvPlan:
     """The device's own vectors, four pixels a work item, and the group that the driver finds best."""
-    return candidates(conv, target)[0]
+    return min(_ranked(conv, target), key=lambda each: each[0])[1]
 
 
-def candidates(conv: Conv, target: GpuTarget) -> list[ConvPlan]:
+def candidates(conv: Conv, target: GpuTarget) -> list[ConvPlan | WinogradPlan]:
     """Every tile whose sums fit the registers, with every group; what differs little from the first choice comes
-    first, and the groups last."""
-    return [p for _, p in sorted(_ranked(conv, target), key=lambda each: each[0])]
+    first, and the groups last. Winograd's plans lie in between."""
+    first, *further = sorted(_ranked(conv, target), key=lambda each: each[0])
+    plans: list[tuple[int, ConvPlan | WinogradPlan]] = [
+        (first[0] + 1 + place // 2, p) for place, p in enumerate(winograd.candidates(conv, target))
+    ]
+    plans += further
+    return [first[1], *(p for _, p in sorted(plans, key=lambda each: each[0]))]
 
 
 def _ranked(conv: Conv, target: GpuTarget) -> Iterator[tuple[int, ConvPlan]]:
@@ -126,25 +141,33 @@ def _shared(plan: ConvPlan, target: GpuTarget) -> Iterator[tuple[int, ConvPlan]]
     rest = plan.conv.weight_strides is not None and plan.conv.out_channels % plan.block
     alone = rest or plan.rows * plan.columns > MOST_TEAM_PIXELS or not plan.reduction
     terms = 0 if alone else plan.reduction[-1][0] // plan.depth
-    for rank, team in enumerate(sizes(target, plan.items, terms, plan.slots)):
+    constant = plan.conv.weight_strides is None
+    other = constant and not plan.dot
+    images = [target.weights == "image", target.weights != "image"] if other else [False]
+    for (worse, image), (rank, team) in product(
+        enumerate(images), enumerate(sizes(target, plan.items, terms, plan.slots))
+    ):
+        from_image, rank = replace(plan, image=int(image)), rank + 2 * worse
         if team > 1:
             for more, y in enumerate(side_by_side(target, team, plan.slots, plan.items[1])):
-                yield rank + more, replace(plan, team=team, group_y=y)
+                yield rank + more, replace(from_image, team=team, group_y=y)
             continue
-        for flat in (0, 1) if plan.conv.weight_strides is None and plan.items[0] > 1 else (0,):
+        for flat in (0, 1) if constant and plan.items[0] > 1 else (0,):
             for last, (x, y) in enumerate(groups(plan.items, target.work_group)):
-                yield rank + flat + LATE * last, replace(plan, flat=flat, group_x=x, group_y=y)
+                yield rank + flat + LATE * last, replace(from_image, flat=flat, group_x=x, group_y=y)
 
 
-def pack(p: ConvPlan, weight: np.ndarray) -> np.ndarray:
+def pack(p: ConvPlan | WinogradPlan, weight: np.ndarray) -> np.ndarray:
     """The weight [kh, kw, ci, co] as panels; a batch of matrices, read with strides, stays as it is."""
+    if isinstance(p, WinogradPlan):
+        return winograd.pack(p, weight)
     if p.conv.weight_strides is not None:
         return weight
     matrix, channels = weight.reshape(-1, p.conv.out_channels), p.conv.out_channels
     if p.team > 1:
         channels = -(-channels // p.block) * p.block
         matrix = np.pad(matrix, ((0, 0), (0, channels - p.conv.out_channels)))
-    panels = packed(matrix, channels, p.panel, p.lanes)
+    panels = packed(matrix, channels, p.panel, p.lanes, p.least)
     return panels if not p.dot else np.concatenate([each.ravel() for each in _by_fours(p, channels, panels)])
 
 
@@ -159,9 +182,9 @@ def _by_fours(p: ConvPlan, channels: int, panels: np.ndarray) -> Iterator[np.nda
             first += depth * width
 
 
-def generate(p: ConvPlan, dtypes: list[str]) -> Source:
+def generate(p: ConvPlan | WinogradPlan, dtypes: list[str]) -> Source:
     """The kernel: operands in order and the output last."""
-    return _ConvWriter(p, dtypes).write()
+    return winograd.generate(p, dtypes) if isinstance(p, WinogradPlan) else _ConvWriter(p, dtypes).write()
 
 
 class _ConvWriter:
@@ -184,7 +207,7 @@ class _ConvWriter:
             self._shared_tile(self.team, image, pixels, corners, block)
         else:
             self._each_size(block, lambda *place: self._tile(image, pixels, corners, *place))
-        return self.body.source(p.items, p.group)
+        return self.body.source(p.items, p.group, bool(p.image))
 
     def _each_size(self, block: str, inner: Callable[[int, str, str], None]) -> None:
         """``inner`` for the block of channels: how many it has, its number and its first."""
@@ -231,10 +254,10 @@ class _ConvWriter:
             batch_step, k_step = conv.weight_strides
             panel = f"{conv.weight_offset} + {image} * {batch_step} + {channel}"
         elif p.flat:
-            k_step = sum(padded_pieces(conv.out_channels, p.lanes, 1))
+            k_step = sum(padded_pieces(conv.out_channels, p.lanes, p.least))
             panel = f"{block} * {p.block * (4 if p.dot else 1)}"
         else:
-            panel = f"{block} * {self.depth * sum(padded_pieces(p.block, p.lanes, 1))}"
+            panel = f"{block} * {self.depth * sum(padded_pieces(p.block, p.lanes, p.least))}"
         acc = Accumulators(self.body, conv.accumulator_dtype, len(corners), widths)
         self._reduce(acc, corners, self.body.index("panel", panel), k_step)
         return acc
@@ -305,7 +328,10 @@ class _ConvWriter:
         return self._converted("x", load_vector("p0", f"({offset})", self.dtypes[0], deep), self.dtypes[0], deep)
 
     def _weight(self, offset: str, width: int) -> str:
-        return self._converted("w", load_vector("p1", f"({offset})", self.dtypes[1], width), self.dtypes[1], width)
+        dtype = self.dtypes[1]
+        image = self.plan.image
+        text = image_vector(1, offset, dtype, width) if image else load_vector("p1", f"({offset})", dtype, width)
+        return self._converted("w", text, dtype, width)
 
     def _converted(self, prefix: str, text: str, dtype: str, lanes: int) -> str:
         """A loaded vector as the sums have it, named."""
@@ -322,11 +348,13 @@ def converted(body: Body, prefix: str, text: str, dtype: str, wanted: str, lanes
     return name
 
 
-def contract(p: ConvPlan) -> str:
+def contract(p: ConvPlan | WinogradPlan) -> str:
     """The kernel's name."""
+    if isinstance(p, WinogradPlan):
+        return winograd.contract(p)
     c = p.conv
     shape = f"n{c.batch}h{c.out_height}w{c.out_width}c{c.out_channels}"
     kind = "gemm_rt" if c.weight_strides else "conv"
-    shared = f"s{p.team}" if p.team > 1 else "f" * p.flat
+    shared = (f"s{p.team}" if p.team > 1 else "f" * p.flat) + "i" * p.image
     tile = f"t{p.rows}x{p.columns}v{p.vectors}l{p.lanes}d{p.depth}{'dot' * p.dot}{shared}g{p.group_x}x{p.group_y}"
     return f"{SHORT[c.input_dtype]}_{kind}_{shape}_{window(c)}i{c.in_channels}__{tile}"

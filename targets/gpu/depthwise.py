@@ -12,7 +12,7 @@ import numpy as np
 from edgec.program import Depthwise
 from edgec.targets.gpu.conv import converted
 from edgec.targets.gpu.grid import group_of, groups, positions
-from edgec.targets.gpu.opencl import WIDTHS, Body, Source, load_vector
+from edgec.targets.gpu.opencl import IMAGE_LANES, IN_REGISTER, WIDTHS, Body, Source, image_vector, load_vector
 from edgec.targets.gpu.target import GpuTarget
 from edgec.targets.gpu.tile import Accumulators, Point, blocks, packed, placed, window, write
 from edgec.targets.vectors import SHORT, padded_pieces
@@ -25,14 +25,20 @@ MOST_LOADS = 100
 
 @dataclass(frozen=True)
 class DepthwisePlan:
-    """A depthwise convolution with its tile, its vectors and its work group."""
+    """A depthwise convolution with its tile, its vectors, whether weights are an image, and its work group."""
 
     depthwise: Depthwise
     rows: int
     columns: int
     lanes: int
+    image: int = 0
     group_x: int = 0
     group_y: int = 0
+
+    @property
+    def least(self) -> int:
+        """The narrowest vector of packed weights."""
+        return IMAGE_LANES if self.image else 1
 
     @property
     def items(self) -> tuple[int, int, int]:
@@ -56,7 +62,7 @@ def candidates(depthwise: Depthwise, target: GpuTarget) -> list[DepthwisePlan]:
         for lanes in widths
         for rows, columns in TILES
         if rows <= depthwise.out_height and columns <= depthwise.out_width
-        for p in [DepthwisePlan(depthwise, rows, columns, lanes)]
+        for p in [DepthwisePlan(depthwise, rows, columns, lanes, int(target.weights == "image"))]
         if _loads(p) <= MOST_LOADS or (rows, columns) == (1, 1)
         for x, y in groups(p.items, target.work_group)
     ]
@@ -73,7 +79,7 @@ def _loads(p: DepthwisePlan) -> int:
 
 def pack(p: DepthwisePlan, weight: np.ndarray) -> np.ndarray:
     """The weight [kh, kw, c] as one run per vector of channels: [block][kh, kw, lane]."""
-    return packed(weight, p.depthwise.channels, p.lanes, p.lanes)
+    return packed(weight, p.depthwise.channels, p.lanes, p.lanes, p.least)
 
 
 def generate(p: DepthwisePlan, dtypes: list[str]) -> Source:
@@ -98,11 +104,11 @@ class _DepthwiseWriter:
                 self._tile(p.lanes, image, pixels, block)
             with self.body.block("else"):
                 self._tile(rest, image, pixels, str(whole))
-        return self.body.source(p.items, group)
+        return self.body.source(p.items, group, bool(p.image))
 
     def _tile(self, channels: int, image: str, pixels: list[Point], block: str) -> None:
         conv, lanes = self.conv, self.plan.lanes
-        (width,) = padded_pieces(channels, lanes, 1)
+        (width,) = padded_pieces(channels, lanes, self.plan.least)
         kernel_h, kernel_w = conv.kernel
         channel = self.body.index("channel", f"{block} * {lanes}")
         panel = self.body.index("panel", f"{block} * {lanes * kernel_h * kernel_w}")
@@ -118,7 +124,8 @@ class _DepthwiseWriter:
 
     def _loaded(self, prefix: str, pointer: str, offset: str, width: int) -> str:
         dtype = self.dtypes[int(pointer[1:])]
-        text = load_vector(pointer, offset, dtype, width)
+        image = self.plan.image and pointer == "p1"
+        text = image_vector(1, offset, dtype, width) if image else load_vector(pointer, offset, dtype, width)
         return converted(self.body, prefix, text, dtype, self.conv.accumulator_dtype, width)
 
 
@@ -161,8 +168,7 @@ class _Inputs:
         dtype = self.writer.dtypes[0]
         lanes = [load_vector("p0", f"({offset} + {lane})", dtype, 1) for lane in range(self.channels)]
         values = [*lanes, *["0"] * (self.width - self.channels)]
-        name = "half" if dtype == "float16" else dtype
-        kind = {"float32": "float", "half": "float", "int8": "char", "uint8": "uchar"}[name]
+        kind = IN_REGISTER[dtype]
         text = f"({kind}{self.width})({', '.join(values)})"
         return converted(self.writer.body, "x", text, dtype, self.writer.conv.accumulator_dtype, self.width)
 
@@ -171,5 +177,5 @@ def contract(p: DepthwisePlan) -> str:
     """The kernel's name."""
     c = p.depthwise
     shape = f"n{c.batch}h{c.out_height}w{c.out_width}c{c.channels}"
-    tile = f"t{p.rows}x{p.columns}l{p.lanes}g{p.group_x}x{p.group_y}"
+    tile = f"t{p.rows}x{p.columns}l{p.lanes}{'i' * p.image}g{p.group_x}x{p.group_y}"
     return f"{SHORT[c.input_dtype]}_dwconv_{shape}_{window(c)}__{tile}"

@@ -52,13 +52,15 @@ class Value:
 class Source:
     """A kernel: its statements, how many work items it wants along each axis, and how wide its vectors are.
 
-    ``group`` is the work group's size; the driver chooses it where it is None.
+    ``group`` is the work group's size; the driver chooses it where it is None. With ``image`` the weight, operand 1, is
+    read as an image of four numbers a point.
     """
 
     text: str
     items: tuple[int, int, int]
     group: tuple[int, int, int] | None
     widths: frozenset[int]
+    image: bool = False
 
 
 @dataclass
@@ -110,10 +112,10 @@ class Body:
         with self.block(f"for (int {name} = {first}; {name} < {extent}; {name} += {step})"):
             yield name
 
-    def source(self, items: Sequence[int], group: tuple[int, int, int] | None) -> Source:
+    def source(self, items: Sequence[int], group: tuple[int, int, int] | None, image: bool = False) -> Source:
         """The kernel as it was written, for ``items`` work items along up to three axes."""
         x, y, z = (*items, 1, 1, 1)[:3]
-        return Source("\n".join(self.lines), (x, y, z), group, frozenset(self.widths))
+        return Source("\n".join(self.lines), (x, y, z), group, frozenset(self.widths), image)
 
 
 def literal(value: float | int | bool, dtype: str) -> str:
@@ -155,6 +157,26 @@ def load_vector(pointer: str, offset: str, dtype: str, lanes: int) -> str:
     if dtype == "bool":
         return f"-({text} != 0)" if lanes == 1 else f"convert_int{lanes}({text} != (uchar)0)"
     return text
+
+
+IMAGE_LANES = 4
+"""Numbers of a point of an image."""
+IMAGE_DTYPES = {"float32": "f", "float16": "f", "int8": "i"}
+"""Which function reads an image of these."""
+
+
+def image_vector(operand: int, offset: str, dtype: str, lanes: int) -> str:
+    """``lanes`` neighbours of an operand that is an image from ``offset``, a multiple of four, on.
+
+    They are float32 or int32 already; see ``WEIGHT4`` in :mod:`edgec.targets.gpu.source`.
+    """
+    size = np.dtype(dtype).itemsize
+    parts = [f"WEIGHT4_{dtype}(m{operand}, from{operand} / {4 * size} + ({offset}) / 4)"]
+    parts += [
+        f"WEIGHT4_{dtype}(m{operand}, from{operand} / {4 * size} + ({offset}) / 4 + {i})" for i in range(1, lanes // 4)
+    ]
+    kind = "float" if IMAGE_DTYPES[dtype] == "f" else "int"
+    return parts[0] if lanes == 4 else f"({kind}{lanes})({', '.join(parts)})"
 
 
 def store_vector(body: Body, pointer: str, offset: str, value: Value) -> None:

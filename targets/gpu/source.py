@@ -9,6 +9,9 @@ from edgec.targets.gpu.opencl import IN_MEMORY, Source
 
 MATH = Path(__file__).parent / "math.cl"
 
+WEIGHT = 1
+"""The operand that may be an image."""
+
 _HEAD = """\
 #pragma OPENCL FP_CONTRACT OFF
 #ifdef FP_FAST_FMAF
@@ -50,6 +53,22 @@ DIVISIONS(ulong, UNSIGNED_TRAPS)
 """Division of any integers as :mod:`edgec.reference` has it: a / 0 is a, and nothing traps."""
 
 
+_IMAGE = """\
+#ifdef EDGERT_IMAGES
+#define WEIGHTS __read_only image1d_buffer_t
+#define WEIGHT4_float32(m, at) read_imagef(m, (int)(at))
+#define WEIGHT4_float16(m, at) read_imagef(m, (int)(at))
+#define WEIGHT4_int8(m, at) read_imagei(m, (int)(at))
+#else
+#define WEIGHTS __global const uchar *
+#define WEIGHT4_float32(m, at) vload4(at, (__global const float *)(m))
+#define WEIGHT4_float16(m, at) vload_half4(at, (__global const half *)(m))
+#define WEIGHT4_int8(m, at) convert_int4(vload4(at, (__global const char *)(m)))
+#endif
+"""
+"""Weights as an image of four numbers a point, where the runtime could make one; the same numbers of the buffer."""
+
+
 def _math(lanes: int) -> str:
     """``math.cl`` for one width."""
     width = "" if lanes == 1 else str(lanes)
@@ -84,6 +103,8 @@ def program_source(kernels: Mapping[str, tuple[Source, Sequence[str]]]) -> str:
     text = "\n".join(_function(name, source, dtypes) for name, (source, dtypes) in kernels.items())
     if any(f"{name}_" in text for name in ("div", "truncmod", "floordiv", "floormod")):
         parts.append(_DIVIDE)
+    if any(source.image for source, _ in kernels.values()):
+        parts.append(_IMAGE)
     if "DOT4(" in text:
         mixed = any(dtypes[0] == "uint8" for _, dtypes in kernels.values())
         parts.append("#define MIXED_SIGNS\n" * mixed + _DOT)
@@ -93,9 +114,14 @@ def program_source(kernels: Mapping[str, tuple[Source, Sequence[str]]]) -> str:
 def _function(name: str, source: Source, dtypes: Sequence[str]) -> str:
     last = len(dtypes) - 1
     kinds = [f"__global {'' if index == last else 'const '}" for index in range(len(dtypes))]
-    arguments = ", ".join(f"{kind}uchar *m{index}, const uint from{index}" for index, kind in enumerate(kinds))
+    types = [f"{kind}uchar *" for kind in kinds]
+    if source.image:
+        types[WEIGHT] = "WEIGHTS "
+    arguments = ", ".join(f"{kind}m{index}, const uint from{index}" for index, kind in enumerate(types))
     lines = [f"__kernel void {name}({arguments}) {{"]
     for index, (kind, dtype) in enumerate(zip(kinds, dtypes, strict=True)):
+        if source.image and index == WEIGHT:
+            continue
         pointer = f"{kind}{IN_MEMORY[dtype]} *"
         lines.append(f"  {pointer}const p{index} = ({pointer})(m{index} + from{index});")
     return "\n".join([*lines, source.text, "}\n"])

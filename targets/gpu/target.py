@@ -33,6 +33,8 @@ class GpuTarget:
         vector: lanes of a vector that the GPU loads at once, of 32 bits each.
         registers: 32-bit values that a work item may keep at hand without too few items running at a time.
         in_flight: work items that keep the device busy; with fewer, several share a sum.
+        weights: how kernels read weights: through ``buffer`` or as ``image``, which has a cache of its own; where the
+            device makes no image of them, they read the buffer.
         integer_dot: whether it is known to multiply four bytes by four at once; kernels that ask for it run on any
             device.
         double: whether kernels may compute in float64; where not, such steps run on the host.
@@ -47,6 +49,7 @@ class GpuTarget:
     vector: int
     registers: int
     in_flight: int
+    weights: str
     integer_dot: bool
     double: bool
     storage: str = "float32"
@@ -63,7 +66,7 @@ class GpuTarget:
     def processor(self) -> str:
         """What the kernels' code depends on, as tuning records have it."""
         sizes = f"group{self.work_group} local{self.local_memory} vector{self.vector} registers{self.registers}"
-        sizes += f" flight{self.in_flight}"
+        sizes += f" flight{self.in_flight} {self.weights}"
         return f"opencl {sizes} dot{self.integer_dot:d} {self.storage}"
 
     @property

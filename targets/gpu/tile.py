@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -64,6 +65,14 @@ def _clamped(body: Body, first: str, by: int, size: int, extent: int) -> tuple[s
     return body.index("at", f"min({place}, {extent - 1})"), f"{place} < {extent}"
 
 
+class Sums(Protocol):
+    """What an epilogue takes."""
+
+    def parts(self, pixel: int, channels: int) -> Iterator[tuple[int, Value]]:
+        """The sums of the first ``channels`` channels of a pixel, in vectors: (first channel, value)."""
+        ...
+
+
 class Accumulators:
     """A register tile: one row of vectors per pixel, zero to begin with."""
 
@@ -112,7 +121,7 @@ class Accumulators:
 
 
 def write(
-    body: Body, kernel: Conv | Depthwise, acc: Accumulators, pixels: Sequence[Point], image: str, channel: str,
+    body: Body, kernel: Conv | Depthwise, acc: Sums, pixels: Sequence[Point], image: str, channel: str,
     channels: int, dtypes: Sequence[str],
 ) -> None:  # fmt: skip
     """Apply the epilogue to ``channels`` channels from ``channel`` on of every pixel, and store them."""
@@ -133,12 +142,13 @@ def _where(body: Body, condition: str | None) -> Iterator[None]:
         yield
 
 
-def packed(weight: np.ndarray, channels: int, block: int, lanes: int) -> np.ndarray:
-    """A matrix [depth, channels] as panels of a block each, [depth, channel], filled up with zeros to whole vectors."""
+def packed(weight: np.ndarray, channels: int, block: int, lanes: int, least: int = 1) -> np.ndarray:
+    """A matrix [depth, channels] as panels of a block each, [depth, channel], filled up with zeros to whole vectors,
+    of ``least`` channels or more."""
     matrix, panels, first = weight.reshape(-1, channels), [], 0
     for size, count in blocks(channels, block):
         for _ in range(count):
-            panel = np.zeros((matrix.shape[0], sum(padded_pieces(size, lanes, 1))), weight.dtype)
+            panel = np.zeros((matrix.shape[0], sum(padded_pieces(size, lanes, least))), weight.dtype)
             panel[:, :size] = matrix[:, first : first + size]
             panels.append(panel.ravel())
             first += size

@@ -76,6 +76,9 @@ MAKES(cl_context, clCreateContext,
       (p, n, d, f, u, e), e)
 MAKES(cl_command_queue, clCreateCommandQueue, (cl_context c, cl_device_id d, cl_bitfield p, cl_int *e), (c, d, p, e), e)
 MAKES(cl_mem, clCreateBuffer, (cl_context c, cl_bitfield f, size_t n, void *h, cl_int *e), (c, f, n, h, e), e)
+MAKES(cl_mem, clCreateImage,
+      (cl_context c, cl_bitfield f, const cl_image_format *a, const cl_image_desc *d, void *h, cl_int *e),
+      (c, f, a, d, h, e), e)
 MAKES(cl_program, clCreateProgramWithSource,
       (cl_context c, cl_uint n, const char **s, const size_t *l, cl_int *e), (c, n, s, l, e), e)
 MAKES(cl_program, clCreateProgramWithBinary,

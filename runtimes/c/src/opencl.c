@@ -27,6 +27,38 @@ static edgert_status make_memory(edgert_opencl *gpu) {
   return status == EDGERT_OK ? make_buffer(gpu, flags, part->weights_bytes, weights, &gpu->weights) : status;
 }
 
+/* An image of all weights. A kernel's own begin and end with whole points. */
+static bool make_image(edgert_opencl *gpu, uint32_t kind) {
+  static const cl_image_format formats[] = {{0, 0}, {CL_RGBA, CL_FLOAT}, {CL_RGBA, CL_HALF_FLOAT},
+                                            {CL_RGBA, CL_SIGNED_INT8}};
+  static const uint64_t point[] = {0, 16, 8, 4};
+  cl_image_desc shape = {.type = CL_MEM_OBJECT_IMAGE1D_BUFFER, .buffer = gpu->weights};
+  cl_int error;
+  shape.width = (size_t)(gpu->part->weights_bytes / point[kind]);
+  gpu->images[kind] = gpu->cl->clCreateImage(gpu->context, CL_MEM_READ_ONLY, &formats[kind], &shape, NULL, &error);
+  return gpu->images[kind] != NULL;
+}
+
+static void release_images(edgert_opencl *gpu) {
+  for (uint32_t kind = 1; kind <= EDGERT_GPU_BYTES; kind++) {
+    if (gpu->images[kind]) gpu->cl->clReleaseMemObject(gpu->images[kind]);
+    gpu->images[kind] = NULL;
+  }
+}
+
+/* The images that kernels ask for; all or none, and none where the device has no such images or only smaller ones. */
+static void make_images(edgert_opencl *gpu) {
+  for (uint64_t i = 0; i < gpu->part->operand_count; i++) {
+    const edgert_gpu_operand *operand = &gpu->part->operands[i];
+    if (operand->space != EDGERT_GPU_WEIGHTS || operand->io == EDGERT_GPU_NO_IMAGE) continue;
+    if (gpu->images[operand->io]) continue;
+    gpu->uses_images = make_image(gpu, operand->io);
+    if (gpu->uses_images) continue;
+    release_images(gpu);
+    return;
+  }
+}
+
 static uint64_t io_bytes(const edgert_model *model, uint32_t i) {
   return i < model->input_count ? model->inputs[i].bytes : model->outputs[i - model->input_count].bytes;
 }
@@ -72,6 +104,8 @@ static cl_int unmap_shared(edgert_opencl *gpu, cl_command_queue queue) {
 
 static cl_mem buffer_of(const edgert_opencl *gpu, const edgert_gpu_operand *operand) {
   if (operand->space == EDGERT_GPU_IO) return gpu->io[operand->io];
+  if (operand->space == EDGERT_GPU_WEIGHTS && operand->io != EDGERT_GPU_NO_IMAGE && gpu->uses_images)
+    return gpu->images[operand->io];
   return operand->space == EDGERT_GPU_ARENA ? gpu->arena : gpu->weights;
 }
 
@@ -126,8 +160,10 @@ static edgert_status fill(edgert_opencl *gpu) {
                        gpu->part->step_count);
   status = edgert_opencl_pick(gpu->cl, &gpu->device);
   if (status == EDGERT_OK) status = make_context(gpu);
-  if (status == EDGERT_OK) status = edgert_opencl_build(gpu);
-  return status == EDGERT_OK ? make_memory(gpu) : status;
+  if (status == EDGERT_OK) status = make_memory(gpu);
+  if (status != EDGERT_OK) return status;
+  make_images(gpu);
+  return edgert_opencl_build(gpu);
 }
 
 edgert_status edgert_opencl_prepare(edgert_opencl *gpu, void *const *own) {
@@ -159,6 +195,7 @@ static void release(edgert_opencl *gpu) {
     if (gpu->kernels[i]) cl->clReleaseKernel(gpu->kernels[i]);
   for (uint32_t i = 0; gpu->io && i < io_count(gpu->model); i++)
     if (gpu->io[i]) cl->clReleaseMemObject(gpu->io[i]);
+  release_images(gpu);
   if (gpu->arena) cl->clReleaseMemObject(gpu->arena);
   if (gpu->weights) cl->clReleaseMemObject(gpu->weights);
   if (gpu->program) cl->clReleaseProgram(gpu->program);

@@ -16,6 +16,17 @@ typedef int32_t cl_int;
 typedef uint32_t cl_uint, cl_bool;
 typedef uint64_t cl_ulong, cl_bitfield;
 
+typedef struct cl_image_format {
+  cl_uint order, type;
+} cl_image_format;
+
+typedef struct cl_image_desc {
+  cl_uint type;
+  size_t width, height, depth, array_size, row_pitch, slice_pitch;
+  cl_uint mip_levels, samples;
+  cl_mem buffer;
+} cl_image_desc;
+
 enum {
   CL_SUCCESS = 0,
   CL_MEM_OBJECT_ALLOCATION_FAILURE = -4,
@@ -36,6 +47,11 @@ enum {
   CL_MAP_READ = 1 << 0,
   CL_MAP_WRITE = 1 << 1,
   CL_QUEUE_PROFILING_ENABLE = 1 << 1,
+  CL_RGBA = 0x10B5,
+  CL_SIGNED_INT8 = 0x10D7,
+  CL_HALF_FLOAT = 0x10DD,
+  CL_FLOAT = 0x10DE,
+  CL_MEM_OBJECT_IMAGE1D_BUFFER = 0x10F6,
   CL_PROGRAM_BINARY_SIZES = 0x1165,
   CL_PROGRAM_BINARIES = 0x1166,
   CL_PROGRAM_BUILD_LOG = 0x1183,
@@ -56,6 +72,8 @@ enum {
   X(cl_command_queue, clCreateCommandQueue, (cl_context, cl_device_id, cl_bitfield, cl_int *))                      \
   X(cl_int, clReleaseCommandQueue, (cl_command_queue))                                                              \
   X(cl_mem, clCreateBuffer, (cl_context, cl_bitfield, size_t, void *, cl_int *))                                    \
+  X(cl_mem, clCreateImage,                                                                                           \
+    (cl_context, cl_bitfield, const cl_image_format *, const cl_image_desc *, void *, cl_int *))                     \
   X(cl_int, clReleaseMemObject, (cl_mem))                                                                           \
   X(cl_program, clCreateProgramWithSource, (cl_context, cl_uint, const char **, const size_t *, cl_int *))          \
   X(cl_program, clCreateProgramWithBinary,                                                                          \
@@ -100,6 +118,8 @@ struct edgert_opencl {
   cl_command_queue profiling; /* made when a run is first measured */
   cl_program program;
   cl_mem arena, weights;
+  cl_mem images[EDGERT_GPU_BYTES + 1]; /* of the weights, by edgert_gpu_image; NULL where none is needed */
+  bool uses_images;                    /* whether the kernels take them */
   cl_mem *io;         /* of every input, then of every output */
   void **shared;      /* the session's own buffers that `io` stand for, or NULL; the host has them but in a run */
   cl_kernel *kernels; /* of every step; NULL for a step without */

@@ -3,6 +3,7 @@
 
 #if EDGERT_WITH_OPENCL
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,13 +18,20 @@ edgert_status edgert_opencl_refused(const char *call, cl_int error) {
 }
 
 /* Divisions and square roots are rounded as the processor rounds them where the device can. */
-static const char *const exact_options = "-cl-std=CL1.2 -cl-fp32-correctly-rounded-divide-sqrt";
-static const char *const newest_options = "-cl-std=CL3.0 -cl-fp32-correctly-rounded-divide-sqrt";
-static const char *const plain_options = "-cl-std=CL1.2";
+static const char exact_options[] = "-cl-std=CL1.2 -cl-fp32-correctly-rounded-divide-sqrt";
+static const char newest_options[] = "-cl-std=CL3.0 -cl-fp32-correctly-rounded-divide-sqrt";
+static const char plain_options[] = "-cl-std=CL1.2";
 
-static void cache_key(const edgert_opencl *gpu, const char *options, uint8_t key[32]) {
+/* `options`, and whether kernels take images. */
+static void all_options(const edgert_opencl *gpu, const char *options, char text[128]) {
+  snprintf(text, 128, "%s%s", options, gpu->uses_images ? " -DEDGERT_IMAGES" : "");
+}
+
+static void cache_key(const edgert_opencl *gpu, uint8_t key[32]) {
+  char options[128];
   static const cl_uint facts[] = {CL_DEVICE_NAME, CL_DEVICE_VERSION, CL_DRIVER_VERSION};
   edgert_sha256 hash;
+  all_options(gpu, exact_options, options);
   edgert_sha256_start(&hash);
   edgert_sha256_add(&hash, gpu->part->source, (size_t)gpu->part->source_bytes);
   edgert_sha256_add(&hash, options, strlen(options) + 1);
@@ -36,7 +44,8 @@ static void cache_key(const edgert_opencl *gpu, const char *options, uint8_t key
 }
 
 /* The program from the cache; false where it is not there or the driver does not take it any more. */
-static bool from_cache(edgert_opencl *gpu, const uint8_t key[32], const char *options) {
+static bool from_cache(edgert_opencl *gpu, const uint8_t key[32]) {
+  char options[128];
   uint8_t *bytes;
   size_t size;
   cl_int error, loaded;
@@ -47,6 +56,7 @@ static bool from_cache(edgert_opencl *gpu, const uint8_t key[32], const char *op
       gpu->cl->clCreateProgramWithBinary(gpu->context, 1, &gpu->device, &size, &binary, &loaded, &error);
   free(bytes);
   if (!program) return false;
+  all_options(gpu, exact_options, options);
   if (error == CL_SUCCESS && loaded == CL_SUCCESS &&
       gpu->cl->clBuildProgram(program, 1, &gpu->device, options, NULL, NULL) == CL_SUCCESS) {
     gpu->program = program;
@@ -89,9 +99,11 @@ static cl_int build_source(edgert_opencl *gpu, const char *options) {
   cl_int error;
   size_t size = (size_t)gpu->part->source_bytes;
   const char *source = gpu->part->source;
+  char all[128];
   if (gpu->program) gpu->cl->clReleaseProgram(gpu->program);
   gpu->program = gpu->cl->clCreateProgramWithSource(gpu->context, 1, &source, &size, &error);
-  return gpu->program ? gpu->cl->clBuildProgram(gpu->program, 1, &gpu->device, options, NULL, NULL) : error;
+  all_options(gpu, options, all);
+  return gpu->program ? gpu->cl->clBuildProgram(gpu->program, 1, &gpu->device, all, NULL, NULL) : error;
 }
 
 /* Sources that multiply four bytes at once say so by this name; only OpenCL C 3.0 has it for every vendor. */
@@ -104,8 +116,8 @@ static bool wants_newest(const edgert_opencl *gpu) {
 edgert_status edgert_opencl_build(edgert_opencl *gpu) {
   uint8_t key[32];
   if (gpu->part->source_bytes == 0) return EDGERT_OK; /* every step runs on the host */
-  cache_key(gpu, exact_options, key);
-  if (from_cache(gpu, key, exact_options)) return EDGERT_OK;
+  cache_key(gpu, key);
+  if (from_cache(gpu, key)) return EDGERT_OK;
   cl_int error = wants_newest(gpu) ? build_source(gpu, newest_options) : CL_OUT_OF_RESOURCES;
   if (error != CL_SUCCESS) error = build_source(gpu, exact_options);
   if (error != CL_SUCCESS) error = build_source(gpu, plain_options);
