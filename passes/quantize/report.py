@@ -91,6 +91,7 @@ class Quantized:
         twin: the float model that it was made of: the original with its channels equalised.
         layers: one for each node of the model that was quantised, in order.
         equalised: how many tensors had their channels scaled against each other.
+        kept: the layers that keep 8 bits for their salience, the most salient first.
         lifted: what 16 bits were chosen for; None where 8 sufficed.
     """
 
@@ -98,6 +99,7 @@ class Quantized:
     twin: ir.Model
     layers: tuple[LayerQuantization, ...]
     equalised: int
+    kept: tuple[str, ...] = ()
     lifted: Lifted | None = None
 
     def __str__(self) -> str:
