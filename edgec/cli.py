@@ -194,6 +194,9 @@ def compile_model(
         Path | None,
         typer.Option(metavar="PATH", help="Samples to put into the artifact with their outputs, for edgert-selftest."),
     ] = None,
+    compress: Annotated[
+        bool, typer.Option("--compress", help="Store weights entropy-coded: a smaller file, decoded when it is opened.")
+    ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say what the passes left alone, and why.")] = False,
     report: ReportFile = None,
     from_front: Annotated[
@@ -242,7 +245,7 @@ def compile_model(
             model, target, output, shapes=shapes, passes=names, check=checked, prune=prune, quantize=quantize,
             calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe,
             group_size=group_size, max_ms=max_ms, max_bytes=max_bytes, states=parse_states(state or ()), tune=tune,
-            tune_db=tune_db, fps=fps, bundle_tests=bundle_tests, progress=progress,
+            tune_db=tune_db, fps=fps, bundle_tests=bundle_tests, compress=compress, progress=progress,
         )  # fmt: skip
         if page:
             page.write_compiled(compiled, progress)
@@ -330,6 +333,9 @@ def prune_model(
     measure: Annotated[
         str, typer.Option(metavar="NAME", help="What the share is of: macs, parameters, bytes or latency.")
     ] = "macs",
+    tokens: Annotated[
+        float, typer.Option(metavar="FRACTION", min=0, max=0.9, help="MACs to save first by merging tokens.")
+    ] = 0.0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="OUT", help="The ONNX file; MODEL.pruned.onnx by default.")
     ] = None,
@@ -362,7 +368,7 @@ def prune_model(
     from edgec.targets.target import resolve_target
 
     shapes = parse_shape_flags(shape or ())
-    choices = {"score": score, "repair": repair, "distil_minutes": distil, "seed": seed}
+    choices = {"score": score, "repair": repair, "distil_minutes": distil, "seed": seed, "tokens": tokens}
     settings = settings_for(remove, resolve_target(target), **choices)
     found: Comparison
     if curve is not None:

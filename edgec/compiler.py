@@ -75,6 +75,7 @@ def compile(
     device: str | None = None,
     fps: float | None = None,
     bundle_tests: Source | None = None,
+    compress: bool = False,
     progress: Progress | None = None,
 ) -> Compiled:
     """Compile ``model`` for ``target`` into one shared object, or into an HLS project for an FPGA board.
@@ -120,6 +121,8 @@ def compile(
         fps: frames a second that an FPGA is to reach with as little as possible; by default as many as fit.
         bundle_tests: samples whose inputs and outputs, by the reference, the artifact is to hold, the first few of
             them: ``edgert-selftest`` runs them on the device (see :mod:`edgec.vectors`).
+        compress: store the weights of a processor's shared object entropy-coded (see :mod:`edgec.coding`): a smaller
+            file with the same results, whose weights every session decodes into its own memory.
         progress: told (what, done, total) as the work goes on.
 
     Raises:
@@ -134,7 +137,7 @@ def compile(
     from edgec.passes.pipeline import select
     from edgec.quantisation import Options, check_precisions
     from edgec.states import keep_states
-    from edgec.static_object import check_form
+    from edgec.static_object import check_form, is_static
     from edgec.summary import summarise
     from edgec.targets.cpu.backend import compile_program
     from edgec.targets.formats import Format
@@ -153,6 +156,8 @@ def compile(
     if states and not isinstance(chosen, Target):
         raise EdgecError(f"{target} keeps no states between runs; leave --state out and carry them over yourself")
     check_precisions(options, chosen)
+    if compress and not isinstance(chosen, Target):
+        raise EdgecError(f"--compress codes the weights of processors' artifacts, and {target} has none; leave it out")
     selected = None
     if passes is not None:
         selected = select(passes, activation_dtype=chosen.activation_dtype, packs_weights=chosen.packs_weights)
@@ -174,6 +179,11 @@ def compile(
     else:
         find_toolchain(chosen.triple)
         check_form(path, chosen)
+        if compress and is_static(path):
+            raise EdgecError(
+                f"--compress is for shared objects, whose weights the library decodes; '{path}' is linked, and its "
+                f"weights are read in place: leave it out, or give a name that ends in .so"
+            )
         check_writable(path)
     check_writable(manifest_path(path))
 
@@ -231,7 +241,7 @@ def compile(
     vectors = None if tests is None else make_vectors(program, tests.samples)
     facts["tests"] = vectors.count if vectors else 0
     clock.lap("tests")
-    data, manifest, headers = _linked(program, code, processor, facts, path, gpu_code, vectors)
+    data, manifest, headers = _linked(program, code, processor, facts, path, gpu_code, vectors, compress)
     clock.lap("link")
     calls = [(call.step.nodes, call.operands) for call in code.calls]
     if gpu_code is not None:
@@ -308,14 +318,14 @@ def _records(
 
 def _linked(
     program: Program, code: Code, target: Target, manifest: dict[str, Any], path: Path, gpu: GpuCode | None,
-    vectors: Vectors | None,
-) -> tuple[bytes, dict[str, Any], dict[Path, bytes]]:
+    vectors: Vectors | None, compress: bool,
+) -> tuple[bytes, dict[str, Any], dict[Path, bytes]]:  # fmt: skip
     """The artifact as its file name asks for it, its manifest, and the files that belong beside it."""
     from edgec.artifact import build_artifact
     from edgec.static_object import build_static, is_static
 
     if not is_static(path):
-        return *build_artifact(program, code, target, manifest, gpu, vectors), {}
+        return *build_artifact(program, code, target, manifest, gpu, vectors, compress), {}
     static = build_static(program, code, target, manifest, path.stem, vectors)
     return static.data, static.manifest, {path.with_suffix(".h"): static.header.encode()}
 

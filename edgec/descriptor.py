@@ -94,7 +94,7 @@ class Sources:
 
 def write_sources(
     folder: Path, program: Program, code: Code, target: Target, manifest: bytes, symbol: str = SYMBOL, entry: str = "",
-    gpu: GpuCode | None = None, vectors: Vectors | None = None,
+    gpu: GpuCode | None = None, vectors: Vectors | None = None, coded: bytes = b"",
 ) -> Sources:  # fmt: skip
     """Write what an artifact is linked from.
 
@@ -108,9 +108,10 @@ def write_sources(
         entry: the name of a function that runs the model without a library; none by default.
         gpu: the same program for a GPU.
         vectors: the tests that the artifact is to hold.
+        coded: the constants as :func:`edgec.coding.code_weights` codes them, to be held instead of them.
     """
     image = lay_out(code.constants)
-    (folder / "weights.bin").write_bytes(image.data or b"\0")
+    (folder / "weights.bin").write_bytes(coded or image.data or b"\0")
     (folder / "manifest.json").write_bytes(manifest + b"\0")
     sources = Sources(folder / "descriptor.c", folder / "blobs.s", code.write_objects(folder))
     part = GpuWriter(program, gpu, lay_out(gpu.constants)) if gpu is not None else None
@@ -119,7 +120,7 @@ def write_sources(
     if vectors:
         (folder / "inputs.bin").write_bytes(vectors.inputs or b"\0")
         (folder / "outputs.bin").write_bytes(vectors.outputs or b"\0")
-    writer = _DescriptorWriter(program, code, target, image, manifest, folder, part, vectors)
+    writer = _DescriptorWriter(program, code, target, image, manifest, folder, part, vectors, coded)
     sources.descriptor.write_text(writer.source(symbol, entry), encoding="utf-8")
     sources.blobs.write_text(writer.assembly(), encoding="utf-8")
     return sources
@@ -130,9 +131,9 @@ class _DescriptorWriter:
 
     def __init__(
         self, program: Program, code: Code, target: Target, image: Image, manifest: bytes, folder: Path,
-        gpu: GpuWriter | None, vectors: Vectors | None,
+        gpu: GpuWriter | None, vectors: Vectors | None, coded: bytes,
     ) -> None:  # fmt: skip
-        self.vectors = vectors
+        self.vectors, self.coded = vectors, coded
         self.program, self.code, self.target, self.image = program, code, target, image
         self.manifest = b"" if target.bare_metal else manifest
         self.loaded, self.folder, self.gpu = not target.bare_metal, folder, gpu
@@ -240,17 +241,18 @@ class _DescriptorWriter:
     def _model(self, symbol: str) -> str:
         target, program = self.target, self.program
         manifest = "(const char *)edgec_manifest" if self.loaded else "0"
-        content = hashlib.sha256(self.image.data + self.manifest).digest()
+        content = hashlib.sha256((self.coded or self.image.data) + self.manifest).digest()
         features = " | ".join(FEATURE_MACROS[f] for f in target.features) or "0"
         digest = ", ".join(f"0x{byte:02x}" for byte in content)
         fields = [
             f"{ABI_VERSION}u", "(uint32_t)sizeof(edgert_model)", quoted(program.name), quoted(target.name),
             quoted(target.triple), ARCH_CODES[target.arch], features, f"{len(program.inputs)}u",
             f"{len(program.outputs)}u", "inputs", "outputs", f"{program.arena_bytes}u", f"{ALIGNMENT}u",
-            f"{len(self.code.calls)}u", "steps", "strings", "(uint64_t)sizeof strings", "edgec_weights",
-            f"{len(self.image.data)}u",
+            f"{len(self.code.calls)}u", "steps", "strings", "(uint64_t)sizeof strings",
+            "0" if self.coded else "edgec_weights", f"{len(self.image.data)}u",
             manifest, f"{len(self.manifest)}u", f"{{{digest}}}", "&edgec_gpu" if self.gpu else "0",
             f"{program.state_bytes}u", "&tests" if self.vectors else "0",
+            "edgec_weights" if self.coded else "0", f"{len(self.coded)}u",
         ]  # fmt: skip
         body = ",\n  ".join(fields)
         return f'__attribute__((visibility("default"))) const edgert_model {symbol} = {{\n  {body}\n}};\n'

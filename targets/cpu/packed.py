@@ -8,8 +8,11 @@ they come in eights: of every vector of channels ``bits`` vectors of bytes, whic
 * 3 bits: the lower two bits of all eight in two bytes, as above, and the eight highest bits in a third;
 * 8 bits: a byte an element.
 
-What a run leaves of an eight is cut short to the bytes that it needs. A field is moved to the top of an int32 and back
-down, which extends its sign; so an element costs two shifts, and for floats a conversion, for all pixels of a tile.
+What a run leaves of an eight is cut short to the bytes that it needs. For sums of integers a field is moved to the top
+of an int32 and back down, which extends its sign: two shifts. For floats it becomes the lowest bits of the significand
+of a power of two, its sign bit turned, and what was added so is subtracted: two instructions instead of two shifts and
+a conversion. All pixels of a tile share an element of the weights; where there is only one pixel, as in a product with
+a vector, the scale of a group multiplies the sum of an eight, and not each weight.
 """
 
 from __future__ import annotations
@@ -195,12 +198,29 @@ class _PackedWriter(ConvWriter):
             base = weights + first * size
             rows.append([self._byte(base + index * width, width) for index in range(size)])
             scales.append(self._scale(start, first, width))
-        for element in range(count):
+        elements = [source + element * step for element in range(count)]
+        if self.scales is not None and len(acc.points) == 1:
+            self._scaled_sums(acc, elements, rows, scales)
+            return
+        for element, place in enumerate(elements):
             vectors = [
-                self._weight(row, element, width, scale)
+                self._scaled(self._weight(row, element, width), scale)
                 for row, width, scale in zip(rows, acc.widths, scales, strict=True)
             ]
-            self._multiply_element(acc, source + element * step, vectors)
+            self._multiply_element(acc, place, vectors)
+
+    def _scaled_sums(self, acc: Accumulators, elements: list[Any], rows: list[list[Any]], scales: list[Any]) -> None:
+        """The products of one pixel, summed up over the eight before they are scaled."""
+        values = [self.body.bind("x", tirx.BufferLoad(self.input, [place])) for place in elements]
+        for index, (row, width, scale) in enumerate(zip(rows, acc.widths, scales, strict=True)):
+            total: Any = None
+            for element, value in enumerate(values):
+                product = widen(value, width) * self._weight(row, element, width)
+                total = self.body.hold(product if total is None else total + product)
+            acc.update(0, index, acc.value(0, index) + total * scale)
+
+    def _scaled(self, weight: Any, scale: Any) -> Any:
+        return weight if scale is None else self.body.hold(weight * scale)
 
     def _multiply_element(self, acc: Accumulators, source: Any, vectors: list[Any]) -> None:
         _, h_step, w_step, _ = self.conv.input_strides
@@ -215,20 +235,28 @@ class _PackedWriter(ConvWriter):
         """A vector of bytes as int32."""
         return self.body.hold(load_channels(self.weight, offset, width).astype(_vector("int32", width)))
 
-    def _weight(self, row: list[Any], element: int, width: int, scale: Any) -> Any:
-        """One element of the depth for a vector of channels, in the dtype of the sums."""
-        bits = self.plan.bits
+    def _weight(self, row: list[Any], element: int, width: int) -> Any:
+        """One element of the depth for a vector of channels, in the dtype of the sums and not scaled yet."""
+        bits, dtype = self.plan.bits, self.conv.accumulator_dtype
         if bits == 8:
-            whole = _extended(row[element], 0, 8, width)
-        elif bits == 3:
-            low = _field(row[element // 4], 2 * (element % 4), 2, width)
-            high = _extended(row[-1], element, 1, width)
-            whole = tirx.bitwise_or(low, tirx.shift_left(high, _same(2, width)))
-        else:
+            return self.body.hold(_extended(row[element], 0, 8, width).astype(_vector(dtype, width)))
+        field, first = self._field(row, element, width)
+        if dtype == "float32":
+            return self.body.hold(_real(field, first, bits, width))
+        return self.body.hold(_extended(field, first, bits, width).astype(_vector(dtype, width)))
+
+    def _field(self, row: list[Any], element: int, width: int) -> tuple[Any, int]:
+        """int32 whose bits from the second result on are the element's, with others around them."""
+        bits = self.plan.bits
+        if bits != 3:
             each = EIGHT // bits
-            whole = _extended(row[element // each], bits * (element % each), bits, width)
-        real = self.body.hold(whole.astype(_vector(self.conv.accumulator_dtype, width)))
-        return real if scale is None else self.body.hold(real * scale)
+            return row[element // each], bits * (element % each)
+        first = 2 * (element % 4)
+        low = tirx.bitwise_and(row[element // 4], _same(3 << first, width))
+        turn = first + 2 - element
+        shift = tirx.shift_left if turn >= 0 else tirx.shift_right
+        high = tirx.bitwise_and(shift(row[-1], _same(abs(turn), width)), _same(4 << first, width))
+        return tirx.bitwise_or(low, high), first
 
     def _scale(self, start: Any, first: int, width: int) -> Any:
         """The scales of a vector of channels for the element ``start`` along the depth and its eight."""
@@ -257,9 +285,16 @@ def _extended(word: Any, first: int, bits: int, width: int) -> Any:
     return tirx.shift_right(top, _same(32 - bits, width))
 
 
-def _field(word: Any, first: int, bits: int, width: int) -> Any:
-    """``bits`` of each int32 from bit ``first`` on, as unsigned integers."""
-    return tirx.bitwise_and(tirx.shift_right(word, _same(first, width)), _same(2**bits - 1, width))
+def _real(word: Any, first: int, bits: int, width: int) -> Any:
+    """``bits`` of each int32 from bit ``first`` on, as signed integers in float32.
+
+    Below 2^(23 - first), whose significand counts in steps of 2^-first, they count ones.
+    """
+    half, base = 2 ** (bits - 1), np.float32(2.0 ** (23 - first))
+    field = tirx.bitwise_and(word, _same((2**bits - 1) << first, width))
+    turned = tirx.bitwise_xor(field, _same(int(base.view(np.int32)) | half << first, width))
+    offset = widen(tirx.const(float(base) + half, "float32"), width)
+    return tirx.reinterpret(_vector("float32", width), turned) - offset
 
 
 def contract(p: PackedPlan) -> str:

@@ -85,6 +85,25 @@ static const edgert_gpu *gpu(source *from) {
   return made;
 }
 
+/* Coded weights whose head and runs are often sound. */
+static const uint8_t *coded(source *from, edgert_model *model) {
+  model->coded_bytes %= 4096, model->weights_bytes %= 65536;
+  uint8_t *made = table(from, model->coded_bytes, 1);
+  edgert_coded head = {take_byte(from) % 4u, take_byte(from) % 4u};
+  size_t at = sizeof head + head.table_count * EDGERT_CODE_TABLE_BYTES;
+  if (!made || at + head.run_count * sizeof(edgert_coded_run) > model->coded_bytes) return made;
+  memcpy(made, &head, sizeof head);
+  if (take_byte(from) % 2) /* sixteen codes of four bits: complete */
+    for (size_t i = sizeof head; i < at; i++) made[i] = (i - sizeof head) % EDGERT_CODE_TABLE_BYTES < 8 ? 0x44 : 0;
+  for (uint32_t i = 0; i < head.run_count; i++, at += sizeof(edgert_coded_run)) {
+    edgert_coded_run run;
+    memcpy(&run, made + at, sizeof run);
+    run.offset %= 512, run.count %= 1024, run.step %= 16, run.bytes = (run.count + 1) / 2, run.table %= 4;
+    memcpy(made + at, &run, sizeof run);
+  }
+  return made;
+}
+
 static void fill(source *from, edgert_model *model) {
   take(from, model, sizeof *model);
   if (take_byte(from) % 8) model->abi_version = EDGERT_ABI_VERSION, model->struct_bytes = sizeof *model;
@@ -98,7 +117,8 @@ static void fill(source *from, edgert_model *model) {
   if (strings && take_byte(from) % 8) strings[model->strings_bytes - 1] = 0;
   model->strings = strings;
   model->steps = steps(from, model->step_count, model->strings_bytes);
-  model->weights = table(from, model->weights_bytes, 1);
+  model->coded = take_byte(from) % 2 ? coded(from, model) : NULL;
+  model->weights = model->coded ? NULL : table(from, model->weights_bytes, 1);
   model->manifest = table(from, model->manifest_bytes, 1);
   model->tests = tests(from, model);
   model->gpu = gpu(from);

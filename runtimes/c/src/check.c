@@ -137,10 +137,13 @@ static edgert_status check_fields(const edgert_model *model) {
   if (!model->name || !model->target || !model->triple) return broken(model, "its name or target is missing");
   if (alignment == 0 || (alignment & (alignment - 1)) != 0 || alignment > 65536)
     return broken(model, "the arena's alignment is not a power of two up to 65536");
-  if (model->weights_bytes > 0 && !model->weights) return broken(model, "its weights are missing");
+  if (model->weights_bytes > 0 && !model->weights && !edgert_model_coded(model))
+    return broken(model, "its weights are missing");
+  if (model->weights && edgert_model_coded(model)) return broken(model, "its weights are there twice");
   if (edgert_model_state_bytes(model) > model->arena_bytes) return broken(model, "its states leave the arena");
   if (model->manifest_bytes > 0 && !model->manifest) return broken(model, "its manifest is missing");
-  if (model->weights_bytes > SIZE_MAX || model->manifest_bytes > SIZE_MAX)
+  if (model->weights_bytes > SIZE_MAX || model->manifest_bytes > SIZE_MAX ||
+      (edgert_model_coded(model) && model->coded_bytes > SIZE_MAX))
     return broken(model, "its weights are larger than the address space");
   edgert_status status = check_tensors(model, model->inputs, model->input_count);
   if (status == EDGERT_OK) status = check_tensors(model, model->outputs, model->output_count);
@@ -177,8 +180,9 @@ static edgert_status check_cpu(const edgert_model *model) {
 static edgert_status check_content(const edgert_model *model) {
   edgert_sha256 hash;
   uint8_t digest[32];
+  const uint8_t *coded = edgert_model_coded(model);
   edgert_sha256_start(&hash);
-  edgert_sha256_add(&hash, model->weights, (size_t)model->weights_bytes);
+  edgert_sha256_add(&hash, coded ? coded : model->weights, (size_t)(coded ? model->coded_bytes : model->weights_bytes));
   edgert_sha256_add(&hash, model->manifest, (size_t)model->manifest_bytes);
   edgert_sha256_finish(&hash, digest);
   if (memcmp(digest, model->sha256, sizeof digest) == 0) return EDGERT_OK;

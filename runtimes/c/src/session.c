@@ -10,7 +10,7 @@
 
 /* Offsets within the block; the session itself stands at 0. */
 typedef struct layout {
-  size_t io, own, stats, pool, buffers, arena, total;
+  size_t io, own, stats, pool, buffers, weights, arena, total;
 } layout;
 
 /* ---- options ---- */
@@ -83,6 +83,7 @@ static edgert_status plan(const edgert_model *model, const edgert_options *optio
     take_tensors(&used, model->inputs, model->input_count);
     take_tensors(&used, model->outputs, model->output_count);
   }
+  place->weights = take(&used, edgert_model_coded(model) ? model->weights_bytes : 0, EDGERT_ALIGNMENT);
   place->arena = take(&used, arena_bytes, edgert_memory_alignment(model));
   place->total = used;
   if (used != SIZE_MAX) return EDGERT_OK;
@@ -167,6 +168,7 @@ static edgert_session *build(const edgert_model *model, const edgert_options *op
   session->model = model;
   session->descriptor = -1;
   session->arena = block + place->arena;
+  session->weights = edgert_model_coded(model) ? block + place->weights : model->weights;
   session->io = (void **)(void *)(block + place->io);
   session->own = (void **)(void *)(block + place->own);
   session->stats = (edgert_step_stats *)(void *)(block + place->stats);
@@ -207,7 +209,8 @@ static edgert_status start_on(edgert_opencl *gpu, const edgert_model *model, con
   edgert_session *made = build(model, options, &place, block);
   made->block = options->memory ? NULL : block;
   made->gpu = gpu;
-  if (gpu) status = edgert_opencl_prepare(gpu, made->own);
+  if (edgert_model_coded(model)) status = edgert_decode(model, (uint8_t *)block + place.weights);
+  if (status == EDGERT_OK && gpu) status = edgert_opencl_prepare(gpu, made->own);
   if (status == EDGERT_OK)
     status = edgert_pool_start(made->pool, options->threads, (options->flags & EDGERT_PIN_BIG_CORES) != 0);
   if (status == EDGERT_OK)
@@ -384,7 +387,7 @@ typedef struct step_job {
 static void run_share(void *context, int32_t thread, int32_t threads) {
   const step_job *job = context;
   const edgert_session *session = job->session;
-  job->step->run(session->arena, session->model->weights, session->io, thread, threads);
+  job->step->run(session->arena, session->weights, session->io, thread, threads);
 }
 
 void edgert_run_step(const edgert_session *session, const edgert_step *step) {

@@ -1,7 +1,6 @@
 """What the convolutions share: the input is read along its contiguous runs, 16 bytes a pixel at a time.
 
-A run is a row of the window with all its channels, or what of it is contiguous. A run of bytes ends with a chunk that
-is padded with zero weights, and what the input holds there does not matter.
+A run of bytes ends with a chunk that is padded with zero weights, and what the input holds there does not matter.
 
 Weights of 4 bits are stored two a byte: the steps of a chunk lie in pairs, the first one in the lower halves.
 
@@ -23,7 +22,8 @@ from edgec.lazy_tvm import tirx
 from edgec.program import Conv
 from edgec.targets.cpu.aarch64.neon import half_of, special
 from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile
-from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvPlan, ConvWriter
+from edgec.targets.cpu.contiguous import ContiguousPlan
+from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvWriter
 from edgec.targets.cpu.tile import Accumulators, Point, Store, bias_apart, load_channels, tiles
 from edgec.targets.cpu.tir import Kernel
 from edgec.targets.vectors import SHORT
@@ -36,7 +36,7 @@ EPILOGUE = 6
 
 
 @dataclass(frozen=True)
-class RunPlan(ConvPlan):
+class RunPlan(ContiguousPlan):
     """A convolution with its register tile; ``lanes`` is 4."""
 
     suffix: ClassVar[str]
@@ -56,6 +56,18 @@ class RunPlan(ConvPlan):
     def products(self, chunk: int, pixels: int, vectors: int) -> float:
         """Instructions of the products of a chunk of so many elements, its loads included."""
 
+    def tile_instructions(self, rows: int, columns: int, channels: int) -> float:
+        """Instructions, about, of one tile."""
+        pixels, vectors = rows * columns, len(self.widths(channels))
+        runs = prod(extent for extent, _ in self.runs[0])
+        work = runs * sum(self.products(chunk, pixels, vectors) + 2 for chunk in self.chunks)
+        return work + EPILOGUE * pixels * vectors + TILE_OVERHEAD
+
+    @classmethod
+    def most_pixels(cls, conv: Conv, vectors: int) -> int:
+        """Pixels of a tile of so many vectors, as far as the registers reach."""
+        return (REGISTERS - cls.spare) // (vectors + 1)
+
     @abstractmethod
     def arranged(self, block: np.ndarray) -> np.ndarray:
         """The weights [element, channel] of a chunk and a block of channels, in the order in which they are read."""
@@ -64,26 +76,6 @@ class RunPlan(ConvPlan):
     def per_byte(self) -> int:
         """Weights in a byte; elements of other sizes count as one."""
         return 2 if self.conv.packing is not None else 1
-
-    @property
-    def planar(self) -> bool:
-        """Whether neighbours in memory are columns of one channel, and not channels of one column."""
-        (_, column), (channels, channel) = super().taps[1:]
-        return channels > 1 and channel != 1 and column == 1
-
-    @property
-    def taps(self) -> list[tuple[int, int]]:
-        """As :attr:`ConvPlan.taps`; of planes, the columns come last."""
-        row, column, channel = super().taps
-        return [row, channel, column] if self.planar else [row, column, channel]
-
-    @property
-    def runs(self) -> tuple[list[tuple[int, int]], int]:
-        """The loops over the runs, as :attr:`ConvPlan.reduction`, and the elements of a run."""
-        loops = self.reduction
-        if loops and loops[-1][1] == 1:
-            return loops[:-1], loops[-1][0]
-        return loops, 1
 
     @property
     def chunks(self) -> list[int]:
@@ -125,7 +117,7 @@ def ranked(kind: type[RunPlan], conv: Conv) -> list[RunPlan]:
 def register_tiles(kind: type[RunPlan], conv: Conv) -> Iterator[RunPlan]:
     """Every register tile that fits the register file."""
     for vectors in range(1, min(8, -(-conv.out_channels // LANES)) + 1):
-        pixels = (REGISTERS - kind.spare) // (vectors + 1)
+        pixels = kind.most_pixels(conv, vectors)
         for columns in range(1, min(conv.out_width, pixels) + 1):
             for rows in range(1, min(conv.out_height, pixels // columns) + 1):
                 yield kind(conv, rows, columns, vectors, LANES)
@@ -134,23 +126,18 @@ def register_tiles(kind: type[RunPlan], conv: Conv) -> Iterator[RunPlan]:
 def instructions(p: RunPlan) -> float:
     """Instructions, about, of the whole convolution."""
     conv, total = p.conv, 0.0
-    runs = prod(extent for extent, _ in p.runs[0])
     for _, rows, row_tiles in tiles(conv.out_height, p.rows):
         for _, columns, column_tiles in tiles(conv.out_width, p.columns):
             for _, channels, blocks in tiles(conv.out_channels, p.block):
-                pixels, vectors = rows * columns, len(p.widths(channels))
-                work = runs * sum(p.products(chunk, pixels, vectors) + 2 for chunk in p.chunks)
-                total += row_tiles * column_tiles * blocks * (work + EPILOGUE * pixels * vectors + TILE_OVERHEAD)
+                total += row_tiles * column_tiles * blocks * p.tile_instructions(rows, columns, channels)
     return total
 
 
 def pack(p: RunPlan, weight: np.ndarray) -> np.ndarray:
     """The weight [kh, kw, ci, co] as panels, one after the other: the head, then the chunks of every run."""
-    run = p.runs[1]
-    weight = weight.transpose(0, 2, 1, 3) if p.planar else weight
-    shape = (weight.size // (run * p.conv.out_channels), sum(p.chunks), p.conv.out_channels)
-    matrix = np.zeros(shape, weight.dtype)
-    matrix[:, :run] = weight.reshape(-1, run, p.conv.out_channels)
+    by_runs = p.by_runs(weight)
+    matrix = np.zeros((len(by_runs), sum(p.chunks), p.conv.out_channels), weight.dtype)
+    matrix[:, : p.runs[1]] = by_runs
     edges = np.cumsum(p.chunks)[:-1]
     panels = []
     for start, channels, count in tiles(p.conv.out_channels, p.block):
@@ -169,10 +156,8 @@ def in_halves(chunk: np.ndarray) -> np.ndarray:
     return (chunk[::2] & 15) | (chunk[1::2] << 4)
 
 
-class RunWriter(ConvWriter):
-    """Emits the loops over runs and chunks around what a subclass does with a chunk."""
-
-    plan: RunPlan
+class BiasedWriter(ConvWriter):
+    """Emits the loops over tiles, whose sums start from the bias."""
 
     def __init__(self, p: RunPlan, kernel: Kernel) -> None:
         super().__init__(p, kernel)
@@ -180,6 +165,12 @@ class RunWriter(ConvWriter):
         epilogue, bias = bias_apart(p.conv.epilogue, dtype)
         self.start = Start(self.body, operands, dtype, bias)
         self.target = Store(self.body, operands, kernel.buffers[-1], epilogue, p.conv.store)
+
+
+class RunWriter(BiasedWriter):
+    """Emits the loops over runs and chunks around what a subclass does with a chunk."""
+
+    plan: RunPlan
 
     @abstractmethod
     def _pixel(self, offset: Any, chunk: int) -> Any:
@@ -242,7 +233,7 @@ class RunWriter(ConvWriter):
         self._products(acc, pixels, weights, chunk)
 
 
-def generate(writer: type[RunWriter], p: RunPlan, dtypes: list[str]) -> Any:
+def generate(writer: type[BiasedWriter], p: RunPlan, dtypes: list[str]) -> Any:
     """The kernel, as ``tirx.PrimFunc``."""
     kernel = Kernel(dtypes, special)
     writer(p, kernel).write()

@@ -53,7 +53,8 @@
  * Everything is allocated at open and freed by close; run allocates nothing. One block holds the session, the
  * arena (the kernels' scratch memory) and the session's own input and output buffers; it comes from the heap
  * or, with `options.memory`, from the caller. What the queries return belongs to the session and lives until
- * close. What is bound belongs to the caller and must live until the next binding or close.
+ * close. What is bound belongs to the caller and must live until the next binding or close. Weights stay in the
+ * artifact, which processes share; those of one that was compiled with --compress are decoded into the block at open.
  *
  * GPU
  * ---
