@@ -8,12 +8,15 @@ they come in eights: of every vector of channels ``bits`` vectors of bytes, whic
 * 3 bits: the lower two bits of all eight in two bytes, as above, and the eight highest bits in a third;
 * 8 bits: a byte an element.
 
+Nested weights are two such of 4 bits, the upper nibbles of all panels and then the lower ones.
+
 What a run leaves of an eight is cut short to the bytes that it needs. A field is moved to the top of an int32 and back
 down, which extends its sign; so an element costs two shifts, and for floats a conversion, for all pixels of a tile.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -37,9 +40,22 @@ class PackedPlan(ConvPlan):
 
     @property
     def bits(self) -> int:
-        """Of a weight."""
+        """Of a weight, or of a nibble of it."""
         assert self.conv.packing is not None
-        return self.conv.packing.bits
+        return 4 if self.conv.packing.nested else self.conv.packing.bits
+
+    @property
+    def nested(self) -> bool:
+        """Whether weights are two nibbles."""
+        return self.conv.packing is not None and self.conv.packing.nested
+
+    @property
+    def lower(self) -> int | None:
+        """Where the lower nibbles begin; None where they are not read."""
+        assert self.conv.packing is not None
+        if not self.nested or self.conv.packing.bits == 4:
+            return None
+        return sum(self.panel(channels) * count for _, channels, count in tiles(self.conv.out_channels, self.block))
 
     @property
     def group(self) -> int:
@@ -89,7 +105,7 @@ def candidates(conv: Conv, target: Target) -> list[PackedPlan]:
 def _cost(p: PackedPlan) -> float:
     """As :func:`edgec.targets.cpu.conv.cost`, and what unpacking costs each tile."""
     conv, total = p.conv, cost(p)
-    unpacking = {8: 2.0, 4: 3.5, 3: 6.0, 2: 4.0}[p.bits] + bool(p.group)
+    unpacking = {8: 2.0, 4: 3.5, 3: 6.0, 2: 4.0}[p.bits] * (1 + p.nested) + bool(p.group)
     for _, _, row_tiles in tiles(conv.out_height, p.rows):
         for _, _, column_tiles in tiles(conv.out_width, p.columns):
             for _, channels, blocks in tiles(conv.out_channels, p.block):
@@ -99,6 +115,13 @@ def _cost(p: PackedPlan) -> float:
 
 def pack(p: PackedPlan, weight: np.ndarray) -> np.ndarray:
     """The weight int8 [kh, kw, ci, co] as panels: uint8, see the module."""
+    if not p.nested:
+        return _panels(p, weight)
+    upper = (weight.astype(np.int16) + 8 >> 4).astype(np.int8)
+    return np.concatenate([_panels(p, upper), _panels(p, weight - 16 * upper)])
+
+
+def _panels(p: PackedPlan, weight: np.ndarray) -> np.ndarray:
     _, run, _ = p.runs
     matrix = weight.reshape(-1, run, p.conv.out_channels)
     panels = []
@@ -136,6 +159,12 @@ def _packed(eight: np.ndarray, bits: int) -> np.ndarray:
     for index, row in enumerate(eight):
         found[index // each] |= (row & (2**bits - 1)) << (bits * (index % each))
     return found
+
+
+def narrowed(p: PackedPlan) -> PackedPlan:
+    """The plan of the kernel that reads only the upper nibbles of nested weights."""
+    assert p.conv.packing is not None
+    return replace(p, conv=replace(p.conv, packing=replace(p.conv.packing, bits=4)))
 
 
 def generate(p: PackedPlan, dtypes: list[str]) -> Any:
@@ -190,10 +219,11 @@ class _PackedWriter(ConvWriter):
         """``count`` elements along the depth for the whole tile."""
         size = bytes_of(count, self.plan.bits)
         source, weights = self.body.bind("source", source), self.body.bind("weights", weights)
+        lower = self.plan.lower
         rows, scales = [], []
         for first, width in zip(starts(acc.widths), acc.widths, strict=True):
-            base = weights + first * size
-            rows.append([self._byte(base + index * width, width) for index in range(size)])
+            planes = [weights + first * size] if lower is None else [weights + first * size + at for at in (0, lower)]
+            rows.append([[self._byte(base + index * width, width) for index in range(size)] for base in planes])
             scales.append(self._scale(start, first, width))
         for element in range(count):
             vectors = [
@@ -215,20 +245,26 @@ class _PackedWriter(ConvWriter):
         """A vector of bytes as int32."""
         return self.body.hold(load_channels(self.weight, offset, width).astype(_vector("int32", width)))
 
-    def _weight(self, row: list[Any], element: int, width: int, scale: Any) -> Any:
+    def _weight(self, planes: list[list[Any]], element: int, width: int, scale: Any) -> Any:
         """One element of the depth for a vector of channels, in the dtype of the sums."""
-        bits = self.plan.bits
-        if bits == 8:
-            whole = _extended(row[element], 0, 8, width)
-        elif bits == 3:
-            low = _field(row[element // 4], 2 * (element % 4), 2, width)
-            high = _extended(row[-1], element, 1, width)
-            whole = tirx.bitwise_or(low, tirx.shift_left(high, _same(2, width)))
-        else:
-            each = EIGHT // bits
-            whole = _extended(row[element // each], bits * (element % each), bits, width)
+        whole = self._integer(planes[0], element, width)
+        if self.plan.nested:
+            whole = tirx.shift_left(whole, _same(4, width))
+        if len(planes) == 2:
+            whole = whole + self._integer(planes[1], element, width)
         real = self.body.hold(whole.astype(_vector(self.conv.accumulator_dtype, width)))
         return real if scale is None else self.body.hold(real * scale)
+
+    def _integer(self, row: list[Any], element: int, width: int) -> Any:
+        bits = self.plan.bits
+        if bits == 8:
+            return _extended(row[element], 0, 8, width)
+        if bits == 3:
+            low = _field(row[element // 4], 2 * (element % 4), 2, width)
+            high = _extended(row[-1], element, 1, width)
+            return tirx.bitwise_or(low, tirx.shift_left(high, _same(2, width)))
+        each = EIGHT // bits
+        return _extended(row[element // each], bits * (element % each), bits, width)
 
     def _scale(self, start: Any, first: int, width: int) -> Any:
         """The scales of a vector of channels for the element ``start`` along the depth and its eight."""
@@ -264,5 +300,7 @@ def _field(word: Any, first: int, bits: int, width: int) -> Any:
 
 def contract(p: PackedPlan) -> str:
     """The kernel's name."""
-    suffix = f"w{p.bits}g{p.group}" if p.group else f"w{p.bits}"
+    assert p.conv.packing is not None
+    bits = f"{p.conv.packing.bits}n" if p.nested else str(p.bits)
+    suffix = f"w{bits}g{p.group}" if p.group else f"w{bits}"
     return f"{contract_floats(p)}_{suffix}"
