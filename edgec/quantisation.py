@@ -115,6 +115,7 @@ class Quantisation:
         model: after it: standard QDQ ONNX.
         attempts: the models that the guard judged, in its order; the last is ``model``.
         mix: what ``auto`` chose, of which options.
+        kept: layers that keep weights of 8 bits, since 4 would cost most there.
     """
 
     layers: tuple[LayerQuantization, ...]
@@ -127,6 +128,7 @@ class Quantisation:
     model: bytes
     attempts: tuple[ir.Model, ...] = ()
     mix: Mix | None = None
+    kept: tuple[str, ...] = ()
 
     def files(self, artifact: Path) -> dict[Path, bytes]:
         """What is written beside the artifact: the recipe, and the models before and after the quantisation."""
@@ -141,6 +143,7 @@ class Quantisation:
             "warnings": list(self.warnings),
             "guard": asdict(self.guarded) if self.guarded else None,
             "layers": [asdict(layer) for layer in self.layers],
+            "kept": list(self.kept),
             "mix": asdict(self.mix) if self.mix else None,
         }
 
@@ -215,7 +218,7 @@ def quantise_graph(
     protos = [ir.to_proto(each).SerializeToString() for each in (found.twin, found.model)]
     done = Quantisation(
         found.layers, found.equalised, len(samples), calibration.warnings, guarded, text, protos[0], protos[1],
-        tuple(attempts), mixed,
+        tuple(attempts), mixed, found.kept,
     )  # fmt: skip
     return found.model, done
 

@@ -75,12 +75,14 @@ class Quantized:
         twin: the float model that it was made of: the original with its channels equalised.
         layers: one for each node of the model that was quantised, in order.
         equalised: how many tensors had their channels scaled against each other.
+        kept: the layers that keep 8 bits for their salience, the most salient first.
     """
 
     model: ir.Model
     twin: ir.Model
     layers: tuple[LayerQuantization, ...]
     equalised: int
+    kept: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         summary = f"{len(self.layers)} layers: {counts(self.layers)}; {self.equalised} tensors equalised"
