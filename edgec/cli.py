@@ -333,6 +333,9 @@ def prune_model(
     measure: Annotated[
         str, typer.Option(metavar="NAME", help="What the share is of: macs, parameters, bytes or latency.")
     ] = "macs",
+    tokens: Annotated[
+        float, typer.Option(metavar="FRACTION", min=0, max=0.9, help="MACs to save first by merging tokens.")
+    ] = 0.0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="OUT", help="The ONNX file; MODEL.pruned.onnx by default.")
     ] = None,
@@ -365,7 +368,7 @@ def prune_model(
     from edgec.targets.target import resolve_target
 
     shapes = parse_shape_flags(shape or ())
-    choices = {"score": score, "repair": repair, "distil_minutes": distil, "seed": seed}
+    choices = {"score": score, "repair": repair, "distil_minutes": distil, "seed": seed, "tokens": tokens}
     settings = settings_for(remove, resolve_target(target), **choices)
     found: Comparison
     if curve is not None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgec.data import Array
     from edgec.guard import Guarded, Judge
     from edgec.mixing import Mix
-    from edgec.passes.quantize import LayerQuantization, Quantized, Recipe
+    from edgec.passes.quantize import LayerQuantization, Lifted, Quantized, Recipe
     from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
     from edgec.targets.gpu.target import GpuTarget
@@ -112,6 +112,7 @@ class Quantisation:
         attempts: the models that the guard judged, in its order; the last is ``model``.
         mix: what ``auto`` chose, of which options.
         kept: layers that keep weights of 8 bits, since 4 would cost most there.
+        lifted: what activations of 16 bits were chosen for.
     """
 
     layers: tuple[LayerQuantization, ...]
@@ -125,6 +126,7 @@ class Quantisation:
     attempts: tuple[ir.Model, ...] = ()
     mix: Mix | None = None
     kept: tuple[str, ...] = ()
+    lifted: Lifted | None = None
 
     def files(self, artifact: Path) -> dict[Path, bytes]:
         """What is written beside the artifact: the recipe, and the models before and after the quantisation."""
@@ -141,12 +143,14 @@ class Quantisation:
             "layers": [asdict(layer) for layer in self.layers],
             "kept": list(self.kept),
             "mix": asdict(self.mix) if self.mix else None,
+            "lifted": asdict(self.lifted) if self.lifted else None,
         }
 
     def __str__(self) -> str:
         from edgec.passes.quantize.report import counts
 
         lines = [f"quantised by {self.samples} samples: {counts(self.layers)}; {self.equalised} tensors equalised"]
+        lines += [str(self.lifted)] if self.lifted else []
         return "\n".join([*lines, *self.warnings, *([str(self.guarded)] if self.guarded else [])])
 
 
@@ -211,7 +215,7 @@ def quantise_graph(
     protos = [ir.to_proto(each).SerializeToString() for each in (found.twin, found.model)]
     done = Quantisation(
         found.layers, found.equalised, len(samples), calibration.warnings, guarded, text, protos[0], protos[1],
-        tuple(attempts), mixed, found.kept,
+        tuple(attempts), mixed, found.kept, found.lifted,
     )  # fmt: skip
     return found.model, done
 
