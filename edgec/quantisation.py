@@ -44,6 +44,7 @@ class Options:
         group_size: weights that share a scale; None leaves it to the recipe.
         max_ms: for auto, milliseconds that a run may take on this machine.
         max_bytes: for auto, bytes that the weights may take.
+        nested: for w4, four more bits below, so that a session can be switched between both widths.
     """
 
     mode: str = "none"
@@ -54,6 +55,7 @@ class Options:
     group_size: int | None = None
     max_ms: float | None = None
     max_bytes: int | None = None
+    nested: bool = False
 
     @property
     def quantises(self) -> bool:
@@ -92,6 +94,8 @@ class Options:
             raise EdgecError(f"{limits[-1]} is for --quantize auto, which chooses bits to stay within it")
         if len(limits) > 1:
             raise EdgecError(f"{limits[0]} and {limits[1]} do not go together; give one of them")
+        if self.nested and self.mode != "w4":
+            raise EdgecError("--nested keeps a model of 8 bits around one of 4; add --quantize w4, or leave it out")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise EdgecError(f"--max-drop {self.max_drop:g} is no number of points from 0 to 100")
 
@@ -186,6 +190,7 @@ def quantise_graph(
     from edgec.guard import guard
     from edgec.layer_errors import LayerErrors, measure_layers
     from edgec.passes.quantize import quantize
+    from edgec.passes.quantize.nested import nest
     from edgec.recipes import check_layers, write_recipe
 
     recipe = _recipe(options)
@@ -199,6 +204,8 @@ def quantise_graph(
 
     def quantised(chosen: Recipe) -> Quantized:
         made = quantize(graph, samples, chosen, tell)
+        if options.nested:
+            nest(made.model, made.twin, samples)
         attempts.append(made.model)
         return made
 
@@ -253,6 +260,8 @@ def _recipe(options: Options) -> Recipe:
             sizes = ", ".join(map(str, GROUP_SIZES))
             raise EdgecError(f"--group-size {options.group_size} is none of {sizes} (0: a whole output channel)")
         recipe = replace(recipe, group_size=options.group_size)
+    if options.nested:  # what rounding to 4 bits shifts is not what rounding to 8 bits does
+        recipe = replace(recipe, correct_bias=False)
     return replace(recipe, default="int8" if options.mode == "auto" else options.mode)
 
 
