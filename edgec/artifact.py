@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgec.coding import code_weights
 from edgec.descriptor import SYMBOL, Sources, lay_out, write_sources
 from edgec.errors import EdgecError
 from edgec.kernel_cache import KernelCache, source_key
@@ -43,9 +44,9 @@ SIGNATURE = struct.Struct("<64s16s")
 
 def build_artifact(
     program: Program, code: Code, target: Target, manifest: dict[str, Any], gpu: GpuCode | None = None,
-    vectors: Vectors | None = None,
-) -> tuple[bytes, dict[str, Any]]:
-    """Link ``code``, and what there is for a GPU, into an artifact.
+    vectors: Vectors | None = None, compress: bool = False,
+) -> tuple[bytes, dict[str, Any]]:  # fmt: skip
+    """Link ``code``, and what there is for a GPU, into an artifact, whose weights are entropy-coded if ``compress``.
 
     Returns:
         The artifact's bytes, and its manifest as stored.
@@ -54,11 +55,13 @@ def build_artifact(
         EdgecError: no compiler for the target, or it fails.
     """
     toolchain = find_toolchain(target.triple)
-    manifest = {**manifest, "weights_bytes": len(lay_out(code.constants).data)}
+    image = lay_out(code.constants)
+    coded = code_weights(image, code.constants) if compress and image.data else b""
+    manifest = {**manifest, "weights_bytes": len(image.data), "coded_bytes": len(coded)}
     text = manifest_text(manifest)
     with tempfile.TemporaryDirectory(prefix="edgec-") as name:
         folder = Path(name)
-        sources = write_sources(folder, program, code, target, text, gpu=gpu, vectors=vectors)
+        sources = write_sources(folder, program, code, target, text, gpu=gpu, vectors=vectors, coded=coded)
         linked = _link(folder, toolchain, sources)
         return with_trailer(linked.read_bytes(), text), manifest
 

@@ -69,12 +69,14 @@ def compile(
     group_size: int | None = None,
     max_ms: float | None = None,
     max_bytes: int | None = None,
+    nested: bool = False,
     states: Mapping[str, str] | str | None = None,
     tune: float | None = None,
     tune_db: str | os.PathLike[str] | None = None,
     device: str | None = None,
     fps: float | None = None,
     bundle_tests: Source | None = None,
+    compress: bool = False,
     progress: Progress | None = None,
 ) -> Compiled:
     """Compile ``model`` for ``target`` into one shared object, or into an HLS project for an FPGA board.
@@ -110,6 +112,8 @@ def compile(
             whole output channel.
         max_ms: with "auto", milliseconds that a run may take on this machine.
         max_bytes: with "auto", bytes that the weights of products may take.
+        nested: with "w4", keep the lower halves of 8-bit weights, too: ``session.set_width(4)`` then switches to the
+            4-bit model, and 8 back (see :mod:`edgec.widths`).
         states: outputs, with the input of each, that the artifact keeps from one run to the next: see
             :mod:`edgec.states`. "auto" pairs ``present…`` with ``past…``. Samples are then successive runs, without
             arrays for these inputs.
@@ -120,6 +124,8 @@ def compile(
         fps: frames a second that an FPGA is to reach with as little as possible; by default as many as fit.
         bundle_tests: samples whose inputs and outputs, by the reference, the artifact is to hold, the first few of
             them: ``edgert-selftest`` runs them on the device (see :mod:`edgec.vectors`).
+        compress: store the weights of a processor's shared object entropy-coded (see :mod:`edgec.coding`): a smaller
+            file with the same results, whose weights every session decodes into its own memory.
         progress: told (what, done, total) as the work goes on.
 
     Raises:
@@ -134,7 +140,7 @@ def compile(
     from edgec.passes.pipeline import select
     from edgec.quantisation import Options, check_precisions
     from edgec.states import keep_states
-    from edgec.static_object import check_form
+    from edgec.static_object import check_form, is_static
     from edgec.summary import summarise
     from edgec.targets.cpu.backend import compile_program
     from edgec.targets.formats import Format
@@ -143,16 +149,19 @@ def compile(
     from edgec.targets.target import Target, resolve_target
     from edgec.toolchain import find_toolchain
     from edgec.vectors import make_vectors
+    from edgec.widths import nest_widths
 
     tell = progress or (lambda what, done, total: None)
     clock = _Clock()
     chosen = resolve_target(target)
     folder_rule = Path(preprocess) if preprocess is not None else None
-    options = Options(quantize, folder_rule, eval, max_drop, recipe, group_size, max_ms, max_bytes)
+    options = Options(quantize, folder_rule, eval, max_drop, recipe, group_size, max_ms, max_bytes, nested)
     options.check(calib is not None, prune > 0, check is not None)
     if states and not isinstance(chosen, Target):
         raise EdgecError(f"{target} keeps no states between runs; leave --state out and carry them over yourself")
     check_precisions(options, chosen)
+    if compress and not isinstance(chosen, Target):
+        raise EdgecError(f"--compress codes the weights of processors' artifacts, and {target} has none; leave it out")
     selected = None
     if passes is not None:
         selected = select(passes, activation_dtype=chosen.activation_dtype, packs_weights=chosen.packs_weights)
@@ -174,6 +183,11 @@ def compile(
     else:
         find_toolchain(chosen.triple)
         check_form(path, chosen)
+        if compress and is_static(path):
+            raise EdgecError(
+                f"--compress is for shared objects, whose weights the library decodes; '{path}' is linked, and its "
+                f"weights are read in place: leave it out, or give a name that ends in .so"
+            )
         check_writable(path)
     check_writable(manifest_path(path))
 
@@ -205,6 +219,8 @@ def compile(
     program.name = _name(model)
     if states:
         keep_states(program, states)
+    if nested:
+        nest_widths(program)
     fusion.fuse(program)
     gpu = None
     if isinstance(chosen, GpuTarget):
@@ -231,7 +247,7 @@ def compile(
     vectors = None if tests is None else make_vectors(program, tests.samples)
     facts["tests"] = vectors.count if vectors else 0
     clock.lap("tests")
-    data, manifest, headers = _linked(program, code, processor, facts, path, gpu_code, vectors)
+    data, manifest, headers = _linked(program, code, processor, facts, path, gpu_code, vectors, compress)
     clock.lap("link")
     calls = [(call.step.nodes, call.operands) for call in code.calls]
     if gpu_code is not None:
@@ -308,14 +324,14 @@ def _records(
 
 def _linked(
     program: Program, code: Code, target: Target, manifest: dict[str, Any], path: Path, gpu: GpuCode | None,
-    vectors: Vectors | None,
-) -> tuple[bytes, dict[str, Any], dict[Path, bytes]]:
+    vectors: Vectors | None, compress: bool,
+) -> tuple[bytes, dict[str, Any], dict[Path, bytes]]:  # fmt: skip
     """The artifact as its file name asks for it, its manifest, and the files that belong beside it."""
     from edgec.artifact import build_artifact
     from edgec.static_object import build_static, is_static
 
     if not is_static(path):
-        return *build_artifact(program, code, target, manifest, gpu, vectors), {}
+        return *build_artifact(program, code, target, manifest, gpu, vectors, compress), {}
     static = build_static(program, code, target, manifest, path.stem, vectors)
     return static.data, static.manifest, {path.with_suffix(".h"): static.header.encode()}
 
@@ -385,6 +401,7 @@ def _manifest(program: Program, code: Code, target: Target, lifetimes: Sequence[
     from edgec import memory
     from edgec.artifact import tensor_entry
     from edgec.descriptor import ABI_VERSION
+    from edgec.widths import WIDTHS
 
     return {
         "edgec": metadata.version("edgec"),
@@ -398,6 +415,7 @@ def _manifest(program: Program, code: Code, target: Target, lifetimes: Sequence[
         "outputs": [tensor_entry(tensor) for tensor in program.outputs],
         "arena_bytes": program.arena_bytes,
         "arena_lower_bound": program.arena_lower_bound,
+        "widths": list(WIDTHS) if any(call.narrow for call in code.calls) else [],
         "states": [{**tensor_entry(tensor), "kind": "state"} for tensor in program.states],
         "steps": [{"name": c.step.name, "kernel": c.contract, "macs": c.step.kernel.macs} for c in code.calls],
         "memory": [memory.entry(lifetime) for lifetime in lifetimes],

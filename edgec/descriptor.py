@@ -18,6 +18,7 @@ from edgec.gpu_descriptor import SOURCE_FILE, WEIGHTS_FILE, GpuWriter
 from edgec.memory import ALIGNMENT
 from edgec.program import ARENA, CONSTANT, STATE, Buffer, Program, Tensor
 from edgec.vectors import Vectors, sources
+from edgec.widths import WIDTHS
 
 if TYPE_CHECKING:
     from edgec.targets.cpu.backend import Call, Code
@@ -94,7 +95,7 @@ class Sources:
 
 def write_sources(
     folder: Path, program: Program, code: Code, target: Target, manifest: bytes, symbol: str = SYMBOL, entry: str = "",
-    gpu: GpuCode | None = None, vectors: Vectors | None = None,
+    gpu: GpuCode | None = None, vectors: Vectors | None = None, coded: bytes = b"",
 ) -> Sources:  # fmt: skip
     """Write what an artifact is linked from.
 
@@ -108,9 +109,10 @@ def write_sources(
         entry: the name of a function that runs the model without a library; none by default.
         gpu: the same program for a GPU.
         vectors: the tests that the artifact is to hold.
+        coded: the constants as :func:`edgec.coding.code_weights` codes them, to be held instead of them.
     """
     image = lay_out(code.constants)
-    (folder / "weights.bin").write_bytes(image.data or b"\0")
+    (folder / "weights.bin").write_bytes(coded or image.data or b"\0")
     (folder / "manifest.json").write_bytes(manifest + b"\0")
     sources = Sources(folder / "descriptor.c", folder / "blobs.s", code.write_objects(folder))
     part = GpuWriter(program, gpu, lay_out(gpu.constants)) if gpu is not None else None
@@ -119,7 +121,7 @@ def write_sources(
     if vectors:
         (folder / "inputs.bin").write_bytes(vectors.inputs or b"\0")
         (folder / "outputs.bin").write_bytes(vectors.outputs or b"\0")
-    writer = _DescriptorWriter(program, code, target, image, manifest, folder, part, vectors)
+    writer = _DescriptorWriter(program, code, target, image, manifest, folder, part, vectors, coded)
     sources.descriptor.write_text(writer.source(symbol, entry), encoding="utf-8")
     sources.blobs.write_text(writer.assembly(), encoding="utf-8")
     return sources
@@ -130,9 +132,9 @@ class _DescriptorWriter:
 
     def __init__(
         self, program: Program, code: Code, target: Target, image: Image, manifest: bytes, folder: Path,
-        gpu: GpuWriter | None, vectors: Vectors | None,
+        gpu: GpuWriter | None, vectors: Vectors | None, coded: bytes,
     ) -> None:  # fmt: skip
-        self.vectors = vectors
+        self.vectors, self.coded = vectors, coded
         self.program, self.code, self.target, self.image = program, code, target, image
         self.manifest = b"" if target.bare_metal else manifest
         self.loaded, self.folder, self.gpu = not target.bare_metal, folder, gpu
@@ -143,10 +145,12 @@ class _DescriptorWriter:
             "#include <edgert/model.h>\n",
             *(f'extern const uint8_t {name}[] __attribute__((visibility("hidden")));' for name in self._blobs()),
             *self._prototypes(),
-            *(self._step(index, call) for index, call in enumerate(self.code.calls)),
+            *(self._step(f"step{index}", call.symbol, call) for index, call in enumerate(self.code.calls)),
+            *(self._step(f"narrow{index}", call.narrow, call) for index, call in self._narrow()),
             self._tensors("inputs", self.program.inputs),
             self._tensors("outputs", self.program.outputs),
             self._steps(),
+            *([self._widths()] if self._narrow() else []),
             *([self.gpu.source()] if self.gpu else []),
             *(sources(self.vectors, self._io, len(self.code.calls)) if self.vectors else []),
             self._model(symbol),
@@ -178,15 +182,33 @@ class _DescriptorWriter:
         return blobs
 
     def _prototypes(self) -> list[str]:
-        counts = {call.symbol: len(call.operands) for call in self.code.calls}
+        named = [(name, call) for call in self.code.calls for name in (call.symbol, call.narrow) if name]
+        counts = {name: len(call.operands) for name, call in named}
         return [f"void {symbol}({'void *, ' * count}int32_t, int32_t);" for symbol, count in counts.items()]
 
-    def _step(self, index: int, call: Call) -> str:
+    def _narrow(self) -> list[tuple[int, Call]]:
+        """The steps that have a function for fewer bits."""
+        return [(index, call) for index, call in enumerate(self.code.calls) if call.narrow]
+
+    def _widths(self) -> str:
+        """What the model can be switched to: each width with a function for every step."""
+        narrow = {index for index, _ in self._narrow()}
+        count = len(self.code.calls)
+        wide = [f"step{index}" for index in range(count)]
+        other = [f"narrow{index}" if index in narrow else f"step{index}" for index in range(count)]
+        tables = [
+            f"static const edgert_step_fn width{bits}[] = {{{', '.join(functions)}}};"
+            for bits, functions in zip(WIDTHS, (wide, other), strict=True)
+        ]
+        rows = ", ".join(f"{{{bits}u, 0u, width{bits}}}" for bits in WIDTHS)
+        return "\n".join([*tables, f"static const edgert_width widths[] = {{{rows}}};"])
+
+    def _step(self, name: str, symbol: str, call: Call) -> str:
         operands = ", ".join(f"(void *)({self._address(buffer)})" for buffer in call.operands)
         return (
-            f"static void step{index}(uint8_t *arena, const uint8_t *weights, void *const *io, int32_t thread, "
+            f"static void {name}(uint8_t *arena, const uint8_t *weights, void *const *io, int32_t thread, "
             f"int32_t threads) {{\n  (void)arena; (void)weights; (void)io;\n"
-            f"  {call.symbol}({operands}, thread, threads);\n}}"
+            f"  {symbol}({operands}, thread, threads);\n}}"
         )
 
     def _address(self, buffer: Buffer) -> str:
@@ -240,17 +262,19 @@ class _DescriptorWriter:
     def _model(self, symbol: str) -> str:
         target, program = self.target, self.program
         manifest = "(const char *)edgec_manifest" if self.loaded else "0"
-        content = hashlib.sha256(self.image.data + self.manifest).digest()
+        content = hashlib.sha256((self.coded or self.image.data) + self.manifest).digest()
         features = " | ".join(FEATURE_MACROS[f] for f in target.features) or "0"
         digest = ", ".join(f"0x{byte:02x}" for byte in content)
         fields = [
             f"{ABI_VERSION}u", "(uint32_t)sizeof(edgert_model)", quoted(program.name), quoted(target.name),
             quoted(target.triple), ARCH_CODES[target.arch], features, f"{len(program.inputs)}u",
             f"{len(program.outputs)}u", "inputs", "outputs", f"{program.arena_bytes}u", f"{ALIGNMENT}u",
-            f"{len(self.code.calls)}u", "steps", "strings", "(uint64_t)sizeof strings", "edgec_weights",
-            f"{len(self.image.data)}u",
+            f"{len(self.code.calls)}u", "steps", "strings", "(uint64_t)sizeof strings",
+            "0" if self.coded else "edgec_weights", f"{len(self.image.data)}u",
             manifest, f"{len(self.manifest)}u", f"{{{digest}}}", "&edgec_gpu" if self.gpu else "0",
             f"{program.state_bytes}u", "&tests" if self.vectors else "0",
+            "edgec_weights" if self.coded else "0", f"{len(self.coded)}u",
+            *(["widths", f"{len(WIDTHS)}u"] if self._narrow() else ["0", "0u"]), "0u",
         ]  # fmt: skip
         body = ",\n  ".join(fields)
         return f'__attribute__((visibility("default"))) const edgert_model {symbol} = {{\n  {body}\n}};\n'

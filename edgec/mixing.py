@@ -9,7 +9,8 @@ the time of its kernel. Losses of layers add up, near enough. Then
 * ``most_drop``: the choice of fewest bytes with which no more points are lost, on calibration samples that were not
   learned from, found by bisection over the loss that the program may spend.
 
-The better family is taken. Layers whose choice was fixed in a recipe keep it.
+The best of three is taken: each family, and both together, where a layer of few bits and float activations may stand
+between layers of integers. Layers whose choice was fixed in a recipe keep it.
 """
 
 from __future__ import annotations
@@ -127,9 +128,13 @@ def mix(
     def quantise(chosen: Recipe) -> Quantized:
         return quantize(graph, samples if limits.most_drop is None else kept, chosen, tell)
 
+    measurements = [
+        _measure(graph, samples, quantise, replace(recipe, default=default), here, tell) for default in families
+    ]
+    if len(measurements) > 1:
+        measurements.append(_joined(measurements))
     found: list[Mix] = []
-    for default in families:
-        measured = _measure(graph, samples, quantise, replace(recipe, default=default), here, tell)
+    for measured in measurements:
         if limits.most_drop is None:
             made = _within(measured, limits)
         else:
@@ -170,7 +175,7 @@ def _measure(
             losses = dict.fromkeys(products, 0.0)
             times = float_times
         else:
-            made = quantise(replace(recipe, default=precision, layers={}))
+            made = quantise(replace(recipe, default=precision, layers={}, keep=0.0))
             bits |= {(layer.name, precision): layer.bits for layer in made.layers}
             outputs = outputs_alone(made.twin, made.model, few, tell)
             losses = {name: prediction.distance(each) for name, each in outputs.items() if name in products}
@@ -181,6 +186,12 @@ def _measure(
                 size = _weight_bytes(products[name], precision, bits.get((name, precision)), recipe.group_size)
                 options.append(Option(name, precision, loss, size, None if times is None else times.get(name, 0.0)))
     return _Measured(recipe.default, tuple(options), rest)
+
+
+def _joined(families: Sequence[_Measured]) -> _Measured:
+    """The options of all ``families``, for a model whose rest is as in the first."""
+    options = {(each.layer, each.precision): each for family in families for each in family.options}
+    return _Measured(families[0].default, tuple(options.values()), families[0].rest_ms)
 
 
 def _weight_bytes(product: Product, wanted: str, given: str | None, group_size: int) -> int:

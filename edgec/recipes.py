@@ -35,6 +35,7 @@ _COMMENTS = {
     "refine": "adjust the scales of activations to the change of the network's prediction",
     "group_size": "weights of less than 8 bits that share a scale where activations are float: "
     f"{', '.join(map(str, GROUP_SIZES))}; 0 is a whole output channel",
+    "keep": "share of the weights of 4 bits under integer activations that keeps 8 bits, where it is worth most",
     "default": "of layers that are not named below",
 }
 
@@ -76,6 +77,10 @@ def read_recipe(path: Path) -> Recipe:
 def _value(path: Path, key: str, value: Any) -> Any:
     if key in _CHOICES:
         return _choice(path, key, value, _CHOICES[key])
+    if key == "keep":
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
+            return float(value)
+        raise EdgecError(f"the recipe '{path}' has keep = {value!r}; it must be a share from 0 to 1")
     if key != "layers":
         if isinstance(value, bool):
             return value

@@ -26,7 +26,7 @@ from edgec.targets.gpu.target import GpuTarget
 from edgec.targets.target import TARGET_FOLDER, Target
 from edgec.tvm_adapter import TVM_PAIR
 
-SCHEMA = 1
+SCHEMA = 2
 """Of a line; raised when a field or the meaning of a plan's parameters changes."""
 
 SHIPPED = TARGET_FOLDER / "records.jsonl"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +55,15 @@ class Report:
         lines += [str(self.quantisation)] if self.quantisation else []
         lines += [
             f"steps: {len(facts['steps'])}, {sum(s['macs'] for s in facts['steps']):,} MACs",
-            f"weights: {facts['weights_bytes']:,} bytes, artifact: {self.artifact_bytes:,} bytes",
+            f"weights: {facts['weights_bytes']:,} bytes{coded_weights(facts)}, artifact: {self.artifact_bytes:,} bytes",
+            *([f"widths: {' and '.join(map(str, facts['widths']))} bits"] if facts.get("widths") else []),
             f"arena: {facts['arena_bytes']:,} bytes, {facts['arena_bytes'] / slack:.2f} × the largest live set",
             "time: " + ", ".join(f"{stage} {value:.2f} s" for stage, value in self.seconds.items()),
         ]
         return "\n".join(lines)
+
+
+def coded_weights(facts: Mapping[str, Any]) -> str:
+    """What the entropy coding of an artifact's weights saves, to be said behind their bytes; "" without it."""
+    coded, plain = facts.get("coded_bytes", 0), facts["weights_bytes"]
+    return f", {coded:,} coded ({coded / plain:.1%})" if coded else ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgec.console import cell_text, print_table, print_text
+from edgec.report import coded_weights
 
 if TYPE_CHECKING:
     from edgec.benchmark import Benchmark
@@ -83,7 +84,7 @@ def print_compiled(compiled: Compiled, explain: bool) -> None:
         ("", "bytes", ""),
         [
             ("artifact", report.artifact_bytes, "the whole file"),
-            ("weights", facts["weights_bytes"], "read-only, shared between processes"),
+            ("weights", facts["weights_bytes"], _weights_note(facts)),
             ("arena", facts["arena_bytes"], f"{slack:.2f} × the largest live set of {facts['arena_lower_bound']:,}"),
         ],
     )
@@ -93,6 +94,11 @@ def print_compiled(compiled: Compiled, explain: bool) -> None:
         print_tuned(compiled.tuned)
     times = [*report.seconds.items(), ("all", sum(report.seconds.values()))]
     print_table("time", ("stage", "s"), ((stage, round(seconds, 3)) for stage, seconds in times))
+
+
+def _weights_note(facts: Mapping[str, Any]) -> str:
+    coded = coded_weights(facts)
+    return f"decoded at open{coded}" if coded else "read-only, shared between processes"
 
 
 def print_gpu(facts: Mapping[str, Any]) -> None:
@@ -141,6 +147,8 @@ def print_quantisation(done: Quantisation, explain: bool) -> None:
             for layer in layers
         ),
     )  # fmt: skip
+    if done.lifted:
+        print_text(str(done.lifted))
     for warning in done.warnings:
         print_text(f"warning: {warning}")
     if done.guarded:
@@ -427,7 +435,8 @@ def print_manifest(path: Path, facts: Mapping[str, Any]) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     print_text(
         f"{path}: {facts['name']} for {facts['target']} ({facts['triple']}, {facts['cpu']}, features {features})\n"
-        f"{facts['artifact_bytes']:,} bytes, of which {facts['weights_bytes']:,} are weights; "
+        f"{facts['artifact_bytes']:,} bytes, of which {facts['weights_bytes']:,} are weights"
+        f"{coded_weights(facts)}; "
         f"edgec {facts['edgec']}, ABI {facts['abi']}, {versions}"
     )
     print_table(

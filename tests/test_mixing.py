@@ -6,9 +6,12 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
-from edgec.mixing import FAMILIES, Mix, Option, _Measured, _solved
+import edgec
+from edgec.mixing import FAMILIES, Mix, Option, _joined, _Measured, _solved
+from tests import graphs
 from tests.test_cli import results_of, sentence_of
 
 
@@ -42,6 +45,16 @@ def test_choice_is_the_best_of_all(seed: int) -> None:
         assert made.ms == pytest.approx(0.5 + sum(option.ms or 0 for option in taken))
 
 
+def test_families_join() -> None:
+    """A layer may take its precision from either; the one that both have is there once."""
+    integers = _Measured("int8", (Option("a", "int8", 3.0, 9, None), Option("a", "float", 0.0, 40, None)), 0.5)
+    floats = _Measured("w8", (Option("a", "w4", 1.0, 5, None), Option("a", "float", 0.0, 40, None)), 0.5)
+    joined = _joined([integers, floats])
+    assert joined.default == "int8" and [option.precision for option in joined.options] == ["int8", "float", "w4"]
+    made = _solved(joined, "bytes", lambda option: option.loss, 2.0)
+    assert made is not None and made.chosen == {"a": "w4"}
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe that takes no time."""
@@ -61,12 +74,31 @@ def test_auto_stays_within_bytes(sample_model: Path, quick: Path, tmp_path: Path
     chosen = {option["layer"]: option for option in found.options if option["chosen"]}  # type: ignore[index]
     assert sum(option["bytes"] for option in chosen.values()) == found.bytes <= 22000  # type: ignore[index]
     assert printed["weights_bytes"] < 22000 + 4000
-    assert {option["precision"] for option in found.options} <= set(FAMILIES["w8"])  # type: ignore[index]
+    assert {option["precision"] for option in found.options} <= {*FAMILIES["w8"], *FAMILIES["int8"]}  # type: ignore[index]
     layers = {layer["name"]: layer["bits"] for layer in printed["quantisation"]["layers"]}
     recipe = output.with_name("digits.so.recipe.toml").read_text()
     for name, option in chosen.items():
         assert layers[name] == option["precision"] or layers[name] == "w8"  # type: ignore[index]
         assert f'"{name}"' in recipe
+
+
+def test_integers_and_floats_mix(sample_model: Path, quick: Path, tmp_path: Path) -> None:
+    """Layers of 4 bits under float activations between layers of integers; ONNX Runtime gives the same classes."""
+    calib, output = sample_model.with_name("digits_calib.npz"), tmp_path / "digits.so"
+    common = ["compile", sample_model, "--quantize", "int8", "--calib", calib, "-o", output]
+    first = results_of(*common, "--recipe", quick)
+    products = [layer["name"] for layer in first["quantisation"]["layers"] if layer["op"] in ("Conv", "Gemm")]
+    mixed = tmp_path / "mixed.toml"
+    lines = [f'"{name}" = "w4"' for name in products[1::2]]
+    mixed.write_text("\n".join([quick.read_text(), "[layers]", *lines]))
+    printed = results_of(*common, "--recipe", mixed)
+    assert {layer["bits"] for layer in printed["quantisation"]["layers"]} >= {"int8", "w4"}
+    twin = onnx.load(output.with_name("digits.so.quantised.onnx"))
+    images = np.load(sample_model.with_name("digits_eval.npz"))["image"][:40]
+    with edgec.load(output) as session:
+        for image in images:
+            wanted = graphs.run(twin, {"image": image[None]})["logits"]
+            assert session.run({"image": image[None]})["logits"].argmax() == wanted.argmax()
 
 
 def test_auto_stays_within_points(sample_model: Path, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_the_records_of_the_package_fit():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"schema": 0}, "line 1 .* has schema 0 and this edgec reads 1; tune again"),
+        ({"schema": 1}, "line 1 .* has schema 1 and this edgec reads 2; tune again"),
         ({"tvm": "apache-tvm==0.1"}, r"was measured with apache-tvm==0\.1 and this is apache-tvm==0\.27"),
         ({"method": "guess"}, "wrong value of method"),
         ({"untuned": 0}, "wrong value of method or untuned"),

@@ -21,14 +21,15 @@ from edgec.passes.quantize.execution import ModelRunner, Sample
 from edgec.passes.quantize.learn import Fit, learn
 from edgec.passes.quantize.placement import Placement, place
 from edgec.passes.quantize.prediction import Prediction
-from edgec.passes.quantize.promote import promote
+from edgec.passes.quantize.promote import output_decibels, promote
 from edgec.passes.quantize.ranges import Ranges, choose_ranges
 from edgec.passes.quantize.recipe import GROUP_SIZES, OBSERVERS, PRECISIONS, ROUNDINGS, Recipe
 from edgec.passes.quantize.refine import refine
-from edgec.passes.quantize.report import LayerQuantization, Quantized, TensorRange, describe
+from edgec.passes.quantize.report import LayerQuantization, Lifted, Quantized, TensorRange, describe
+from edgec.passes.quantize.salience import salient
 from edgec.passes.quantize.statistics import Statistics, observe
 
-__all__ = ["LayerQuantization", "Quantized", "Recipe", "TensorRange", "quantize"]
+__all__ = ["LayerQuantization", "Lifted", "Quantized", "Recipe", "TensorRange", "quantize"]
 
 Progress = Callable[[str, int, int], None]
 """Told (what, done, total) while work goes on."""
@@ -86,8 +87,15 @@ class _Work:
         statistics = self._histograms(seen, inside, whole)
         ranges, fits, emitted = self._fit(inside, statistics)
         precisions = dict(recipe.layers)
+        kept = self._salient(inside, fits)
+        if kept:
+            precisions |= kept
+            inside, whole = self._places(replace(recipe, layers=precisions), seen)
+            if not recipe.refine:  # which learns again
+                ranges, fits, emitted = self._fit(inside, statistics)
+        eight, known = emitted, len(precisions)
         for _ in range(_PROMOTIONS if recipe.default == "int8" else 0):  # fewer bits are asked for as they are
-            short = promote(self.model, inside, ranges, emitted, self.samples, self._step("noise"))
+            short = promote(self.model, inside, ranges, fits, emitted, self.samples, self._step("noise"))
             short = [node for node in short if str(node.name) not in precisions]
             if not short:
                 break
@@ -100,7 +108,15 @@ class _Work:
             emitted = emit(self.model, inside, ranges, fits)
         placement, ranges, emitted = self._with_outputs(inside, whole, ranges, statistics, fits, emitted)
         layers = tuple(describe(graph, placement, ranges, fits, statistics))
-        return Quantized(emitted.model, self.model, layers, equalised)
+        lifted = self._lifted(len(precisions) - known, eight, emitted)
+        return Quantized(emitted.model, self.model, layers, equalised, tuple(kept), lifted)
+
+    def _lifted(self, count: int, before: Emitted, after: Emitted) -> Lifted | None:
+        """What the ``count`` layers that were given 16 bits are good for."""
+        if not count:
+            return None
+        ends = (output_decibels(self.model, each.model, self.samples) for each in (before, after))
+        return Lifted(count, *ends)
 
     def _weights_only(self) -> Quantized:
         placement = place(self.model.graph, self.recipe, {}, quantise_outputs=False)
@@ -108,6 +124,17 @@ class _Work:
         emitted = emit(self.model, placement, {}, fits)
         layers = tuple(describe(self.model.graph, placement, {}, fits, Statistics({}, {}, {})))
         return Quantized(emitted.model, self.model, layers, 0)
+
+    def _salient(self, placement: Placement, fits: Mapping[ir.Node, Fit]) -> dict[str, str]:
+        """The precision of 8 bits for the layers that keep it, by name."""
+        recipe = self.recipe
+        free = {
+            node: fit
+            for node, fit in fits.items()
+            if placement.weights[node] < 8 and (node, 0) in placement.bits and str(node.name) not in recipe.layers
+        }
+        found = salient(self.model, free, self.samples, recipe.keep, self._step("salience"))
+        return {str(node.name): "int8" for node in found}
 
     def _places(
         self, recipe: Recipe, seen: Mapping[ir.Value, tuple[float, float]]

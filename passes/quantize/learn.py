@@ -26,7 +26,7 @@ from edgec.passes.quantize.products import Product, product_of
 from edgec.passes.quantize.ranges import Ranges
 from edgec.passes.quantize.recipe import Recipe
 from edgec.passes.quantize.rounding import clip_scales, learn_rounding, second_moment
-from edgec.passes.quantize.tape import Tape, few
+from edgec.passes.quantize.tape import MORE_BYTES, Tape, few
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def learn(
 ) -> dict[ir.Node, Fit]:
     """Weights and biases for every product whose weights are to be integers."""
     graph, runner = model.graph, NodeRunner(model)
-    chosen = few(graph, samples)
+    narrow = any(bits < 8 for bits in placement.weights.values())
+    chosen = few(graph, samples, bytes=MORE_BYTES) if narrow else few(graph, samples)
     exact, quantised = Tape(graph, chosen), Tape(graph, chosen)
     fits: dict[ir.Node, Fit] = {}
     moved: dict[ir.Node, dict[int, np.ndarray]] = {}

@@ -46,6 +46,8 @@ class Recipe:
         rounding: of weights, one of ``ROUNDINGS``.
         refine: adjust the scales of activations to the change of the network's prediction.
         group_size: one of ``GROUP_SIZES``, for weights of less than 8 bits.
+        keep: the share of the weights of 4 bits under integer activations that keeps 8 bits instead, in whole layers
+            where that is worth most (see :mod:`edgec.passes.quantize.salience`), but not in layers that are named.
         default: the precision, one of ``PRECISIONS``, of layers that are not named.
         layers: node name to one of ``PRECISIONS``.
     """
@@ -56,6 +58,7 @@ class Recipe:
     rounding: str = "learned"
     refine: bool = True
     group_size: int = 32
+    keep: float = 0.1
     default: str = "int8"
     layers: Mapping[str, str] = field(default_factory=dict)
 

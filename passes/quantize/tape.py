@@ -14,6 +14,9 @@ from edgec.values import shape_of
 _BYTES = 128 * 2**20
 """Memory for the largest value on all samples of a walk."""
 
+MORE_BYTES = 640 * 2**20
+"""The same for weights of less than 8 bits, which overfit to few samples."""
+
 _MOST_SAMPLES = 256
 
 
@@ -49,8 +52,8 @@ class Tape:
                     self._arrays.pop(value, None)
 
 
-def few(graph: ir.Graph, samples: Sequence[Sample], most: int = _MOST_SAMPLES) -> list[Sample]:
+def few(graph: ir.Graph, samples: Sequence[Sample], most: int = _MOST_SAMPLES, bytes: int = _BYTES) -> list[Sample]:
     """As many of ``samples``, evenly chosen, as a walk has memory for, at most ``most``."""
     largest = max(int(np.prod(shape_of(value))) for node in graph for value in node.outputs if value.name)
-    count = min(len(samples), most, max(8, _BYTES // (4 * largest)))
+    count = min(len(samples), most, max(8, bytes // (4 * largest)))
     return [samples[index] for index in np.linspace(0, len(samples) - 1, count).astype(int)]

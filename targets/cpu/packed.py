@@ -8,12 +8,18 @@ they come in eights: of every vector of channels ``bits`` vectors of bytes, whic
 * 3 bits: the lower two bits of all eight in two bytes, as above, and the eight highest bits in a third;
 * 8 bits: a byte an element.
 
-What a run leaves of an eight is cut short to the bytes that it needs. A field is moved to the top of an int32 and back
-down, which extends its sign; so an element costs two shifts, and for floats a conversion, for all pixels of a tile.
+Nested weights are two such of 4 bits, the upper nibbles of all panels and then the lower ones.
+
+What a run leaves of an eight is cut short to the bytes that it needs. For sums of integers a field is moved to the top
+of an int32 and back down, which extends its sign: two shifts. For floats it becomes the lowest bits of the significand
+of a power of two, its sign bit turned, and what was added so is subtracted: two instructions instead of two shifts and
+a conversion. All pixels of a tile share an element of the weights; where there is only one pixel, as in a product with
+a vector, the scale of a group multiplies the sum of an eight, and not each weight.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -37,9 +43,22 @@ class PackedPlan(ConvPlan):
 
     @property
     def bits(self) -> int:
-        """Of a weight."""
+        """Of a weight, or of a nibble of it."""
         assert self.conv.packing is not None
-        return self.conv.packing.bits
+        return 4 if self.conv.packing.nested else self.conv.packing.bits
+
+    @property
+    def nested(self) -> bool:
+        """Whether weights are two nibbles."""
+        return self.conv.packing is not None and self.conv.packing.nested
+
+    @property
+    def lower(self) -> int | None:
+        """Where the lower nibbles begin; None where they are not read."""
+        assert self.conv.packing is not None
+        if not self.nested or self.conv.packing.bits == 4:
+            return None
+        return sum(self.panel(channels) * count for _, channels, count in tiles(self.conv.out_channels, self.block))
 
     @property
     def group(self) -> int:
@@ -89,7 +108,7 @@ def candidates(conv: Conv, target: Target) -> list[PackedPlan]:
 def _cost(p: PackedPlan) -> float:
     """As :func:`edgec.targets.cpu.conv.cost`, and what unpacking costs each tile."""
     conv, total = p.conv, cost(p)
-    unpacking = {8: 2.0, 4: 3.5, 3: 6.0, 2: 4.0}[p.bits] + bool(p.group)
+    unpacking = {8: 2.0, 4: 3.5, 3: 6.0, 2: 4.0}[p.bits] * (1 + p.nested) + bool(p.group)
     for _, _, row_tiles in tiles(conv.out_height, p.rows):
         for _, _, column_tiles in tiles(conv.out_width, p.columns):
             for _, channels, blocks in tiles(conv.out_channels, p.block):
@@ -99,6 +118,13 @@ def _cost(p: PackedPlan) -> float:
 
 def pack(p: PackedPlan, weight: np.ndarray) -> np.ndarray:
     """The weight int8 [kh, kw, ci, co] as panels: uint8, see the module."""
+    if not p.nested:
+        return _panels(p, weight)
+    upper = (weight.astype(np.int16) + 8 >> 4).astype(np.int8)
+    return np.concatenate([_panels(p, upper), _panels(p, weight - 16 * upper)])
+
+
+def _panels(p: PackedPlan, weight: np.ndarray) -> np.ndarray:
     _, run, _ = p.runs
     matrix = weight.reshape(-1, run, p.conv.out_channels)
     panels = []
@@ -136,6 +162,12 @@ def _packed(eight: np.ndarray, bits: int) -> np.ndarray:
     for index, row in enumerate(eight):
         found[index // each] |= (row & (2**bits - 1)) << (bits * (index % each))
     return found
+
+
+def narrowed(p: PackedPlan) -> PackedPlan:
+    """The plan of the kernel that reads only the upper nibbles of nested weights."""
+    assert p.conv.packing is not None
+    return replace(p, conv=replace(p.conv, packing=replace(p.conv.packing, bits=4)))
 
 
 def generate(p: PackedPlan, dtypes: list[str]) -> Any:
@@ -190,17 +222,37 @@ class _PackedWriter(ConvWriter):
         """``count`` elements along the depth for the whole tile."""
         size = bytes_of(count, self.plan.bits)
         source, weights = self.body.bind("source", source), self.body.bind("weights", weights)
+        lower = self.plan.lower
         rows, scales = [], []
         for first, width in zip(starts(acc.widths), acc.widths, strict=True):
-            base = weights + first * size
-            rows.append([self._byte(base + index * width, width) for index in range(size)])
+            planes = [weights + first * size] if lower is None else [weights + first * size + at for at in (0, lower)]
+            rows.append([[self._byte(base + index * width, width) for index in range(size)] for base in planes])
             scales.append(self._scale(start, first, width))
-        for element in range(count):
+        elements = [source + element * step for element in range(count)]
+        if self.scales is not None and len(acc.points) == 1:
+            self._scaled_sums(acc, elements, rows, scales)
+            return
+        for element, place in enumerate(elements):
             vectors = [
-                self._weight(row, element, width, scale)
+                self._scaled(self._weight(row, element, width), scale)
                 for row, width, scale in zip(rows, acc.widths, scales, strict=True)
             ]
-            self._multiply_element(acc, source + element * step, vectors)
+            self._multiply_element(acc, place, vectors)
+
+    def _scaled_sums(
+        self, acc: Accumulators, elements: list[Any], rows: list[list[list[Any]]], scales: list[Any]
+    ) -> None:
+        """The products of one pixel, summed up over the eight before they are scaled."""
+        values = [self.body.bind("x", tirx.BufferLoad(self.input, [place])) for place in elements]
+        for index, (row, width, scale) in enumerate(zip(rows, acc.widths, scales, strict=True)):
+            total: Any = None
+            for element, value in enumerate(values):
+                product = widen(value, width) * self._weight(row, element, width)
+                total = self.body.hold(product if total is None else total + product)
+            acc.update(0, index, acc.value(0, index) + total * scale)
+
+    def _scaled(self, weight: Any, scale: Any) -> Any:
+        return weight if scale is None else self.body.hold(weight * scale)
 
     def _multiply_element(self, acc: Accumulators, source: Any, vectors: list[Any]) -> None:
         _, h_step, w_step, _ = self.conv.input_strides
@@ -215,20 +267,35 @@ class _PackedWriter(ConvWriter):
         """A vector of bytes as int32."""
         return self.body.hold(load_channels(self.weight, offset, width).astype(_vector("int32", width)))
 
-    def _weight(self, row: list[Any], element: int, width: int, scale: Any) -> Any:
-        """One element of the depth for a vector of channels, in the dtype of the sums."""
-        bits = self.plan.bits
+    def _weight(self, planes: list[list[Any]], element: int, width: int) -> Any:
+        """One element of the depth for a vector of channels, in the dtype of the sums and not scaled yet."""
+        whole, *lower = (self._number(row, element, width) for row in planes)
+        for each in lower:
+            whole = self.body.hold(whole * _same(16, width, "float32") + each)
+        return whole
+
+    def _number(self, row: list[Any], element: int, width: int) -> Any:
+        """The element as it stands in one plane."""
+        bits, dtype = self.plan.bits, self.conv.accumulator_dtype
         if bits == 8:
-            whole = _extended(row[element], 0, 8, width)
-        elif bits == 3:
-            low = _field(row[element // 4], 2 * (element % 4), 2, width)
-            high = _extended(row[-1], element, 1, width)
-            whole = tirx.bitwise_or(low, tirx.shift_left(high, _same(2, width)))
-        else:
+            return self.body.hold(_extended(row[element], 0, 8, width).astype(_vector(dtype, width)))
+        field, first = self._field(row, element, width)
+        if dtype == "float32":
+            return self.body.hold(_real(field, first, bits, width))
+        return self.body.hold(_extended(field, first, bits, width).astype(_vector(dtype, width)))
+
+    def _field(self, row: list[Any], element: int, width: int) -> tuple[Any, int]:
+        """int32 whose bits from the second result on are the element's, with others around them."""
+        bits = self.plan.bits
+        if bits != 3:
             each = EIGHT // bits
-            whole = _extended(row[element // each], bits * (element % each), bits, width)
-        real = self.body.hold(whole.astype(_vector(self.conv.accumulator_dtype, width)))
-        return real if scale is None else self.body.hold(real * scale)
+            return row[element // each], bits * (element % each)
+        first = 2 * (element % 4)
+        low = tirx.bitwise_and(row[element // 4], _same(3 << first, width))
+        turn = first + 2 - element
+        shift = tirx.shift_left if turn >= 0 else tirx.shift_right
+        high = tirx.bitwise_and(shift(row[-1], _same(abs(turn), width)), _same(4 << first, width))
+        return tirx.bitwise_or(low, high), first
 
     def _scale(self, start: Any, first: int, width: int) -> Any:
         """The scales of a vector of channels for the element ``start`` along the depth and its eight."""
@@ -240,6 +307,8 @@ class _PackedWriter(ConvWriter):
         if self.scales.dtype == "uint16":
             wide = tirx.shift_left(value.astype(_vector("uint32", width)), _same(16, width, "uint32"))
             value = tirx.reinterpret(_vector("float32", width), wide)
+        if self.plan.nested and self.plan.lower is None:  # the upper nibbles count sixteens
+            value = value * _same(16, width, "float32")
         return self.body.hold(value)
 
 
@@ -257,12 +326,21 @@ def _extended(word: Any, first: int, bits: int, width: int) -> Any:
     return tirx.shift_right(top, _same(32 - bits, width))
 
 
-def _field(word: Any, first: int, bits: int, width: int) -> Any:
-    """``bits`` of each int32 from bit ``first`` on, as unsigned integers."""
-    return tirx.bitwise_and(tirx.shift_right(word, _same(first, width)), _same(2**bits - 1, width))
+def _real(word: Any, first: int, bits: int, width: int) -> Any:
+    """``bits`` of each int32 from bit ``first`` on, as signed integers in float32.
+
+    Below 2^(23 - first), whose significand counts in steps of 2^-first, they count ones.
+    """
+    half, base = 2 ** (bits - 1), np.float32(2.0 ** (23 - first))
+    field = tirx.bitwise_and(word, _same((2**bits - 1) << first, width))
+    turned = tirx.bitwise_xor(field, _same(int(base.view(np.int32)) | half << first, width))
+    offset = widen(tirx.const(float(base) + half, "float32"), width)
+    return tirx.reinterpret(_vector("float32", width), turned) - offset
 
 
 def contract(p: PackedPlan) -> str:
     """The kernel's name."""
-    suffix = f"w{p.bits}g{p.group}" if p.group else f"w{p.bits}"
+    assert p.conv.packing is not None
+    bits = f"{p.conv.packing.bits}n" if p.nested else str(p.bits)
+    suffix = f"w{bits}g{p.group}" if p.group else f"w{bits}"
     return f"{contract_floats(p)}_{suffix}"

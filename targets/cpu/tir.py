@@ -129,6 +129,7 @@ class Kernel:
         self.threads = tirx.Var("threads", "int32")
         self._pointers: list[Any] = []
         self.buffers: list[Any] = []
+        self._imported: dict[Any, tuple[str, str]] = {}
         for index, dtype in enumerate(dtypes):
             pointer = tirx.Var(f"p{index}", tvm.ir.PointerType(tvm.ir.PrimType(storage(dtype))))
             buffer = tirx.decl_buffer((ANY_SIZE,), storage(dtype), name=f"b{index}", data_alignment=1)
@@ -143,9 +144,19 @@ class Kernel:
         end = tirx.truncdiv((self.thread + 1) * total, self.threads)
         return start, self.body.bind("count", end - start)
 
+    def import_function(self, key: Any, text: Callable[[str], str]) -> str:
+        """The name of a function for ``call_extern``, whose LLVM IR ``text`` writes for that name; one for each key."""
+        if key not in self._imported:
+            name = f"edgec_imported{len(self._imported)}"
+            self._imported[key] = name, text(name)
+        return self._imported[key][0]
+
     def function(self) -> Any:
         """The finished ``tirx.PrimFunc``."""
-        return tirx.PrimFunc([*self._pointers, self.thread, self.threads], self.body.close(), ret_type=None)
+        body, anywhere = self.body.close(), tirx.const(0, "int32")
+        for _, text in self._imported.values():
+            body = stmt.AttrStmt(anywhere, "pragma_import_llvm", tvm.ir.StringImm(text), body)
+        return tirx.PrimFunc([*self._pointers, self.thread, self.threads], body, ret_type=None)
 
 
 def vector_load(buffer: Any, offset: Any, lanes: int, stride: int = 1) -> Any:

@@ -85,6 +85,36 @@ static const edgert_gpu *gpu(source *from) {
   return made;
 }
 
+/* Coded weights whose head and runs are often sound. */
+static const uint8_t *coded(source *from, edgert_model *model) {
+  model->coded_bytes %= 4096, model->weights_bytes %= 65536;
+  uint8_t *made = table(from, model->coded_bytes, 1);
+  edgert_coded head = {take_byte(from) % 4u, take_byte(from) % 4u};
+  size_t at = sizeof head + head.table_count * EDGERT_CODE_TABLE_BYTES;
+  if (!made || at + head.run_count * sizeof(edgert_coded_run) > model->coded_bytes) return made;
+  memcpy(made, &head, sizeof head);
+  if (take_byte(from) % 2) /* sixteen codes of four bits: complete */
+    for (size_t i = sizeof head; i < at; i++) made[i] = (i - sizeof head) % EDGERT_CODE_TABLE_BYTES < 8 ? 0x44 : 0;
+  for (uint32_t i = 0; i < head.run_count; i++, at += sizeof(edgert_coded_run)) {
+    edgert_coded_run run;
+    memcpy(&run, made + at, sizeof run);
+    run.offset %= 512, run.count %= 1024, run.step %= 16, run.bytes = (run.count + 1) / 2, run.table %= 4;
+    memcpy(made + at, &run, sizeof run);
+  }
+  return made;
+}
+
+static const edgert_width *widths(source *from, const edgert_model *model) {
+  edgert_width *made = table(from, model->width_count, sizeof *made);
+  for (uint32_t i = 0; made && i < model->width_count; i++) {
+    edgert_step_fn *run = table(from, model->step_count, sizeof *run);
+    for (uint32_t place = 0; run && place < model->step_count; place++)
+      run[place] = made[i].reserved % 32 == 31 ? NULL : step;
+    made[i].run = run;
+  }
+  return made;
+}
+
 static void fill(source *from, edgert_model *model) {
   take(from, model, sizeof *model);
   if (take_byte(from) % 8) model->abi_version = EDGERT_ABI_VERSION, model->struct_bytes = sizeof *model;
@@ -98,8 +128,11 @@ static void fill(source *from, edgert_model *model) {
   if (strings && take_byte(from) % 8) strings[model->strings_bytes - 1] = 0;
   model->strings = strings;
   model->steps = steps(from, model->step_count, model->strings_bytes);
-  model->weights = table(from, model->weights_bytes, 1);
+  model->coded = take_byte(from) % 2 ? coded(from, model) : NULL;
+  model->weights = model->coded ? NULL : table(from, model->weights_bytes, 1);
   model->manifest = table(from, model->manifest_bytes, 1);
+  model->width_count %= 4;
+  model->widths = take_byte(from) % 2 ? widths(from, model) : NULL;
   model->tests = tests(from, model);
   model->gpu = gpu(from);
 }
@@ -119,6 +152,7 @@ static void ask(edgert_session *session) {
     if (edgert_step_stats_get(session, i, &stats) == EDGERT_OK && strlen(stats.name) + strlen(stats.kernel) == SIZE_MAX)
       abort();
   edgert_reset(session);
+  edgert_set_width(session, edgert_width_of(session));
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {

@@ -16,7 +16,7 @@
 #ifndef EDGERT_WITH_THREADS
 #define EDGERT_WITH_THREADS EDGERT_WITH_SYSTEM
 #endif
-#ifndef EDGERT_WITH_FILES /* artifacts are opened by their path */
+#ifndef EDGERT_WITH_FILES /* artifacts are opened by their path; only they have coded weights */
 #define EDGERT_WITH_FILES EDGERT_WITH_SYSTEM
 #endif
 #ifndef EDGERT_WITH_HEAP /* sessions take memory from malloc unless they are given some */
@@ -81,6 +81,16 @@ uint32_t edgert_dtype_bytes(uint32_t dtype);
 const edgert_gpu *edgert_model_gpu(const edgert_model *model);
 uint64_t edgert_model_state_bytes(const edgert_model *model);
 
+/* decode.c */
+
+/* The coded form of the weights of a model that has no other, else NULL. */
+const uint8_t *edgert_model_coded(const edgert_model *model);
+/* Decodes them into the model's `weights_bytes`. */
+edgert_status edgert_decode(const edgert_model *model, uint8_t *weights);
+
+/* The widths that the model can be switched between; 0 where there is only one. */
+uint32_t edgert_width_count(const edgert_model *model);
+
 /* artifact.c */
 
 /* Check the file, load it, find its descriptor. `*library` is the loader's handle. */
@@ -139,9 +149,11 @@ struct edgert_session {
   int descriptor; /* of a signed artifact's copy, -1 of others */
   void *block;   /* what close frees; NULL if the caller gave the memory */
   uint8_t *arena;
+  const uint8_t *weights; /* the model's, or decoded ones in the block */
   void **io;  /* what the kernels get: inputs, then outputs */
   void **own; /* the session's own buffers, in the same order; NULL without */
   edgert_step_stats *stats;
+  const edgert_width *width; /* what the steps run at; NULL: the model's only one */
   edgert_pool *pool;
   edgert_opencl *gpu; /* NULL: it runs on the processor */
   atomic_flag running;

@@ -10,7 +10,7 @@
 
 /* Offsets within the block; the session itself stands at 0. */
 typedef struct layout {
-  size_t io, own, stats, pool, buffers, arena, total;
+  size_t io, own, stats, pool, buffers, weights, arena, total;
 } layout;
 
 /* ---- options ---- */
@@ -83,6 +83,7 @@ static edgert_status plan(const edgert_model *model, const edgert_options *optio
     take_tensors(&used, model->inputs, model->input_count);
     take_tensors(&used, model->outputs, model->output_count);
   }
+  place->weights = take(&used, edgert_model_coded(model) ? model->weights_bytes : 0, EDGERT_ALIGNMENT);
   place->arena = take(&used, arena_bytes, edgert_memory_alignment(model));
   place->total = used;
   if (used != SIZE_MAX) return EDGERT_OK;
@@ -167,6 +168,8 @@ static edgert_session *build(const edgert_model *model, const edgert_options *op
   session->model = model;
   session->descriptor = -1;
   session->arena = block + place->arena;
+  session->width = edgert_width_count(model) ? model->widths : NULL;
+  session->weights = edgert_model_coded(model) ? block + place->weights : model->weights;
   session->io = (void **)(void *)(block + place->io);
   session->own = (void **)(void *)(block + place->own);
   session->stats = (edgert_step_stats *)(void *)(block + place->stats);
@@ -207,7 +210,8 @@ static edgert_status start_on(edgert_opencl *gpu, const edgert_model *model, con
   edgert_session *made = build(model, options, &place, block);
   made->block = options->memory ? NULL : block;
   made->gpu = gpu;
-  if (gpu) status = edgert_opencl_prepare(gpu, made->own);
+  if (edgert_model_coded(model)) status = edgert_decode(model, (uint8_t *)block + place.weights);
+  if (status == EDGERT_OK && gpu) status = edgert_opencl_prepare(gpu, made->own);
   if (status == EDGERT_OK)
     status = edgert_pool_start(made->pool, options->threads, (options->flags & EDGERT_PIN_BIG_CORES) != 0);
   if (status == EDGERT_OK)
@@ -378,17 +382,17 @@ edgert_status edgert_bind_output(edgert_session *session, uint32_t index, void *
 
 typedef struct step_job {
   const edgert_session *session;
-  const edgert_step *step;
+  edgert_step_fn run;
 } step_job;
 
 static void run_share(void *context, int32_t thread, int32_t threads) {
   const step_job *job = context;
   const edgert_session *session = job->session;
-  job->step->run(session->arena, session->model->weights, session->io, thread, threads);
+  job->run(session->arena, session->weights, session->io, thread, threads);
 }
 
 void edgert_run_step(const edgert_session *session, const edgert_step *step) {
-  step_job job = {session, step};
+  step_job job = {session, session->width ? session->width->run[step - session->model->steps] : step->run};
   if (step->parallel)
     edgert_pool_run(session->pool, run_share, &job);
   else
@@ -461,6 +465,32 @@ edgert_status edgert_exclusively(edgert_session *session, edgert_status (*work)(
 edgert_status edgert_run(edgert_session *session) {
   if (!session) return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_run: session is NULL");
   return edgert_exclusively(session, edgert_run_steps);
+}
+
+/* ---- widths ---- */
+
+uint32_t edgert_width_of(const edgert_session *session) {
+  return session && session->width ? session->width->bits : 0;
+}
+
+edgert_status edgert_set_width(edgert_session *session, uint32_t bits) {
+  if (!session) return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_set_width: session is NULL");
+  const edgert_model *model = session->model;
+  const uint32_t count = edgert_width_count(model);
+  for (uint32_t i = 0; i < count; i++) {
+    if (model->widths[i].bits != bits) continue;
+    if (atomic_flag_test_and_set(&session->running))
+      return edgert_fail(EDGERT_ERROR_BUSY, "model '%s' is running in another thread; switch its width after the run",
+                         model->name);
+    session->width = &model->widths[i];
+    atomic_flag_clear(&session->running);
+    return EDGERT_OK;
+  }
+  if (count == 0)
+    return edgert_fail(EDGERT_ERROR_ARGUMENT, "model '%s' has weights of one width only; compile it with --quantize w4 "
+                       "--nested to switch it", model->name);
+  return edgert_fail(EDGERT_ERROR_ARGUMENT, "model '%s' cannot run at %u bits; its widths are %u and %u", model->name,
+                     (unsigned)bits, (unsigned)model->widths[0].bits, (unsigned)model->widths[count - 1].bits);
 }
 
 /* ---- profile ---- */

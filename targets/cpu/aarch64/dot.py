@@ -1,6 +1,7 @@
 """Code for :class:`edgec.program.Conv` of 8-bit integers by ``sdot``, for ARM cores with dot product.
 
 A weight vector holds four channels × four bytes of a run; ``sdot`` by element multiplies it by four bytes of a pixel.
+Inputs of uint8 and weights of 4 bits are turned into int8 on their way into the registers.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgec.program import Conv
+from edgec.targets.cpu.aarch64.assembly import SDOT, Instruction
+from edgec.targets.cpu.aarch64.element import ElementPlan, ElementWriter
 from edgec.targets.cpu.aarch64.neon import BYTES, dot, repeated
 from edgec.targets.cpu.aarch64.runs import RunPlan, RunWriter, best_tile
 from edgec.targets.cpu.aarch64.runs import generate as generate_runs
@@ -22,10 +25,11 @@ GROUP = 4
 
 
 @dataclass(frozen=True)
-class DotPlan(RunPlan):
+class DotPlan(ElementPlan):
     """See the module."""
 
     suffix: ClassVar[str] = "dot"
+    instruction: ClassVar[Instruction] = SDOT
     spare: ClassVar[int] = 2
     rolled: ClassVar[bool] = True
     whole: ClassVar[int] = 16
@@ -34,15 +38,14 @@ class DotPlan(RunPlan):
         least = GROUP * self.per_byte
         return [-(-elements // least) * least] if elements else []
 
-    def products(self, chunk: int, pixels: int, vectors: int) -> float:
-        return chunk // GROUP * (pixels * vectors + vectors / 2) + pixels
-
     def arranged(self, block: np.ndarray) -> np.ndarray:
         """[group, channel, byte]."""
         return block.reshape(-1, GROUP, block.shape[1]).transpose(0, 2, 1)
 
 
-class _DotWriter(RunWriter):
+class _TurningWriter(RunWriter):
+    """Emits the loops that turn inputs or weights into int8."""
+
     def _pixel(self, offset: Any, chunk: int) -> Any:
         return load_input(self.input, offset)
 
@@ -60,4 +63,5 @@ def plan(conv: Conv, target: Target) -> RunPlan:
 
 def generate(p: RunPlan, dtypes: list[str]) -> Any:
     """The kernel, as ``tirx.PrimFunc``."""
-    return generate_runs(_DotWriter, p, dtypes)
+    written_out = isinstance(p, DotPlan) and p.written_out
+    return generate_runs(ElementWriter if written_out else _TurningWriter, p, dtypes)

@@ -11,10 +11,12 @@ from edgec.lazy_tvm import tirx
 from edgec.nest import looked_up
 from edgec.scalar import Expr
 from edgec.targets.cpu.math import Bind, constant, vector_type
-from edgec.targets.cpu.tir import lanes_of, vector_load
+from edgec.targets.cpu.tir import lanes_of, vector_load, widen
 
 BYTES = 16
 """Bytes in a register."""
+FLOATS = 4
+"""float32 in a register."""
 
 Values = Callable[[Expr], Any]
 """The TIR value of an expression's argument."""
@@ -98,11 +100,21 @@ def special(node: Expr, value_of: Values, operands: Sequence[Any], bind: Bind) -
         return saturate(node, value_of(node.args[0]), bind)
     if node.op == "cast" and node.dtype in ("int8", "uint8"):
         return _narrow_clamped(node, value_of)
+    if node.op in ("max", "min") and node.dtype == "float32":
+        return _extreme(node.op, *map(value_of, node.args))
     return None
 
 
-_WIDE = {"int32": None, "int16": "sqxtn", "uint16": "sqxtun"}
-"""Integers of more than 8 bits, and what narrows int32 to them."""
+def _extreme(op: str, left: Any, right: Any) -> Any | None:
+    """The larger or smaller of two float32x4, NaN where one is NaN (``fmax``, ``fmin``)."""
+    lanes = max(lanes_of(left), lanes_of(right))
+    if lanes != FLOATS:
+        return None
+    return instruction("float32x4", f"{op}imum.v4f32", *(widen(value, lanes) for value in (left, right)))
+
+
+_WIDE = {"int16": "sqxtn", "uint16": "sqxtun"}
+"""Integers of 16 bits, and what narrows int32 to them."""
 
 
 def saturate(node: Expr, value: Any, bind: Bind) -> Any | None:
@@ -114,11 +126,12 @@ def saturate(node: Expr, value: Any, bind: Bind) -> Any | None:
     if not _is_number(real):
         parts = [instruction("float32x4", "maxnum.v4f32", x, constant(float(low - zero), x)) for x in parts]
     whole = [instruction("int32x4", "aarch64.neon.fcvtns.v4i32.v4f32", x) for x in parts]
+    if node.dtype == "int32":
+        # the clamp comes first, so that the addition of a constant joins what multiplies the result
+        return join([_clamp(x, low - zero, high - zero) + constant(zero, x) for x in whole])
     if node.dtype in _WIDE:
         moved = [_clamp(_plus(x, zero, "v4i32"), low, high) for x in whole]
         name = _WIDE[node.dtype]
-        if name is None:
-            return join(moved)
         return join([instruction(f"{node.dtype}x4", f"aarch64.neon.{name}.v4i16", x) for x in moved])
     return _clamp(_narrow(whole, zero, node.dtype), low, high)
 

@@ -56,6 +56,18 @@ class RunPlan(ContiguousPlan):
     def products(self, chunk: int, pixels: int, vectors: int) -> float:
         """Instructions of the products of a chunk of so many elements, its loads included."""
 
+    def tile_instructions(self, rows: int, columns: int, channels: int) -> float:
+        """Instructions, about, of one tile."""
+        pixels, vectors = rows * columns, len(self.widths(channels))
+        runs = prod(extent for extent, _ in self.runs[0])
+        work = runs * sum(self.products(chunk, pixels, vectors) + 2 for chunk in self.chunks)
+        return work + EPILOGUE * pixels * vectors + TILE_OVERHEAD
+
+    @classmethod
+    def most_pixels(cls, conv: Conv, vectors: int) -> int:
+        """Pixels of a tile of so many vectors, as far as the registers reach."""
+        return (REGISTERS - cls.spare) // (vectors + 1)
+
     @abstractmethod
     def arranged(self, block: np.ndarray) -> np.ndarray:
         """The weights [element, channel] of a chunk and a block of channels, in the order in which they are read."""
@@ -105,7 +117,7 @@ def ranked(kind: type[RunPlan], conv: Conv) -> list[RunPlan]:
 def register_tiles(kind: type[RunPlan], conv: Conv) -> Iterator[RunPlan]:
     """Every register tile that fits the register file."""
     for vectors in range(1, min(8, -(-conv.out_channels // LANES)) + 1):
-        pixels = (REGISTERS - kind.spare) // (vectors + 1)
+        pixels = kind.most_pixels(conv, vectors)
         for columns in range(1, min(conv.out_width, pixels) + 1):
             for rows in range(1, min(conv.out_height, pixels // columns) + 1):
                 yield kind(conv, rows, columns, vectors, LANES)
@@ -114,13 +126,10 @@ def register_tiles(kind: type[RunPlan], conv: Conv) -> Iterator[RunPlan]:
 def instructions(p: RunPlan) -> float:
     """Instructions, about, of the whole convolution."""
     conv, total = p.conv, 0.0
-    runs = prod(extent for extent, _ in p.runs[0])
     for _, rows, row_tiles in tiles(conv.out_height, p.rows):
         for _, columns, column_tiles in tiles(conv.out_width, p.columns):
             for _, channels, blocks in tiles(conv.out_channels, p.block):
-                pixels, vectors = rows * columns, len(p.widths(channels))
-                work = runs * sum(p.products(chunk, pixels, vectors) + 2 for chunk in p.chunks)
-                total += row_tiles * column_tiles * blocks * (work + EPILOGUE * pixels * vectors + TILE_OVERHEAD)
+                total += row_tiles * column_tiles * blocks * p.tile_instructions(rows, columns, channels)
     return total
 
 
@@ -147,10 +156,8 @@ def in_halves(chunk: np.ndarray) -> np.ndarray:
     return (chunk[::2] & 15) | (chunk[1::2] << 4)
 
 
-class RunWriter(ConvWriter):
-    """Emits the loops over runs and chunks around what a subclass does with a chunk."""
-
-    plan: RunPlan
+class BiasedWriter(ConvWriter):
+    """Emits the loops over tiles, whose sums start from the bias."""
 
     def __init__(self, p: RunPlan, kernel: Kernel) -> None:
         super().__init__(p, kernel)
@@ -158,6 +165,12 @@ class RunWriter(ConvWriter):
         epilogue, bias = bias_apart(p.conv.epilogue, dtype)
         self.start = Start(self.body, operands, dtype, bias)
         self.target = Store(self.body, operands, kernel.buffers[-1], epilogue, p.conv.store)
+
+
+class RunWriter(BiasedWriter):
+    """Emits the loops over runs and chunks around what a subclass does with a chunk."""
+
+    plan: RunPlan
 
     @abstractmethod
     def _pixel(self, offset: Any, chunk: int) -> Any:
@@ -220,7 +233,7 @@ class RunWriter(ConvWriter):
         self._products(acc, pixels, weights, chunk)
 
 
-def generate(writer: type[RunWriter], p: RunPlan, dtypes: list[str]) -> Any:
+def generate(writer: type[BiasedWriter], p: RunPlan, dtypes: list[str]) -> Any:
     """The kernel, as ``tirx.PrimFunc``."""
     kernel = Kernel(dtypes, special)
     writer(p, kernel).write()

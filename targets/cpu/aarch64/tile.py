@@ -8,6 +8,7 @@ from typing import Any
 
 from edgec.lazy_tvm import tirx
 from edgec.scalar import Expr
+from edgec.targets.cpu.aarch64 import assembly
 from edgec.targets.cpu.aarch64.neon import join, part
 from edgec.targets.cpu.tile import Accumulators, Point, Store
 from edgec.targets.cpu.tir import Body, Emitter, vector_load, vector_store
@@ -49,6 +50,17 @@ class Start:
             vectors.append(self.body.hold(value))
         return vectors
 
+    def address(self, channel: Any, channels: int, count: int) -> Any:
+        """Of the same in memory: of the bias, or of a copy where that ends within a vector."""
+        if self.bias is not None and channels == count * LANES:
+            axes = {**dict.fromkeys(range(CHANNEL_AXIS), tirx.const(0, "int32")), CHANNEL_AXIS: channel}
+            offset = Emitter(self.body, self.operands, axes)(self.bias.args[1])
+            return assembly.address(self.operands[self.bias.args[0]], offset)
+        copy = self.body.local(self.dtype, count * LANES)
+        for index, value in enumerate(self.vectors(channel, channels, count)):
+            self.body.emit(vector_store(copy, value, tirx.const(index * LANES, "int32")))
+        return assembly.address(copy, tirx.const(0, "int32"))
+
     def _vector(self, channel: Any, channels: int) -> Any:
         zero = tirx.const(0, self.dtype)
         if self.bias is None or channels <= 0:
@@ -82,6 +94,11 @@ class Tile(Accumulators):
         if width < LANES:
             return part(self.value(pixel, first // LANES), first % LANES, width)
         return join([self.value(pixel, index // LANES) for index in range(first, first + width, LANES)])
+
+
+def unset(dtype: str) -> Any:
+    """A vector of sums that assembly is to set."""
+    return tirx.Broadcast(tirx.const(0, dtype), LANES)
 
 
 def load_input(buffer: Any, offset: Any, lanes: int = RESULTS) -> Any:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgec.lazy_tvm import tirx
 from edgec.program import Conv
+from edgec.targets.cpu.aarch64 import assembly
+from edgec.targets.cpu.aarch64.assembly import FMLA, Products
 from edgec.targets.cpu.aarch64.neon import special
 from edgec.targets.cpu.aarch64.tile import LANES
-from edgec.targets.cpu.tile import Accumulators, load_channels
+from edgec.targets.cpu.tile import Accumulators
 from edgec.targets.cpu.tir import Kernel
 from edgec.targets.cpu.winograd import WinogradPlan, WinogradWriter, block_tiles
 from edgec.targets.cpu.winograd import fits as fits_lanes
 from edgec.targets.target import Target
 
-BLOCK_TILES = 6
+BLOCK_TILES = 4
 """Tiles of a block, at most: as many rows of sums as registers hold beside four vectors of channels."""
 BLOCK_VECTORS = 4
 
@@ -39,15 +40,8 @@ def generate(p: WinogradPlan, dtypes: list[str]) -> Any:
 class _ElementWriter(WinogradWriter):
     def _sum_up(self, acc: Accumulators, source: Any, channels: int, weights: Any) -> None:
         depth = self.conv.in_channels
-        with self.body.loop(depth // LANES) as index:
-            inputs = [
-                self.body.bind("x", load_channels(self.inputs, source + t * depth + index * LANES, LANES))
-                for t in range(self.plan.tiles)
-            ]
-            for lane in range(LANES):
-                for vector in range(channels // LANES):
-                    offset = weights + (index * LANES + lane) * channels + vector * LANES
-                    weight = self.body.bind("w", load_channels(self.weight, offset, LANES))
-                    for t, value in enumerate(inputs):
-                        every = tirx.Shuffle([value], [tirx.const(lane, "int32")] * LANES)
-                        acc.add_product(t, vector, every, weight)
+        offsets = tuple(tile * depth for tile in range(self.plan.tiles))
+        products = Products(FMLA, offsets, channels // LANES, (), (LANES,) * (depth // LANES), start=False)
+        inputs = [assembly.address(self.inputs, source + products.offsets[pixel]) for pixel in products.pointers]
+        addresses = [assembly.address(self.weight, weights), *inputs]
+        assembly.call(self.kernel, products, lambda: assembly.inline(products), acc.buffer, addresses)

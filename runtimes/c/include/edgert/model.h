@@ -180,6 +180,37 @@ typedef struct edgert_tests {
   const uint8_t *outputs;
 } edgert_tests;
 
+/* ---- entropy-coded weights (edgec compile --compress) ----
+ *
+ * An edgert_coded, `table_count` tables, `run_count` edgert_coded_run, then the runs' codes, one after the other. A table
+ * has the length in bits (at most EDGERT_CODE_BITS, 0: no code) of the canonical Huffman code of each byte value, 4 bits
+ * each, of even values the lower ones. Codes are complete, ordered by length and then by value, and stand in a run from
+ * its first byte's highest bit on; the bits after the last are 0. Bytes that no run has are 0. Integers are little endian. */
+
+#define EDGERT_CODE_BITS 11u
+#define EDGERT_CODE_TABLE_BYTES 128u
+#define EDGERT_CODE_STORED 0xFFFFu
+
+typedef struct edgert_coded {
+  uint32_t table_count;
+  uint32_t run_count;
+} edgert_coded;
+
+typedef struct edgert_coded_run {
+  uint32_t offset; /* of the first byte, in the weights */
+  uint32_t count;  /* bytes, at least 1 */
+  uint32_t bytes;  /* of their code */
+  uint16_t step;   /* from one to the next, at least 1 */
+  uint16_t table;  /* EDGERT_CODE_STORED: the bytes as they are */
+} edgert_coded_run;
+
+/* A width of the weights that the model can be switched to: the functions of all its steps at it. */
+typedef struct edgert_width {
+  uint32_t bits;
+  uint32_t reserved;
+  const edgert_step_fn *run;
+} edgert_width;
+
 typedef struct edgert_model {
   uint32_t abi_version;  /* EDGERT_ABI_VERSION */
   uint32_t struct_bytes; /* sizeof(edgert_model) when it was written */
@@ -198,15 +229,20 @@ typedef struct edgert_model {
   const edgert_step *steps;
   const char *strings; /* terminated names, one after the other */
   uint64_t strings_bytes;
-  const uint8_t *weights;
+  const uint8_t *weights; /* NULL where they are coded, so that a library that cannot decode them refuses the model */
   uint64_t weights_bytes;
   const char *manifest; /* JSON, `manifest_bytes` long without its terminator */
   uint64_t manifest_bytes;
-  uint8_t sha256[32]; /* of the weights followed by the manifest */
+  uint8_t sha256[32]; /* of the weights, as they are stored, followed by the manifest */
   /* Appended; there only if `struct_bytes` says so. */
   const edgert_gpu *gpu; /* the same model for a GPU, or NULL; `steps` are the processor's in any case */
   uint64_t state_bytes;  /* of the arena, from its start on: kept between runs, zero at first */
   const edgert_tests *tests; /* NULL without */
+  const uint8_t *coded;  /* NULL, or an edgert_coded: then `weights` is NULL, and `weights_bytes` what it comes to */
+  uint64_t coded_bytes;
+  const edgert_width *widths; /* the first is that of `steps`; NULL where there is only one */
+  uint32_t width_count;
+  uint32_t reserved;
 } edgert_model;
 
 #define EDGERT_MODEL_LEAST_BYTES offsetof(edgert_model, gpu)

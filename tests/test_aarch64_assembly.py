@@ -1,0 +1,65 @@
+"""The inner loops that are written out for 64-bit ARM: how many instructions they take, and their registers."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+
+import pytest
+
+from edgec.targets.cpu.aarch64.assembly import FMLA, REGISTERS, SDOT, STREAM, Instruction, Products, inline, registers
+
+POINTERS = {"near": 16, "odd": 12, "far": 40000}
+"""Inputs between two pixels: within reach of every load, of none that loads pairs, and out of reach."""
+
+
+def executed(lines: list[str]) -> int:
+    """How many instructions run: loops are labels, a counter set before, and a branch back."""
+    count, index, left = 0, 0, dict[str, int]()
+    while index < len(lines):
+        line = lines[index]
+        index += 1
+        if line.endswith(":"):
+            continue
+        count += 1
+        if line.startswith("mov w"):
+            register, extent = re.fullmatch(r"mov (w\d+), #(\d+)", line).groups()
+            left[register] = int(extent)
+        elif line.startswith("subs"):
+            register = line.split()[1].rstrip(",")
+            left[register] -= 1
+        elif line.startswith("b.ne") and left[lines[index - 2].split()[1].rstrip(",")]:
+            label = line.split()[1].rstrip("b") + ":"
+            index = max(place for place in range(index) if lines[place] == label)
+    return count
+
+
+def tile(instruction: Instruction, pixels: int, vectors: int, apart: int, run: int, outer: tuple) -> Products:
+    chunks = [instruction.whole] * (run // instruction.whole)
+    rest = run % instruction.whole
+    if instruction.group > 1:
+        chunks += [-(-rest // instruction.group) * instruction.group] if rest else []
+    else:
+        chunks += [size for size in (2, 1) if rest & size]
+    return Products(instruction, tuple(apart * p for p in range(pixels)), vectors, outer, tuple(chunks), True)
+
+
+@pytest.mark.parametrize("apart", POINTERS.values(), ids=POINTERS)
+@pytest.mark.parametrize("instruction", [FMLA, SDOT], ids=["fmla", "sdot"])
+def test_an_estimate_is_what_runs(instruction, apart):
+    loops = (), ((3, 50000),), ((5, 1000), (2, 64)), ((2, 1 << 25),)
+    for pixels, vectors, run, outer in product((1, 3, 5), (1, 4, 5), (3, 17, 64), loops):
+        p = tile(instruction, pixels, vectors, apart, run, outer)
+        if registers(pixels, vectors, 1) > REGISTERS:
+            continue
+        assert executed(list(inline(p).lines)) == p.instructions, p
+
+
+@pytest.mark.parametrize("instruction", [FMLA, SDOT], ids=["fmla", "sdot"])
+def test_no_register_serves_two_purposes(instruction):
+    for pixels, vectors, run in product(range(1, 9), range(1, 9), (5, 48, 64)):
+        if registers(pixels, vectors, 1) <= REGISTERS:
+            p = tile(instruction, pixels, vectors, 16, run, ((3, 512),))
+            sums = inline(p).sums
+            assert sums == tuple(range(p.input_registers, p.input_registers + pixels * vectors))
+            assert sums[-1] < REGISTERS - STREAM * p.sets

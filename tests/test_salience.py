@@ -1,0 +1,89 @@
+"""Layers that keep weights of 8 bits where 4 would cost most."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from edgec.graph import load_graph
+from edgec.passes.quantize import Quantized, Recipe, quantize
+from edgec.passes.quantize.products import product_of
+from tests import graphs
+from tests.operators import node
+from tests.test_cli import results_of, sentence_of
+
+SIZES = {"first": 64, "second": 48, "third": 64}
+
+
+@pytest.fixture(scope="module")
+def network() -> tuple[ir.Model, list[dict[str, np.ndarray]]]:
+    """Three products; the rows of the second have a large weight each, which leave the others few steps of 4 bits."""
+    generator = np.random.default_rng(5)
+    constants, width = {}, 64
+    for name, outputs in SIZES.items():
+        constants[name] = (generator.standard_normal((outputs, width)) / np.sqrt(width)).astype(np.float32)
+        width = outputs
+    constants["second"][:, 0] *= 30
+    biases = {f"{name}_bias": np.zeros(outputs, np.float32) for name, outputs in SIZES.items()}
+    nodes = [
+        node("Gemm", "x first first_bias", "a", transB=1, name="gemm1"),
+        node("Gemm", "a second second_bias", "b", transB=1, name="gemm2"),
+        node("Gemm", "b third third_bias", "y", transB=1, name="gemm3"),
+    ]
+    model = graphs.build(nodes, {"x": (4, 64)}, ["y"], {**constants, **biases}, opset=21)
+    samples = [{"x": generator.standard_normal((4, 64), np.float32)} for _ in range(24)]
+    return load_graph(model), samples
+
+
+def quantised(network: tuple[ir.Model, list[dict[str, np.ndarray]]], keep: float, **layers: str) -> Quantized:
+    model, samples = network
+    return quantize(model, samples, Recipe(default="w4a8", keep=keep, equalise=False, layers=layers))
+
+
+def test_the_layer_that_loses_most_a_weight_keeps_eight_bits(
+    network: tuple[ir.Model, list[dict[str, np.ndarray]]],
+) -> None:
+    found = quantised(network, 0.4)
+    assert found.kept == ("gemm2",)
+    assert {layer.name: layer.bits for layer in found.layers} == {"gemm1": "w4a8", "gemm2": "int8", "gemm3": "w4a8"}
+
+
+def test_no_more_than_the_share_is_kept(network: tuple[ir.Model, list[dict[str, np.ndarray]]]) -> None:
+    model, _ = network
+    sizes = {str(each.name): product.weight.size for each in model.graph if (product := product_of(each)) is not None}
+    for share in (0.0, 0.1, 0.5, 1.0):
+        kept = quantised(network, share).kept
+        assert sum(sizes[name] for name in kept) <= share * sum(sizes.values())
+    assert set(kept) == set(sizes)
+
+
+def test_named_layers_are_left_alone(network: tuple[ir.Model, list[dict[str, np.ndarray]]]) -> None:
+    found = quantised(network, 0.7, gemm2="w4a8")
+    assert "gemm2" not in found.kept
+    assert next(layer.bits for layer in found.layers if layer.name == "gemm2") == "w4a8"
+
+
+def test_command_names_them(sample_model: Path, tmp_path: Path) -> None:
+    calib, output = sample_model.with_name("digits_calib.npz"), tmp_path / "digits.so"
+    printed = results_of("compile", sample_model, "--quantize", "w4a8", "--calib", calib, "-o", output)
+    kept = printed["quantisation"]["kept"]
+    bits = {layer["name"]: layer["bits"] for layer in printed["quantisation"]["layers"]}
+    assert kept and all(bits[name] == "int8" for name in kept) and "w4a8" in bits.values()
+    recipe = output.with_name("digits.so.recipe.toml")
+    again = results_of(
+        "compile", sample_model, "--quantize", "w4a8", "--calib", calib, "--recipe", recipe, "-o", tmp_path / "again.so"
+    )
+    assert again["quantisation"]["kept"] == [] and again["weights_bytes"] == printed["weights_bytes"]
+
+
+def test_wrong_share_is_a_sentence(sample_model: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("keep = 2\n")
+    calib = sample_model.with_name("digits_calib.npz")
+    said = sentence_of(
+        "compile", sample_model, "--quantize", "w4a8", "--calib", calib, "--recipe", recipe, "-o", tmp_path / "x.so"
+    )
+    assert "keep = 2" in said and "share from 0 to 1" in said
