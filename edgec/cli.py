@@ -66,6 +66,9 @@ Preprocess = Annotated[
     typer.Option(metavar="FILE.toml", help="How images become inputs: layout, resize, crop, mean, scale, order."),
 ]
 Threads = Annotated[int, typer.Option(min=1, max=64, help="How many threads share the work of a run.")]
+Width = Annotated[
+    int | None, typer.Option(metavar="BITS", help="Read the weights of a --nested model at 8 or 4 bits.")
+]
 TuneDb = Annotated[
     Path | None,
     typer.Option(
@@ -177,6 +180,9 @@ def compile_model(
     max_bytes: Annotated[
         int | None, typer.Option(metavar="BYTES", help="auto: bytes that the weights may take.")
     ] = None,
+    nested: Annotated[
+        bool, typer.Option("--nested", help="w4: keep four more bits below, to switch between 4 and 8 when it runs.")
+    ] = False,
     state: Annotated[
         list[str] | None,
         typer.Option(
@@ -244,8 +250,8 @@ def compile_model(
         compiled = compile(
             model, target, output, shapes=shapes, passes=names, check=checked, prune=prune, quantize=quantize,
             calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe,
-            group_size=group_size, max_ms=max_ms, max_bytes=max_bytes, states=parse_states(state or ()), tune=tune,
-            tune_db=tune_db, fps=fps, bundle_tests=bundle_tests, compress=compress, progress=progress,
+            group_size=group_size, max_ms=max_ms, max_bytes=max_bytes, nested=nested, states=parse_states(state or ()),
+            tune=tune, tune_db=tune_db, fps=fps, bundle_tests=bundle_tests, compress=compress, progress=progress,
         )  # fmt: skip
         if page:
             page.write_compiled(compiled, progress)
@@ -333,6 +339,9 @@ def prune_model(
     measure: Annotated[
         str, typer.Option(metavar="NAME", help="What the share is of: macs, parameters, bytes or latency.")
     ] = "macs",
+    tokens: Annotated[
+        float, typer.Option(metavar="FRACTION", min=0, max=0.9, help="MACs to save first by merging tokens.")
+    ] = 0.0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="OUT", help="The ONNX file; MODEL.pruned.onnx by default.")
     ] = None,
@@ -365,7 +374,7 @@ def prune_model(
     from edgec.targets.target import resolve_target
 
     shapes = parse_shape_flags(shape or ())
-    choices = {"score": score, "repair": repair, "distil_minutes": distil, "seed": seed}
+    choices = {"score": score, "repair": repair, "distil_minutes": distil, "seed": seed, "tokens": tokens}
     settings = settings_for(remove, resolve_target(target), **choices)
     found: Comparison
     if curve is not None:
@@ -393,6 +402,7 @@ def run(
         str | None, typer.Option(metavar="cpu", help="Run an artifact for a GPU on the CPU where there is no GPU.")
     ] = None,
     threads: Threads = 1,
+    width: Width = None,
     json: Json = False,
 ) -> None:
     """Run an artifact on the samples of a file, and save or summarise its outputs."""
@@ -405,6 +415,7 @@ def run(
         if not isinstance(where, LocalDevice):
             raise EdgecError("--fallback is for artifacts for a GPU that run on this machine; leave it out")
         where = LocalDevice(fallback)
+    where = where if width is None else where.at_width(width)
     inputs = specs(read_manifest(artifact)["inputs"])
     samples = load_npz(input, inputs)
     if output:
@@ -499,6 +510,7 @@ def evaluate_model(
     shape: Shapes = None,
     device: Device = "local",
     threads: Threads = 1,
+    width: Width = None,
     json: Json = False,
 ) -> None:
     """Measure the accuracy of an artifact, or of an ONNX model in ONNX Runtime, and its agreement with another."""
@@ -508,7 +520,7 @@ def evaluate_model(
     with console.progress() as progress:
         found = evaluate(
             path, data, shapes=parse_shape_flags(shape or ()), device=device, preprocess=preprocess,
-            reference=reference, threads=threads, progress=progress,
+            reference=reference, threads=threads, width=width, progress=progress,
         )  # fmt: skip
     _show(found, json, lambda: tables.print_evaluation(path, found))
 

@@ -69,6 +69,7 @@ def compile(
     group_size: int | None = None,
     max_ms: float | None = None,
     max_bytes: int | None = None,
+    nested: bool = False,
     states: Mapping[str, str] | str | None = None,
     tune: float | None = None,
     tune_db: str | os.PathLike[str] | None = None,
@@ -111,6 +112,8 @@ def compile(
             whole output channel.
         max_ms: with "auto", milliseconds that a run may take on this machine.
         max_bytes: with "auto", bytes that the weights of products may take.
+        nested: with "w4", keep the lower halves of 8-bit weights, too: ``session.set_width(4)`` then switches to the
+            4-bit model, and 8 back (see :mod:`edgec.widths`).
         states: outputs, with the input of each, that the artifact keeps from one run to the next: see
             :mod:`edgec.states`. "auto" pairs ``present…`` with ``past…``. Samples are then successive runs, without
             arrays for these inputs.
@@ -146,12 +149,13 @@ def compile(
     from edgec.targets.target import Target, resolve_target
     from edgec.toolchain import find_toolchain
     from edgec.vectors import make_vectors
+    from edgec.widths import nest_widths
 
     tell = progress or (lambda what, done, total: None)
     clock = _Clock()
     chosen = resolve_target(target)
     folder_rule = Path(preprocess) if preprocess is not None else None
-    options = Options(quantize, folder_rule, eval, max_drop, recipe, group_size, max_ms, max_bytes)
+    options = Options(quantize, folder_rule, eval, max_drop, recipe, group_size, max_ms, max_bytes, nested)
     options.check(calib is not None, prune > 0, check is not None)
     if states and not isinstance(chosen, Target):
         raise EdgecError(f"{target} keeps no states between runs; leave --state out and carry them over yourself")
@@ -215,6 +219,8 @@ def compile(
     program.name = _name(model)
     if states:
         keep_states(program, states)
+    if nested:
+        nest_widths(program)
     fusion.fuse(program)
     gpu = None
     if isinstance(chosen, GpuTarget):
@@ -395,6 +401,7 @@ def _manifest(program: Program, code: Code, target: Target, lifetimes: Sequence[
     from edgec import memory
     from edgec.artifact import tensor_entry
     from edgec.descriptor import ABI_VERSION
+    from edgec.widths import WIDTHS
 
     return {
         "edgec": metadata.version("edgec"),
@@ -408,6 +415,7 @@ def _manifest(program: Program, code: Code, target: Target, lifetimes: Sequence[
         "outputs": [tensor_entry(tensor) for tensor in program.outputs],
         "arena_bytes": program.arena_bytes,
         "arena_lower_bound": program.arena_lower_bound,
+        "widths": list(WIDTHS) if any(call.narrow for call in code.calls) else [],
         "states": [{**tensor_entry(tensor), "kind": "state"} for tensor in program.states],
         "steps": [{"name": c.step.name, "kernel": c.contract, "macs": c.step.kernel.macs} for c in code.calls],
         "memory": [memory.entry(lifetime) for lifetime in lifetimes],

@@ -18,6 +18,7 @@ from edgec.gpu_descriptor import SOURCE_FILE, WEIGHTS_FILE, GpuWriter
 from edgec.memory import ALIGNMENT
 from edgec.program import ARENA, CONSTANT, STATE, Buffer, Program, Tensor
 from edgec.vectors import Vectors, sources
+from edgec.widths import WIDTHS
 
 if TYPE_CHECKING:
     from edgec.targets.cpu.backend import Call, Code
@@ -144,10 +145,12 @@ class _DescriptorWriter:
             "#include <edgert/model.h>\n",
             *(f'extern const uint8_t {name}[] __attribute__((visibility("hidden")));' for name in self._blobs()),
             *self._prototypes(),
-            *(self._step(index, call) for index, call in enumerate(self.code.calls)),
+            *(self._step(f"step{index}", call.symbol, call) for index, call in enumerate(self.code.calls)),
+            *(self._step(f"narrow{index}", call.narrow, call) for index, call in self._narrow()),
             self._tensors("inputs", self.program.inputs),
             self._tensors("outputs", self.program.outputs),
             self._steps(),
+            *([self._widths()] if self._narrow() else []),
             *([self.gpu.source()] if self.gpu else []),
             *(sources(self.vectors, self._io, len(self.code.calls)) if self.vectors else []),
             self._model(symbol),
@@ -179,15 +182,33 @@ class _DescriptorWriter:
         return blobs
 
     def _prototypes(self) -> list[str]:
-        counts = {call.symbol: len(call.operands) for call in self.code.calls}
+        named = [(name, call) for call in self.code.calls for name in (call.symbol, call.narrow) if name]
+        counts = {name: len(call.operands) for name, call in named}
         return [f"void {symbol}({'void *, ' * count}int32_t, int32_t);" for symbol, count in counts.items()]
 
-    def _step(self, index: int, call: Call) -> str:
+    def _narrow(self) -> list[tuple[int, Call]]:
+        """The steps that have a function for fewer bits."""
+        return [(index, call) for index, call in enumerate(self.code.calls) if call.narrow]
+
+    def _widths(self) -> str:
+        """What the model can be switched to: each width with a function for every step."""
+        narrow = {index for index, _ in self._narrow()}
+        count = len(self.code.calls)
+        wide = [f"step{index}" for index in range(count)]
+        other = [f"narrow{index}" if index in narrow else f"step{index}" for index in range(count)]
+        tables = [
+            f"static const edgert_step_fn width{bits}[] = {{{', '.join(functions)}}};"
+            for bits, functions in zip(WIDTHS, (wide, other), strict=True)
+        ]
+        rows = ", ".join(f"{{{bits}u, 0u, width{bits}}}" for bits in WIDTHS)
+        return "\n".join([*tables, f"static const edgert_width widths[] = {{{rows}}};"])
+
+    def _step(self, name: str, symbol: str, call: Call) -> str:
         operands = ", ".join(f"(void *)({self._address(buffer)})" for buffer in call.operands)
         return (
-            f"static void step{index}(uint8_t *arena, const uint8_t *weights, void *const *io, int32_t thread, "
+            f"static void {name}(uint8_t *arena, const uint8_t *weights, void *const *io, int32_t thread, "
             f"int32_t threads) {{\n  (void)arena; (void)weights; (void)io;\n"
-            f"  {call.symbol}({operands}, thread, threads);\n}}"
+            f"  {symbol}({operands}, thread, threads);\n}}"
         )
 
     def _address(self, buffer: Buffer) -> str:
@@ -253,6 +274,7 @@ class _DescriptorWriter:
             manifest, f"{len(self.manifest)}u", f"{{{digest}}}", "&edgec_gpu" if self.gpu else "0",
             f"{program.state_bytes}u", "&tests" if self.vectors else "0",
             "edgec_weights" if self.coded else "0", f"{len(self.coded)}u",
+            *(["widths", f"{len(WIDTHS)}u"] if self._narrow() else ["0", "0u"]), "0u",
         ]  # fmt: skip
         body = ",\n  ".join(fields)
         return f'__attribute__((visibility("default"))) const edgert_model {symbol} = {{\n  {body}\n}};\n'

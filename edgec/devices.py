@@ -16,7 +16,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -115,6 +115,14 @@ class Device(ABC):
 
     is_emulated: ClassVar[bool]
 
+    def at_width(self, bits: int) -> Device:
+        """The same device, on which nested weights are read at ``bits`` (see :mod:`edgec.widths`).
+
+        Raises:
+            EdgecError: what it runs has no widths.
+        """
+        raise EdgecError(f"--width {bits} is for artifacts that libedgert runs; leave it out")
+
     @abstractmethod
     def run(self, artifact: Path, samples: Samples, *, threads: int = 1, progress: Progress | None = None) -> Results:
         """Run ``samples`` one after the other.
@@ -135,7 +143,11 @@ class LocalDevice(Device):
     """This machine, in this process; with ``fallback`` "cpu" an artifact for a GPU may run without one."""
 
     fallback: str | None = None
+    width: int | None = None
     is_emulated = False
+
+    def at_width(self, bits: int) -> Device:
+        return replace(self, width=bits)
 
     def run(self, artifact: Path, samples: Samples, *, threads: int = 1, progress: Progress | None = None) -> Results:
         from edgec.runtimes.python.session import Session
@@ -147,6 +159,8 @@ class LocalDevice(Device):
             )
 
         with Session(artifact, threads, fallback=self.fallback) as session:
+            if self.width is not None:
+                session.set_width(self.width)
             outputs = _empty_outputs(specs_of(session.outputs), len(samples))
             run_ns = []
             for index, inputs in enumerate(samples):
@@ -183,7 +197,11 @@ class QemuDevice(Device):
     """An emulated ``cpu`` (as ``qemu-aarch64 -cpu help`` lists them); None takes the artifact's own."""
 
     cpu: str | None = None
+    width: int | None = None
     is_emulated = True
+
+    def at_width(self, bits: int) -> Device:
+        return replace(self, width=bits)
 
     def run(self, artifact: Path, samples: Samples, *, threads: int = 1, progress: Progress | None = None) -> Results:
         from edgec.artifact import read_manifest
@@ -195,13 +213,15 @@ class QemuDevice(Device):
             return self._run_bare_metal(artifact, manifest, samples)
         with tempfile.TemporaryDirectory(prefix="edgec-qemu-") as name:
             folder = Path(name)
-            flags = ["--profile", "profile.json", "--threads", str(threads)]
+            flags = ["--profile", "profile.json", "--threads", str(threads), *width_flags(self.width)]
             emulate(artifact, manifest, samples, folder, cpu=self.cpu, flags=flags)
             profile = json.loads((folder / "profile.json").read_text(encoding="utf-8"))
             outputs = read_raw(folder / "outputs.bin", specs(manifest["outputs"]), len(samples))
         return Results(outputs, tuple(profile["runs_ns"]))
 
     def _run_bare_metal(self, artifact: Path, manifest: dict[str, Any], samples: Samples) -> Results:
+        if self.width is not None:
+            raise EdgecError("--width does not reach a microcontroller's program, which calls edgert_set_width itself")
         if self.cpu is not None:
             raise EdgecError(f"'{artifact}' runs only on the core it was compiled for; use --device qemu")
         with tempfile.TemporaryDirectory(prefix="edgec-qemu-") as name:
@@ -210,6 +230,11 @@ class QemuDevice(Device):
             each = (time.perf_counter_ns() - start) // max(1, len(samples))
             outputs = read_raw(run.outputs, specs(manifest["outputs"]), len(samples))
         return Results(outputs, (each,) * len(samples))
+
+
+def width_flags(width: int | None) -> list[str]:
+    """How ``edgert-run`` is told of a width."""
+    return [] if width is None else ["--width", str(width)]
 
 
 def emulate(

@@ -60,6 +60,7 @@ def evaluate(
     preprocess: Path | None = None,
     reference: Path | None = None,
     threads: int = 1,
+    width: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Run an artifact, or an ONNX model through ONNX Runtime, on samples.
@@ -72,12 +73,14 @@ def evaluate(
         preprocess: the recipe for a folder of images.
         reference: an ONNX model to compare the outputs with.
         threads: how many share the work of a run.
+        width: the bits at which nested weights are read.
         progress: told (what, done, total).
 
     Raises:
         EdgecError: something does not fit, or there is neither a label nor a reference to judge by.
     """
     where = open_device(device, path)
+    where = where if width is None else where.at_width(width)
     peer = None if is_artifact(path) or format_of(path) else _reference(path, where, threads, shapes)
     inputs = peer.inputs if peer else specs(read_manifest(path)["inputs"])
     samples = load_samples(data, inputs, preprocess)

@@ -23,8 +23,8 @@ _REQUIRED = {
     "versions": {},
 }  # fmt: skip
 _OPTIONAL = {
-    "states": [_TENSOR], "tests": int, "symbol": str, "coded_bytes": int, "code_bytes": int, "flash_bytes": int,
-    "ram_bytes": int,
+    "states": [_TENSOR], "tests": int, "widths": [int], "symbol": str, "coded_bytes": int, "code_bytes": int,
+    "flash_bytes": int, "ram_bytes": int,
     "model": {"macs": int, "nodes": int, "opset": int, "parameters": int},
     "gpu": {"api": str, "storage": str, "kernels": int, "host_steps": int, "copies": int, "copied_bytes": int,
             "source_bytes": int},

@@ -219,10 +219,14 @@ class Packing:
     is a multiple of 8. Operand 2 then holds these as [group, channel], the channels filled up to a multiple of
     :data:`SCALE_CHANNELS`: float32, or the upper halves of those as uint16, which is bfloat16. Otherwise scales are
     the epilogue's affair.
+
+    ``nested`` weights are stored as two signed nibbles, 16 · upper + lower, the lower ones behind all upper ones: a
+    kernel of 8 bits reads both, and one of 4 bits the upper ones alone, as 16 · upper.
     """
 
     bits: int
     group: int = 0
+    nested: bool = False
 
 
 SCALE_CHANNELS = 16

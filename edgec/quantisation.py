@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgec.data import Array
     from edgec.guard import Guarded, Judge
     from edgec.mixing import Mix
-    from edgec.passes.quantize import LayerQuantization, Quantized, Recipe
+    from edgec.passes.quantize import LayerQuantization, Lifted, Quantized, Recipe
     from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
     from edgec.targets.gpu.target import GpuTarget
@@ -44,6 +44,7 @@ class Options:
         group_size: weights that share a scale; None leaves it to the recipe.
         max_ms: for auto, milliseconds that a run may take on this machine.
         max_bytes: for auto, bytes that the weights may take.
+        nested: for w4, four more bits below, so that a session can be switched between both widths.
     """
 
     mode: str = "none"
@@ -54,6 +55,7 @@ class Options:
     group_size: int | None = None
     max_ms: float | None = None
     max_bytes: int | None = None
+    nested: bool = False
 
     @property
     def quantises(self) -> bool:
@@ -92,6 +94,8 @@ class Options:
             raise EdgecError(f"{limits[-1]} is for --quantize auto, which chooses bits to stay within it")
         if len(limits) > 1:
             raise EdgecError(f"{limits[0]} and {limits[1]} do not go together; give one of them")
+        if self.nested and self.mode != "w4":
+            raise EdgecError("--nested keeps a model of 8 bits around one of 4; add --quantize w4, or leave it out")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise EdgecError(f"--max-drop {self.max_drop:g} is no number of points from 0 to 100")
 
@@ -112,6 +116,7 @@ class Quantisation:
         attempts: the models that the guard judged, in its order; the last is ``model``.
         mix: what ``auto`` chose, of which options.
         kept: layers that keep weights of 8 bits, since 4 would cost most there.
+        lifted: what activations of 16 bits were chosen for.
     """
 
     layers: tuple[LayerQuantization, ...]
@@ -125,6 +130,7 @@ class Quantisation:
     attempts: tuple[ir.Model, ...] = ()
     mix: Mix | None = None
     kept: tuple[str, ...] = ()
+    lifted: Lifted | None = None
 
     def files(self, artifact: Path) -> dict[Path, bytes]:
         """What is written beside the artifact: the recipe, and the models before and after the quantisation."""
@@ -141,12 +147,14 @@ class Quantisation:
             "layers": [asdict(layer) for layer in self.layers],
             "kept": list(self.kept),
             "mix": asdict(self.mix) if self.mix else None,
+            "lifted": asdict(self.lifted) if self.lifted else None,
         }
 
     def __str__(self) -> str:
         from edgec.passes.quantize.report import counts
 
         lines = [f"quantised by {self.samples} samples: {counts(self.layers)}; {self.equalised} tensors equalised"]
+        lines += [str(self.lifted)] if self.lifted else []
         return "\n".join([*lines, *self.warnings, *([str(self.guarded)] if self.guarded else [])])
 
 
@@ -182,6 +190,7 @@ def quantise_graph(
     from edgec.guard import guard
     from edgec.layer_errors import LayerErrors, measure_layers
     from edgec.passes.quantize import quantize
+    from edgec.passes.quantize.nested import nest
     from edgec.recipes import check_layers, write_recipe
 
     recipe = _recipe(options)
@@ -195,6 +204,8 @@ def quantise_graph(
 
     def quantised(chosen: Recipe) -> Quantized:
         made = quantize(graph, samples, chosen, tell)
+        if options.nested:
+            nest(made.model, made.twin, samples)
         attempts.append(made.model)
         return made
 
@@ -211,7 +222,7 @@ def quantise_graph(
     protos = [ir.to_proto(each).SerializeToString() for each in (found.twin, found.model)]
     done = Quantisation(
         found.layers, found.equalised, len(samples), calibration.warnings, guarded, text, protos[0], protos[1],
-        tuple(attempts), mixed, found.kept,
+        tuple(attempts), mixed, found.kept, found.lifted,
     )  # fmt: skip
     return found.model, done
 
@@ -249,6 +260,8 @@ def _recipe(options: Options) -> Recipe:
             sizes = ", ".join(map(str, GROUP_SIZES))
             raise EdgecError(f"--group-size {options.group_size} is none of {sizes} (0: a whole output channel)")
         recipe = replace(recipe, group_size=options.group_size)
+    if options.nested:  # what rounding to 4 bits shifts is not what rounding to 8 bits does
+        recipe = replace(recipe, correct_bias=False)
     return replace(recipe, default="int8" if options.mode == "auto" else options.mode)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgec.artifact import read_manifest
 from edgec.data import Array, Samples, read_raw, specs, write_raw
-from edgec.devices import Device, Progress, Results, end_of
+from edgec.devices import Device, Progress, Results, end_of, width_flags
 from edgec.errors import EdgecError
 from edgec.machine import Machine
 from edgec.remote import NOT_FOUND, Ended, Transport, open_transport, workplace
@@ -37,8 +37,11 @@ class RemoteDevice(Device):
 
     is_emulated = False
 
-    def __init__(self, url: str) -> None:
-        self.transport = open_transport(url)
+    def __init__(self, url: str, width: int | None = None) -> None:
+        self.transport, self.width = open_transport(url), width
+
+    def at_width(self, bits: int) -> RemoteDevice:
+        return RemoteDevice(self.transport.url, bits)
 
     def run(self, artifact: Path, samples: Samples, *, threads: int = 1, progress: Progress | None = None) -> Results:
         with self.transport.connected():
@@ -65,8 +68,8 @@ class RemoteDevice(Device):
             there.push(runner, artifact, folder / "inputs.bin")
             tell("runs", 0, len(samples))
             files = ["--inputs", "inputs.bin", "--outputs", "outputs.bin", "--profile", "profile.json"]
-            count = ["--count", str(len(samples))]
-            _check_end(self.transport, there.run(runner.name, f"./{artifact.name}", *files, *count, *flags))
+            more = ["--count", str(len(samples)), *flags, *width_flags(self.width)]
+            _check_end(self.transport, there.run(runner.name, f"./{artifact.name}", *files, *more))
             for each in ("outputs.bin", "profile.json"):
                 there.pull(each, folder / each)
             machine = machine_of(before, read_state(self.transport))

@@ -63,6 +63,7 @@ class Report:
         lines += [
             f"steps: {len(facts['steps'])}, {sum(s['macs'] for s in facts['steps']):,} MACs",
             f"weights: {facts['weights_bytes']:,} bytes{coded_weights(facts)}, artifact: {self.artifact_bytes:,} bytes",
+            *([f"widths: {' and '.join(map(str, facts['widths']))} bits"] if facts.get("widths") else []),
             f"arena: {facts['arena_bytes']:,} bytes, {facts['arena_bytes'] / slack:.2f} × the largest live set",
             "time: " + ", ".join(f"{stage} {value:.2f} s" for stage, value in self.seconds.items()),
         ]

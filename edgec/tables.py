@@ -147,6 +147,8 @@ def print_quantisation(done: Quantisation, explain: bool) -> None:
             for layer in layers
         ),
     )  # fmt: skip
+    if done.lifted:
+        print_text(str(done.lifted))
     for warning in done.warnings:
         print_text(f"warning: {warning}")
     if done.guarded:

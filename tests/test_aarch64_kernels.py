@@ -116,6 +116,13 @@ FLOAT_SHAPES = {
     "dilated": ((1, 5, 9, 8), (127, 5, 3, 2), {"dilations": [2, 3], "strides": [1, 2]}),
     "grouped": ((1, 12, 5, 5), (20, 3, 3, 3), {"group": 4, "pads": [1, 0, 1, 2]}),
     "depthwise": ((1, 19, 7, 9), (19, 1, 3, 3), {"group": 19, "pads": [1, 1, 1, 1]}),
+    "depthwise, 17 columns": ((2, 16, 5, 17), (16, 1, 3, 3), {"group": 16, "pads": [1, 1, 1, 1]}),
+    "depthwise, 127": ((1, 127, 7, 9), (127, 1, 3, 3), {"group": 127, "pads": [1, 0, 1, 2], "strides": [1, 2]}),
+    "depthwise, strided": ((1, 8, 17, 13), (8, 1, 3, 3), {"group": 8, "pads": [0, 1, 1, 0], "strides": [2, 2]}),
+    "depthwise, 5x5": ((1, 24, 9, 8), (24, 1, 5, 5), {"group": 24, "pads": [2, 2, 2, 2]}),
+    "depthwise, 3x4": ((1, 33, 6, 8), (33, 1, 3, 4), {"group": 33, "dilations": [1, 2]}),
+    "depthwise, 1x1": ((1, 12, 5, 5), (12, 1, 1, 1), {"group": 12}),
+    "depthwise, wide": ((1, 260, 3, 19), (260, 1, 2, 3), {"group": 260, "pads": [1, 1, 0, 1]}),
 }  # fmt: skip
 """Input, weights, attributes."""
 

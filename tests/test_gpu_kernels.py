@@ -144,6 +144,15 @@ def test_winograd(name: str, out: int, group: tuple[int, int], tmp_path: Path) -
     assert_close(found, run_reference(program, inputs), 1e-5)
 
 
+@pytest.mark.parametrize("out", [2, 4])
+def test_winograd_with_floats_stored_in_16_bits(out: int, tmp_path: Path) -> None:
+    program, picked = program_of(WINOGRAD["odd map and channels"]), Picked(out=out)
+    inputs = random_inputs(program)
+    want = run_reference(program, inputs)
+    assert_close(run_on_gpu(program, tmp_path, inputs, "opencl-fp16", picked), want, 4e-3)
+    assert picked.found
+
+
 @pytest.mark.parametrize("team", [1, 8])
 def test_teams_of_items_share_reductions(team: int, tmp_path: Path) -> None:
     program, picked = program_of(reductions()), Picked(team=team)

@@ -97,15 +97,20 @@ def test_kernels_compile_for_any_device(target: str, sample_model: Path, tmp_pat
 @needs_clang
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 def test_products_of_bytes_are_one_instruction_where_there_is_one(dtype: str, tmp_path: Path) -> None:
-    """OpenCL C 3.0 names it ``dot``; a device without it gets the sum."""
+    """OpenCL C 3.0 names it ``dot``, ARM's extension ``arm_dot``; a device without either gets the sum."""
     program = program_of(layer(*SHAPES["3x3"], dtype)[0], activation_dtype=dtype)
     source = GpuProgram(program, load_gpu("android-mali")).compile(quiet).source
     (tmp_path / "kernels.cl").write_text(source, encoding="utf-8")
     feature = "__opencl_c_integer_dot_product_input_4x8bit"
-    found = {}
-    for device in (["-cl-std=CL3.0", f"-D{feature}=1", "-Wno-builtin-macro-redefined"], ["-cl-std=CL1.2"]):
+    devices = {
+        "@_Z3dotDv4_": ["-cl-std=CL3.0", f"-D{feature}=1", "-Wno-builtin-macro-redefined"],
+        "@_Z7arm_dotDv4_": ["-cl-std=CL1.2", "-Xclang", "-cl-ext=+cl_arm_integer_dot_product_int8"],
+        "": ["-cl-std=CL1.2", "-Xclang", "-cl-ext=-cl_arm_integer_dot_product_int8"],
+    }
+    for function, device in devices.items():
         command = [str(CLANG), *FRONT_END, *device, "-S", "-emit-llvm", "kernels.cl", "-o", "-"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        found[device[0]] = "@_Z3dotDv4_" in done.stdout
-    assert found == {"-cl-std=CL3.0": True, "-cl-std=CL1.2": False}
+        found = [name for name in devices if name and name in done.stdout]
+        # ARM's multiplies two signed bytes, and not an unsigned one with a signed one
+        assert found == ([function] if function and (dtype == "int8" or "arm" not in function) else [])

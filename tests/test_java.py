@@ -16,7 +16,7 @@ from PIL import Image
 import edgec
 from edgec.runtimes.build import SOURCE_FOLDER, build_runtime
 from edgec.runtimes.python.session import load
-from edgec.toolchain import find_toolchain
+from edgec.toolchain import find_toolchain, host_triple
 from tests.test_android import bionic  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,3 +169,48 @@ def test_java_on_an_emulated_arm_machine(jdk, classes, bionic, sample_model, sam
          "in.bin", "--outputs", "board.bin"], cwd=tmp_path, check=True,
     )  # fmt: skip
     assert (tmp_path / "out.bin").read_bytes() == (tmp_path / "board.bin").read_bytes()
+
+
+CPP_RUN = r"""
+#include <edgert/edgert.hpp>
+#include <fstream>
+
+int main(int, char **argv) {
+  edgert::session session(argv[1]);
+  edgert::span<float> image = session.input<float>(0);
+  edgert::span<const float> logits = session.output<float>(0);
+  std::ifstream in("in.bin", std::ios::binary);
+  std::ofstream out("cpp.bin", std::ios::binary);
+  while (in.read(reinterpret_cast<char *>(image.data()), static_cast<std::streamsize>(4 * image.size()))) {
+    session.run();
+    out.write(reinterpret_cast<const char *>(logits.data()), static_cast<std::streamsize>(4 * logits.size()));
+  }
+}
+"""
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed")
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_one_artifact_has_the_same_bits_in_every_language(
+    jdk, classes, library, sample_model, sample_data, tmp_path, quantize
+):
+    """C through the runner, C++ through the header, Python, and Java."""
+    calib = {"calib": sample_model.with_name("digits_calib.npz")} if quantize == "int8" else {}
+    artifact = edgec.compile(sample_model, "host", tmp_path / "digits.so", quantize=quantize, **calib).path
+    write_samples(tmp_path, sample_data)
+    runtime = build_runtime(host_triple())
+    (tmp_path / "main.cpp").write_text(CPP_RUN)
+    compiler = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{runtime.include}"]
+    subprocess.run([*compiler, "main.cpp", runtime.static, "-lpthread", "-ldl", "-o", "main"], cwd=tmp_path, check=True)
+    java = [jdk / "bin" / "java", "-cp", classes, f"-Djava.library.path={library}", "RunArtifact"]
+    for command in (
+        [runtime.runner, artifact, "--inputs", "in.bin", "--outputs", "c.bin", "--count", str(DIGITS)],
+        [tmp_path / "main", artifact],
+        [*java, artifact, "in.bin", "java.bin", "1", "short.so", "none.so"],
+    ):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    with load(artifact) as session:
+        logits = [session.run({"image": image[None]})["logits"] for image in sample_data["image"][:DIGITS]]
+    wanted = np.concatenate(logits).tobytes()
+    assert [name for name in ("c", "cpp", "java") if (tmp_path / f"{name}.bin").read_bytes() != wanted] == []

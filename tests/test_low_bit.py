@@ -14,6 +14,7 @@ import pytest
 import edgec
 from edgec.graph import load_graph
 from edgec.passes.pipeline import run as run_passes
+from edgec.passes.quantize import Recipe
 from edgec.passes.quantize.lowbit import LowBit, fit_low_bit, limits, nearest_low_bit, spread
 from edgec.program import Conv
 from edgec.targets.target import load_target
@@ -23,6 +24,8 @@ from tests.programs import HostProgram, assert_close, program_of, run_reference
 from tests.test_aarch64_kernels import CORES, MORE_SHAPES, emulated, together
 from tests.test_cli import results_of, sentence_of
 from tests.test_integer_kernels import SHAPES, layer
+
+LANGUAGE_MODEL = Path(__file__).parent.parent / "samples" / "models" / "bytes_lm.onnx"
 
 # ---- fit ------------------------------------------------------------------------------------------------------
 
@@ -164,6 +167,22 @@ def test_weights_stay_packed(bits: int, tmp_path: Path) -> None:
     stored = edgec.compile(model, output=tmp_path / "a.so").manifest["weights_bytes"]
     exact = 512 * 256 * bits / 8 + 16 * 256 * 2
     assert exact <= stored <= 1.03 * exact
+
+
+@pytest.mark.parametrize(("mode", "bits"), [("w8", 8), ("w4", 4), ("w2", 2)])
+def test_a_model_has_the_bytes_that_its_bits_say(mode: str, bits: int, tmp_path: Path) -> None:
+    """Of the language model: bits times weights, two bytes a scale, and four an element of what stays float."""
+    model, output = LANGUAGE_MODEL, tmp_path / "lm.so"
+    quick = Recipe(rounding="nearest", correct_bias=False)
+    options = {"shapes": {"tokens": (1, 1)}, "states": "auto", "calib": model.with_name("bytes_calib.npz")}
+    compiled = edgec.compile(model, output=output, quantize=mode, recipe=quick, **options)
+    graph = onnx.load(output.with_name("lm.so.quantised.onnx")).graph
+    arrays = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    packed = {each.input[0]: each.input[1] for each in graph.node if each.op_type == "DequantizeLinear"}
+    exact = sum(arrays[name].size * bits / 8 + 2 * arrays[scale].size for name, scale in packed.items())
+    rest = {name: array for name, array in arrays.items() if array.dtype == np.float32 and name not in packed.values()}
+    exact += sum(array.nbytes for array in rest.values())
+    assert packed and exact <= compiled.manifest["weights_bytes"] <= 1.03 * exact
 
 
 # ---- integer kernels ------------------------------------------------------------------------------------------

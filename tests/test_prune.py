@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ from edgec.graph import load_graph
 from edgec.passes.pipeline import FLOAT, run
 from edgec.passes.prune.activations import capture, distance, open_session, outputs
 from edgec.passes.prune.allocation import Limits
-from edgec.passes.prune.compensation import compensated, damped, from_moments, from_weights, losses
+from edgec.passes.prune.compensation import compensated, damped, depth_mask, from_moments, from_weights, losses
 from edgec.passes.prune.cost import MEASURES, Cost, Measure
 from edgec.passes.prune.coupling import find_coupling
 from edgec.passes.prune.low_rank import factorise
 from edgec.passes.prune.products import input_rows, matrix, measure_moments, output_rows, own_biases, places, weight_of
 from edgec.passes.prune.pruning import Prune, Settings
+from edgec.passes.prune.repair import Rows, fit_bounded
 from edgec.passes.prune.scores import SCORES
 from edgec.pruning import prune_to_latency
+from edgec.summary import node_macs
 from tests.graphs import build, load, node
 from tests.graphs import run as infer
 from tests.prunable import CASES, Drawing
@@ -237,7 +240,7 @@ def test_a_loss_is_what_compensation_leaves() -> None:
     unit, reader = group.units[3], group.readers[0]
     inputs = from_weights(find_coupling(model))
     covariance = next(each.covariance for key, each in inputs.items() if key.node is reader.node)
-    (loss,) = losses(reader, covariance, [unit])
+    (loss,) = losses({reader: covariance}, [unit])
     gone = np.zeros((1, 20), bool)
     gone[0, 3] = True
     moved = compensated(reader, covariance, gone)[0] - matrix(reader)[0]
@@ -245,6 +248,61 @@ def test_a_loss_is_what_compensation_leaves() -> None:
     assert linear.node is reader.node
     lost = np.einsum("io,ij,jo->", moved, damped(covariance)[0], moved)
     np.testing.assert_allclose(loss, lost / total, rtol=1e-9)
+
+
+def test_of_two_channels_that_tell_the_same_one_is_cheap() -> None:
+    """Each alone costs nothing; the second of them costs what it tells, which no other does."""
+    model = load(CASES["mlp"]())
+    group = next(g for g in find_coupling(model).groups if len(g.units) == 20)
+    reader = group.mixers[0]
+    spread = np.eye(20)
+    spread[3, 11] = spread[11, 3] = 1
+    prices = losses({reader: spread[np.newaxis]}, group.units)
+    order = list(np.argsort(prices))
+    assert order[0] in (3, 11)
+    assert prices[order[0]] < 0.1 * prices[order[1]]
+    found = [depth_mask(reader, [unit])[0].argmax() for unit in group.units]
+    gone = np.isin(found, order[:7])[np.newaxis]
+    moved = compensated(reader, spread[np.newaxis], gone)[0] - matrix(reader)[0]
+    total = np.einsum("io,ij,jo->", matrix(reader)[0], spread, matrix(reader)[0])
+    lost = np.einsum("io,ij,jo->", moved, damped(spread[np.newaxis])[0], moved)
+    np.testing.assert_allclose(prices[order[:7]].sum(), lost / total, rtol=1e-6)
+
+
+@pytest.mark.parametrize("reader", ["Relu", "Clip"])
+def test_a_fit_cares_only_for_what_the_reader_lets_through(reader: str) -> None:
+    """After the fit, values behind the reader are nearer than those of plain least squares are."""
+    rng = np.random.default_rng(4)
+    inputs = np.concatenate([rng.standard_normal((2, 900, 8)), np.ones((2, 900, 1))], axis=2).astype(np.float32)
+    wanted = np.maximum(inputs @ rng.standard_normal((2, 9, 5)), -1) ** 3
+    bounds = (0.0, np.inf) if reader == "Relu" else (0.0, 6.0)
+    rows = Rows(inputs, wanted.astype(np.float32), None, bounds)
+    start = np.zeros((2, 9, 5))
+    normal = rows.normal(start)
+    plain = np.linalg.solve(normal.squares, normal.products)
+    found = fit_bounded(rows, start, plain, normal, 1e-6)
+
+    def away(weights: np.ndarray) -> float:
+        return float(np.square(np.clip(inputs @ weights, *bounds) - np.clip(wanted, *bounds)).sum())
+
+    assert away(found) < 0.8 * away(plain)
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_fit_in_front_of_a_clip(shape: tuple[int, ...]) -> None:
+    """Its bounds may be scalars, or lists of one as some exporters write them."""
+    d = Drawing()
+    low, high = (d.constant(np.full(shape, bound, np.float32)) for bound in (0, 1))
+    hidden = d.add("Clip", d.add("Conv", "x", d.weight(12, 3, 1, 1), d.weight(12)), low, high)
+    original = load(d.finish(d.add("Conv", hidden, d.weight(4, 12, 1, 1)), (1, 3, 5, 7)))
+    rng = np.random.default_rng(2)
+    samples = [{"x": rng.standard_normal((1, 3, 5, 7)).astype(np.float32)} for _ in range(12)]
+    wanted, away = outputs(original, samples), []
+    for repair in (False, True):
+        model = original.clone()
+        Prune(Settings(0.4, score="magnitude", repair=repair, curve_samples=0), samples).apply(model)
+        away.append(distance(outputs(model, samples), wanted))
+    assert away[1] < 0.5 * away[0]
 
 
 @pytest.mark.parametrize("operator", ["Conv", "Gemm", "MatMul"])
@@ -336,14 +394,34 @@ def test_a_latency_budget_is_measured(
 ) -> None:
     """With latencies in proportion to MACs, the share of MACs found is the latency's."""
     monkeypatch.setattr("edgec.pruning._latencies", lambda models: [float(Cost(m, "macs").total) for m in models])
+    monkeypatch.setattr("edgec.pruning._rates", lambda model: {})
     original = folded(sample_model)
     found = prune_to_latency(original, Settings(0.4, repair=False, curve_samples=0), digits)
     share = 1 - Cost(found, "macs").total / Cost(original, "macs").total
     assert 0.4 <= share <= 0.5
 
 
+def test_a_latency_is_counted_at_the_rates_of_the_layers(
+    sample_model: Path, digits: list[dict[str, np.ndarray]]
+) -> None:
+    """The layer that is slow for its MACs loses more of them than it does where all are alike."""
+    original = folded(sample_model)
+    convolutions = [node for node in original.graph if node.op_type == "Conv"]
+    last = str(convolutions[-1].name)
+    rates = {str(node.name): 50.0 if str(node.name) == last else 1.0 for node in convolutions}
+
+    def left(settings: Settings) -> int:
+        model = original.clone()
+        Prune(settings, digits).apply(model)
+        return next(node_macs(node) for node in model.graph if node.name == last)
+
+    plain = Settings(0.3, repair=False, curve_samples=0)
+    assert left(replace(plain, rates=rates)) < left(plain)
+
+
 def test_an_unreachable_latency_is_a_sentence(sample_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgec.pruning._latencies", lambda models: [2.0, 1.5])
+    monkeypatch.setattr("edgec.pruning._rates", lambda model: {})
     with pytest.raises(EdgecError, match="cannot be made 40% lower by pruning: at most 25% was measured"):
         prune_to_latency(folded(sample_model), Settings(0.4), None)
 

@@ -21,6 +21,8 @@ from edgec.passes.pipeline import FLOAT, run
 from edgec.passes.quantize import Quantized, Recipe, quantize
 from edgec.quantisation import companions
 from edgec.recipes import read_recipe, write_recipe
+from tests import graphs
+from tests.operators import node
 from tests.test_cli import call, results_of, sentence_of
 
 QUICK = Recipe(rounding="nearest", refine=False)
@@ -286,3 +288,20 @@ def test_diff_refuses_what_does_not_belong_together(
     onnx.save(quantised, tmp_path / "quantised.onnx")
     found = sentence_of("diff", tmp_path / "scaled.onnx", tmp_path / "quantised.onnx", "--calib", calib)
     assert "differ too much from the float model's" in found
+
+
+@pytest.mark.parametrize("opset", [18, 21])
+def test_8_bit_weights_stay_packed_at_any_opset(opset: int, tmp_path: Path) -> None:
+    """A kernel of packed weights needs the blocks of a newer opset, which the model is raised to."""
+    generator = np.random.default_rng(0)
+    weights = {"w": generator.standard_normal((512, 256)).astype(np.float32)}
+    model = graphs.build([node("MatMul", "x w", "y")], {"x": (1, 512)}, ["y"], weights, opset=opset)
+    samples = [{"x": generator.standard_normal((1, 512), np.float32)} for _ in range(16)]
+    made = edgec.compile(model, output=tmp_path / "m.so", quantize="w8", calib=samples)
+    exact = 512 * 256 + 256 * 4
+    assert exact <= made.manifest["weights_bytes"] <= 1.03 * exact
+    assert onnx.load(companions(made.path)[2]).opset_import[0].version == 21
+    with edgec.load(made.path) as session:
+        for inputs in samples[:3]:
+            wanted = inputs["x"] @ weights["w"]
+            np.testing.assert_allclose(session.run(inputs)["y"], wanted, atol=0.02 * np.abs(wanted).max())

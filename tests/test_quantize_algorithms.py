@@ -184,3 +184,31 @@ def test_weights_round_within_half_a_step() -> None:
         found = round_weights(weight, weight_scales(weight, axis), axis)
         step = np.expand_dims(found.scales, tuple(i for i in range(4) if i != axis))
         assert (np.abs(found.dequantise() - weight) <= step * 0.5001).all() and np.abs(found.values).max() == 127
+
+
+def deep() -> ir.Model:
+    """Twelve convolutions, each of which reads what the one before has left of few large values and many small ones."""
+    generator = np.random.default_rng(4)
+    nodes, constants, value = [], {}, "x"
+    for index in range(12):
+        weight = generator.standard_normal((6, 6, 3, 3)) * np.geomspace(0.02, 1, 6)[:, None, None, None] / 3
+        constants[f"w{index}"] = weight.astype(np.float32)
+        nodes += [node("Conv", [value, f"w{index}"], [f"c{index}"], name=f"conv{index}", pads=[1, 1, 1, 1]),
+                  node("LeakyRelu", [f"c{index}"], [f"r{index}"], name=f"relu{index}", alpha=0.1)]  # fmt: skip
+        value = f"r{index}"
+    nodes[-1].output[0] = "y"
+    return load_graph(build(nodes, {"x": (1, 6, 12, 12)}, ["y"], constants))
+
+
+def deep_samples(count: int) -> list[dict[str, np.ndarray]]:
+    generator = np.random.default_rng(5)
+    return [{"x": (generator.standard_normal((1, 6, 12, 12)) ** 3).astype(np.float32)} for _ in range(count)]
+
+
+def test_layers_of_a_map_get_16_bits_until_its_noise_is_low() -> None:
+    found = quantize(deep(), deep_samples(12), Recipe(refine=False, equalise=False))
+    assert found.lifted is not None and found.lifted.after > found.lifted.before + 3
+    wide = [layer.name for layer in found.layers if layer.bits == "int16"]
+    assert len(wide) > 0 and f"{found.lifted.layers} layers read 16 bits" in str(found)
+    kept = {layer.name: "int8" for layer in found.layers}
+    assert quantize(deep(), deep_samples(12), Recipe(refine=False, equalise=False, layers=kept)).lifted is None

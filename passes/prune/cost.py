@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Literal
@@ -23,6 +23,10 @@ MEASURES: tuple[Measure, ...] = ("macs", "parameters", "bytes")
 """What a budget can be given in, besides a latency."""
 
 
+Rates = Mapping[str, float]
+"""Nanoseconds that a MAC takes, by the name of its node."""
+
+
 @dataclass(frozen=True)
 class _Term:
     """A summand of the cost: a factor times the extents of some axes.
@@ -30,6 +34,7 @@ class _Term:
     Attributes:
         factor: what the extents are multiplied by.
         axes: whose extents count.
+        node: the name of the node whose MACs it counts.
         product: whose weight it counts; of a lower rank that costs rank · (depth + width), not depth · width.
         width: the axis of the product's output channels among ``axes``.
         depth: the axes of ``axes`` that the product sums over.
@@ -37,6 +42,7 @@ class _Term:
 
     factor: int
     axes: tuple[Axis, ...]
+    node: str = ""
     product: Linear | None = None
     width: Axis | None = None
     depth: tuple[Axis, ...] = ()
@@ -46,12 +52,16 @@ class Cost:
     """The cost of a graph while units leave it.
 
     A sum of products of extents: of a convolution's output and filter for MACs, of a constant for parameters and
-    bytes. Removing a unit changes the terms that count one of its axes; a lower rank those of its product, which
-    has to be among ``linears``.
+    bytes. With rates the MACs are counted in femtoseconds. Removing a unit changes the terms that count one of its
+    axes; a lower rank those of its product, which has to be among ``linears``.
     """
 
-    def __init__(self, model: ir.Model, measure: Measure, linears: Sequence[Linear] = ()) -> None:
+    def __init__(
+        self, model: ir.Model, measure: Measure, linears: Sequence[Linear] = (), rates: Rates | None = None
+    ) -> None:
         self._terms = _TERMS[measure](model, linears)
+        if rates:
+            self._terms = _timed(self._terms, rates)
         self._ranks: dict[Linear, int] = {}
         self._masks: dict[Axis, np.ndarray] = {}
         self._by_axis: dict[Axis, list[int]] = defaultdict(list)
@@ -138,6 +148,12 @@ def check_measure(measure: str) -> Measure:
     raise EdgecError(f"there is no budget in '{measure}'; it can be in {', '.join(MEASURES)} or latency")
 
 
+def _timed(terms: Sequence[_Term], rates: Rates) -> list[_Term]:
+    """The same in femtoseconds; nodes without a rate have that of most."""
+    usual = float(np.median(list(rates.values())))
+    return [replace(term, factor=max(1, round(1e6 * term.factor * rates.get(term.node, usual)))) for term in terms]
+
+
 def _mac_terms(model: ir.Model, linears: Sequence[Linear]) -> list[_Term]:
     by_node = {linear.node: linear for linear in linears if linear.node.op_type != "ConvTranspose"}
     terms: list[_Term] = []
@@ -145,9 +161,9 @@ def _mac_terms(model: ir.Model, linears: Sequence[Linear]) -> list[_Term]:
         if node in by_node:
             linear = by_node[node]
             output, depth = _axes(node.outputs[0]), _depth(linear)
-            terms.append(_Term(1, (*output, *depth), linear, output[linear.output_axis], depth))
+            terms.append(_Term(1, (*output, *depth), str(node.name), linear, output[linear.output_axis], depth))
         elif node.domain in ("", "edgec"):
-            terms += _node_terms(node)
+            terms += (replace(term, node=str(node.name)) for term in _node_terms(node))
     return terms
 
 
@@ -187,7 +203,7 @@ def _parameter_terms(model: ir.Model, linears: Sequence[Linear], in_bytes: bool 
         if tensor is not None:
             factor = tensor.dtype.itemsize if in_bytes else 1
             width = None if linear is None else (value, linear.out_axis)
-            terms.append(_Term(int(factor), _axes(value), linear, width, () if linear is None else _depth(linear)))
+            terms.append(_Term(int(factor), _axes(value), "", linear, width, () if linear is None else _depth(linear)))
     return terms
 
 

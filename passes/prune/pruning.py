@@ -15,7 +15,7 @@ from edgec.passes.base import Pass
 from edgec.passes.prune.activations import Sample
 from edgec.passes.prune.allocation import Choice, Limits, Offers, allocate
 from edgec.passes.prune.compensation import Statistics, compensate, depth_mask, from_moments, from_weights
-from edgec.passes.prune.cost import Cost, Measure
+from edgec.passes.prune.cost import Cost, Measure, Rates
 from edgec.passes.prune.coupling import Coupling, Unit, find_coupling
 from edgec.passes.prune.dead import absorb, dead_units
 from edgec.passes.prune.distil import distil
@@ -35,6 +35,8 @@ class Settings:
     Attributes:
         fraction: of the measure that goes, 0 to below 1.
         measure: what the budget counts.
+        rates: nanoseconds that a MAC takes on the target, by the node's name; MACs are counted in time with them.
+        tokens: the share of the MACs that goes first by merging tokens (:mod:`edgec.passes.prune.tokens`).
         score: one of :data:`edgec.passes.prune.scores.SCORES`.
         limits: what every layer keeps.
         low_rank: whether products may become two thin ones, where sensitivities are measured and repaired.
@@ -48,6 +50,8 @@ class Settings:
 
     fraction: float
     measure: Measure = "macs"
+    rates: Rates | None = None
+    tokens: float = 0.0
     score: str = "obs"
     limits: Limits = field(default_factory=Limits)
     low_rank: bool = True
@@ -77,10 +81,10 @@ class Prune(Pass):
 
     def transform(self, model: ir.Model) -> tuple[int, Sequence[Refusal]]:
         settings = self.settings
-        whole = Cost(model, settings.measure).total
+        whole = Cost(model, settings.measure, rates=settings.rates).total
         own_biases(model)
         coupling, dead = remove_dead(model)
-        cost = Cost(model, settings.measure, coupling.linears)
+        cost = Cost(model, settings.measure, coupling.linears, settings.rates)
         changed = dead
         if cost.total > whole * (1 - settings.fraction):
             statistics = self._input_statistics(model, coupling)

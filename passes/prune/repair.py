@@ -31,7 +31,7 @@ from edgec.passes.prune.products import (
 from edgec.passes.prune.removal import set_constant
 from edgec.passes.prune.rules import Linear
 from edgec.passes.rewriting import is_private
-from edgec.values import constant_of, shape_of
+from edgec.values import constant_of, input_of, shape_of
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """How strongly the weights may be held to what they were, as shares of the inputs' mean square."""
@@ -39,8 +39,11 @@ RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _CHECKED = 4
 """One sample of so many takes no part in a fit that is judged by it."""
 
-_BATCH = 128
-"""Samples whose rows are summed up at once."""
+_CHUNK = 8192
+"""Rows that are summed up at once."""
+
+_STEPS = 12
+"""Fits to targets that the reader's bounds make, each from the one before."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class _Fit:
         original: the same in the original, whose positions of the output are the same.
         goal: the original's value to reach, and ``added``: what the pruned model adds to the output.
         kept: bool, the original's channels that are left.
+        bounds: where all readers of the goal cut it off.
     """
 
     linear: Linear
@@ -59,6 +63,7 @@ class _Fit:
     goal: str
     added: str | None
     kept: np.ndarray
+    bounds: tuple[float, float]
 
 
 @dataclass
@@ -111,7 +116,25 @@ def _plan(model: ir.Model, linear: Linear, original: Linear, kept: np.ndarray) -
         if other in earlier and other is not None and other.shape == output.shape:
             old = next(iter(original.node.outputs[0].consumers()))
             goal, added = old.outputs[0], str(other.name)
-    return _Fit(linear, original, str(goal.name), added, kept)
+    return _Fit(linear, original, str(goal.name), added, kept, _bounds(goal))
+
+
+def _bounds(value: ir.Value) -> tuple[float, float]:
+    """Where every reader of ``value`` cuts it off; infinities where one does not."""
+    readers = list(value.consumers())
+    found = [_cut(node) for node in readers]
+    if not found or value.is_graph_output() or any(each != found[0] for each in found):
+        return -np.inf, np.inf
+    return found[0]
+
+
+def _cut(node: ir.Node) -> tuple[float, float]:
+    if node.op_type == "Relu":
+        return 0.0, np.inf
+    if node.op_type == "Clip":
+        low, high = (constant_of(input_of(node, index)) for index in (1, 2))
+        return (-np.inf if low is None else low.item()), (np.inf if high is None else high.item())
+    return -np.inf, np.inf
 
 
 def _before(model: ir.Model, node: ir.Node) -> Iterator[ir.Node]:
@@ -150,18 +173,77 @@ class _Normal:
         return _Normal(self.squares + other.squares, self.products + other.products, self.rows + other.rows)
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What a product sees and should give, a row for each position of each sample.
+
+    Attributes:
+        inputs: float32 [groups, rows, depth + 1], the last a one for the bias, or a zero where the product has none.
+        goal: float32 [groups, rows, width], the original's values.
+        added: float32 [groups, rows, width], what the pruned model adds to the output; or None.
+        bounds: where the reader cuts the values off: ReLU at (0, inf).
+    """
+
+    inputs: np.ndarray
+    goal: np.ndarray
+    added: np.ndarray | None
+    bounds: tuple[float, float]
+
+    def part(self, keep: np.ndarray) -> Rows:
+        """Those where ``keep``, bool [rows], is true."""
+        added = None if self.added is None else self.added[:, keep]
+        return Rows(self.inputs[:, keep], self.goal[:, keep], added, self.bounds)
+
+    def normal(self, weights: np.ndarray, *, bounded: bool = False) -> _Normal:
+        """The equations for a change of ``weights``, float64 [groups, depth + 1, width].
+
+        With ``bounded``, values that the reader cuts off as it does the original's are not wrong.
+        """
+        groups, size, width = weights.shape
+        found = _Normal(np.zeros((groups, size, size)), np.zeros((groups, size, width)))
+        for low in range(0, self.inputs.shape[1], _CHUNK):
+            rows = self.inputs[:, low : low + _CHUNK]
+            short = self._short(weights, low, bounded)
+            turned = rows.transpose(0, 2, 1)
+            found.products += turned @ short
+            found.squares += turned @ rows
+            found.rows += rows.shape[1]
+        return found
+
+    def short(self, weights: np.ndarray) -> np.ndarray:
+        """float64 [groups, depth + 1, width]: the products of the bounded equations alone."""
+        found = np.zeros(weights.shape)
+        for low in range(0, self.inputs.shape[1], _CHUNK):
+            found += self.inputs[:, low : low + _CHUNK].transpose(0, 2, 1) @ self._short(weights, low, True)
+        return found
+
+    def _short(self, weights: np.ndarray, low: int, bounded: bool) -> np.ndarray:
+        rows, goal = self.inputs[:, low : low + _CHUNK], self.goal[:, low : low + _CHUNK]
+        found = rows @ weights.astype(np.float32)
+        if self.added is not None:
+            found += self.added[:, low : low + _CHUNK]
+        short = goal - found
+        if bounded:
+            least, most = self.bounds
+            short = np.where(goal <= least, np.minimum(least - found, 0), short)
+            short = np.where(goal >= most, np.maximum(most - found, 0), short)
+        return short
+
+
 def _solve(model: ir.Model, fit: _Fit, targets: Targets, samples: Sequence[Sample], rank: int | None) -> None:
     """Least squares of one product, its bias with it where the node has one, at a rank where one is given."""
     linear, bias = fit.linear, _bias(fit.linear)
     old = matrix(linear)
     groups, depth, width = old.shape
     start = np.concatenate([old, bias.reshape(groups, width)[:, np.newaxis]], axis=1)
-    inputs, wanted = _gather(model, fit, targets, samples)
-    seen = [index for index in range(len(inputs)) if index % _CHECKED]
-    checked = [index for index in range(len(inputs)) if not index % _CHECKED]
-    parts = [_normal(linear, start, [(inputs[i], wanted[i]) for i in part]) for part in (seen, checked)]
+    rows, index = _gather(model, fit, targets, samples)
+    checked = index % _CHECKED == 0
+    parts = [rows.part(~checked).normal(start), rows.part(checked).normal(start)]
     whole = parts[0] + parts[1]
-    change = _ridge(whole, _best_ridge(*parts))
+    ridge = _best_ridge(*parts)
+    change = _ridge(whole, ridge)
+    if any(map(np.isfinite, rows.bounds)):
+        change = fit_bounded(rows, start, change, whole, ridge)
     set_constant(linear.weight, weight_of(linear, (start + change)[:, :depth]))
     if linear.node.op_type != "MatMul":
         add_bias(linear, change[:, depth].reshape(-1).astype(_dtype(linear)))
@@ -170,33 +252,43 @@ def _solve(model: ir.Model, fit: _Fit, targets: Targets, samples: Sequence[Sampl
         factorise(linear, from_moments({linear: moments})[linear], rank)
 
 
-def _gather(
-    model: ir.Model, fit: _Fit, targets: Targets, samples: Sequence[Sample]
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """For every sample the product's inputs in the pruned model, and what its output should be there."""
+def fit_bounded(rows: Rows, start: np.ndarray, change: np.ndarray, normal: _Normal, ridge: float) -> np.ndarray:
+    """The change that brings nearest what the reader makes of the output.
+
+    Where the original's value is cut off, a value that is cut off as well is its own target; least squares on
+    these targets, again and again, never raise the distance (as Zhang et al. 2016 fit what a ReLU lets through).
+    """
+    penalty = _penalty(normal, ridge)
+    inverse = np.linalg.inv(normal.squares + penalty)
+    ahead, last = change, change
+    for step in range(_STEPS):
+        new = ahead + inverse @ (rows.short(start + ahead) - penalty @ ahead)
+        ahead = new + step / (step + 3) * (new - last)
+        last = new
+    return last
+
+
+def _gather(model: ir.Model, fit: _Fit, targets: Targets, samples: Sequence[Sample]) -> tuple[Rows, np.ndarray]:
+    """The rows of all samples, and int [rows] the sample that each comes from."""
     linear, name = fit.linear, str(fit.linear.node.name)
     source = str(linear.source.name)
-    inputs, wanted = [], []
+    inputs, added, index = [], [], []
+    one = np.float32(linear.node.op_type != "MatMul")
     runs = capture(model, [source] if fit.added is None else [source, fit.added], samples)
-    for values, where, goal in zip(runs, targets.where[name], targets.rows[name], strict=True):
-        inputs.append(input_rows(linear, values[source], where))
-        wanted.append(goal if fit.added is None else goal - output_rows(linear, values[fit.added], where))
-    return inputs, wanted
+    for number, (values, where) in enumerate(zip(runs, targets.where[name], strict=True)):
+        seen = input_rows(linear, values[source], where)
+        inputs.append(np.concatenate([seen, np.full((*seen.shape[:2], 1), one)], axis=2).astype(np.float32))
+        index.append(np.full(len(where), number))
+        if fit.added is not None:
+            added.append(output_rows(linear, values[fit.added], where))
 
+    def split(rows: Sequence[np.ndarray]) -> np.ndarray:
+        whole = np.concatenate(rows)
+        return np.ascontiguousarray(whole.reshape(len(whole), linear.groups, -1).transpose(1, 0, 2), np.float32)
 
-def _normal(linear: Linear, start: np.ndarray, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> _Normal:
-    """The equations for samples of (inputs, wanted outputs); a product without a bias has zeros for the one."""
-    groups, size, width = start.shape
-    found = _Normal(np.zeros((groups, size, size)), np.zeros((groups, size, width)))
-    one = float(linear.node.op_type != "MatMul")
-    for low in range(0, len(pairs), _BATCH):
-        rows = np.concatenate([each for each, _ in pairs[low : low + _BATCH]]).astype(np.float64).transpose(1, 0, 2)
-        rows = np.concatenate([rows, np.full((*rows.shape[:2], 1), one)], axis=2)
-        target = np.concatenate([each for _, each in pairs[low : low + _BATCH]]).astype(np.float64)
-        short = target.reshape(-1, groups, width).transpose(1, 0, 2) - rows @ start
-        turned = rows.transpose(0, 2, 1)
-        found += _Normal(turned @ rows, turned @ short, rows.shape[1])
-    return found
+    wide = np.ascontiguousarray(np.concatenate(inputs).transpose(1, 0, 2))
+    goal = split(targets.rows[name])
+    return Rows(wide, goal, split(added) if added else None, fit.bounds), np.concatenate(index)
 
 
 def _best_ridge(seen: _Normal, checked: _Normal) -> float:
@@ -213,10 +305,16 @@ def _best_ridge(seen: _Normal, checked: _Normal) -> float:
 
 def _ridge(normal: _Normal, ridge: float) -> np.ndarray:
     """(S + λ·I)⁻¹ P for each group; λ is a share of the inputs' mean square, and next to nothing for the bias."""
+    return np.linalg.solve(normal.squares + _penalty(normal, ridge), normal.products)
+
+
+def _penalty(normal: _Normal, ridge: float) -> np.ndarray:
+    """float64 [groups, depth + 1, depth + 1]: λ·I."""
     size = normal.squares.shape[-1]
     mean = np.trace(normal.squares[:, :-1, :-1], axis1=1, axis2=2) / max(size - 1, 1) + 1e-12
     penalties = np.append(np.full(size - 1, ridge), 1e-6)
-    return np.linalg.solve(normal.squares + mean[:, np.newaxis, np.newaxis] * np.diag(penalties), normal.products)
+    found: np.ndarray = mean[:, np.newaxis, np.newaxis] * np.diag(penalties)
+    return found
 
 
 def _bias(linear: Linear) -> np.ndarray:

@@ -4,8 +4,9 @@
 magnitude   norms of all weights that a unit cuts, layer by layer over the layer's mean (as group norms do in
             DepGraph: Fang et al. 2023); L2, or L1 as ``magnitude-l1``
 norm-scale  |γ| of the batch norms that a unit passes (network slimming: Liu et al. 2017)
-obs         what a reader's output loses after the other weights have made up for the unit (optimal brain
-            surgeon); from activations, or from the weights in front where there are no samples
+obs         what readers' outputs lose after the other weights have made up for the unit (optimal brain
+            surgeon), one unit after the other; from activations, or from the weights in front where there are no
+            samples
 trajectory  how far later layers' outputs move when the unit is masked (as in OPTIN)
 relevance   by how much the predicted class' score falls when the unit is masked, up or down: occlusion, which
             needs no gradients (after pruning by explaining: Yeom et al. 2021)
@@ -108,9 +109,9 @@ def _obs(evidence: Evidence) -> Scores:
     """Shares of the variance that readers lose; units that no product reads are judged by their own energy."""
     found: dict[Unit, float] = {}
     for group in evidence.coupling.groups:
-        readers = [linear for linear in group.mixers if linear in evidence.statistics]
-        each = [losses(linear, evidence.statistics[linear].covariance, group.units) for linear in readers]
-        shares = np.sum(each, axis=0) if each else _energies(group)
+        known = [linear for linear in dict.fromkeys(group.mixers) if linear in evidence.statistics]
+        readers = {linear: evidence.statistics[linear].covariance for linear in known}
+        shares = losses(readers, group.units) if readers else _energies(group)
         found.update(zip(group.units, map(float, shares), strict=True))
     return found
 

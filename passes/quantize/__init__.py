@@ -21,15 +21,15 @@ from edgec.passes.quantize.execution import ModelRunner, Sample
 from edgec.passes.quantize.learn import Fit, learn
 from edgec.passes.quantize.placement import Placement, place
 from edgec.passes.quantize.prediction import Prediction
-from edgec.passes.quantize.promote import promote
+from edgec.passes.quantize.promote import output_decibels, promote
 from edgec.passes.quantize.ranges import Ranges, choose_ranges
 from edgec.passes.quantize.recipe import GROUP_SIZES, OBSERVERS, PRECISIONS, ROUNDINGS, Recipe
 from edgec.passes.quantize.refine import refine
-from edgec.passes.quantize.report import LayerQuantization, Quantized, TensorRange, describe
+from edgec.passes.quantize.report import LayerQuantization, Lifted, Quantized, TensorRange, describe
 from edgec.passes.quantize.salience import salient
 from edgec.passes.quantize.statistics import Statistics, observe
 
-__all__ = ["LayerQuantization", "Quantized", "Recipe", "TensorRange", "quantize"]
+__all__ = ["LayerQuantization", "Lifted", "Quantized", "Recipe", "TensorRange", "quantize"]
 
 Progress = Callable[[str, int, int], None]
 """Told (what, done, total) while work goes on."""
@@ -93,8 +93,9 @@ class _Work:
             inside, whole = self._places(replace(recipe, layers=precisions), seen)
             if not recipe.refine:  # which learns again
                 ranges, fits, emitted = self._fit(inside, statistics)
+        eight, known = emitted, len(precisions)
         for _ in range(_PROMOTIONS if recipe.default == "int8" else 0):  # fewer bits are asked for as they are
-            short = promote(self.model, inside, ranges, emitted, self.samples, self._step("noise"))
+            short = promote(self.model, inside, ranges, fits, emitted, self.samples, self._step("noise"))
             short = [node for node in short if str(node.name) not in precisions]
             if not short:
                 break
@@ -107,7 +108,15 @@ class _Work:
             emitted = emit(self.model, inside, ranges, fits)
         placement, ranges, emitted = self._with_outputs(inside, whole, ranges, statistics, fits, emitted)
         layers = tuple(describe(graph, placement, ranges, fits, statistics))
-        return Quantized(emitted.model, self.model, layers, equalised, tuple(kept))
+        lifted = self._lifted(len(precisions) - known, eight, emitted)
+        return Quantized(emitted.model, self.model, layers, equalised, tuple(kept), lifted)
+
+    def _lifted(self, count: int, before: Emitted, after: Emitted) -> Lifted | None:
+        """What the ``count`` layers that were given 16 bits are good for."""
+        if not count:
+            return None
+        ends = (output_decibels(self.model, each.model, self.samples) for each in (before, after))
+        return Lifted(count, *ends)
 
     def _weights_only(self) -> Quantized:
         placement = place(self.model.graph, self.recipe, {}, quantise_outputs=False)

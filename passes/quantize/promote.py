@@ -2,14 +2,14 @@
 
 A classifier's choice survives noise that a detector's boxes or a mask do not, so this is for outputs that are maps. The
 tensors whose rounding alone makes most of the noise for the work of their readers get 16 bits, as few as bring it down
-to ``_LEAST`` dB.
+to ``_LEAST`` dB, or near what the weights alone leave.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import prod
+from math import log10, prod
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +17,7 @@ import onnx_ir as ir
 from edgec.passes.quantize.emit import Emitted, emit, obstacle_to_opset
 from edgec.passes.quantize.execution import ModelRunner, Sample
 from edgec.passes.quantize.grid import grid_of
+from edgec.passes.quantize.learn import Fit
 from edgec.passes.quantize.operators import Role
 from edgec.passes.quantize.placement import Placement
 from edgec.passes.quantize.prediction import Prediction
@@ -28,10 +29,15 @@ from edgec.values import shape_of
 _LEAST = 24.0
 """dB that the outputs are to have on samples: 20, and what unseen inputs may cost."""
 
+_OVER_WEIGHTS = 1.3
+"""How much more noise than the weights alone make is never worth more bits for activations."""
+
 _SAMPLES = 24
 """Samples on which tensors are told apart."""
 _JUDGED = 128
 """Samples on which the noise is judged: few of them make most of it."""
+_HEADROOM = 4.0
+"""How much wider the grids of 16 bits are, against which those of 8 bits are measured."""
 _ELEMENT_WORK = 50
 """MACs that an element of a result counts as."""
 
@@ -40,6 +46,7 @@ def promote(
     model: ir.Model,
     placement: Placement,
     ranges: Ranges,
+    fits: Mapping[ir.Node, Fit],
     emitted: Emitted,
     samples: Sequence[Sample],
     progress: Callable[[int, int], None] | None = None,
@@ -50,20 +57,28 @@ def promote(
         model: the float model.
         placement: of the integers.
         ranges: of their groups.
+        fits: the integer weights.
         emitted: made of these.
         samples: inputs by name.
         progress: told how many of how many tensors were tried.
     """
     if not any(map(_is_map, model.graph.outputs)) or obstacle_to_opset(model) is not None:
         return []
-    noise, allowed = _noise(model, emitted, samples[:: -(-len(samples) // _JUDGED)]), 10 ** (-_LEAST / 10)
+    noise, allowed = _noise(model, emitted.model, samples), 10 ** (-_LEAST / 10)
     if noise <= allowed:
         return []
     chosen = few(model.graph, samples, _SAMPLES)
     prediction = Prediction(ModelRunner(model).run_all(chosen))
     shares = _shares(model, placement, ranges, chosen, prediction, progress)
-    scale = noise / max(prediction.noise(ModelRunner(emitted.model).run_all(chosen)), 1e-20)
+    # what the activations make together, of which each has its share; the rest is the weights'
+    only_weights = emit(model, replace(placement, bits={}, outputs={}), ranges, fits).model
+    together = max(prediction.noise(ModelRunner(emitted.model).run_all(chosen)), 1e-20)
+    by_weights = min(prediction.noise(ModelRunner(only_weights).run_all(chosen)) / together, 1.0)
+    scale = noise * (1 - by_weights) / max(sum(shares.values()), 1e-20)
     shares = {root: scale * share for root, share in shares.items()}
+    allowed = max(allowed, _OVER_WEIGHTS * by_weights * noise)
+    if noise <= allowed:
+        return []
     work = _work(placement)
     worst = []
     for root in sorted(shares, key=lambda root: -shares[root] / work[root]):
@@ -78,8 +93,14 @@ def promote(
     ]
 
 
-def _noise(model: ir.Model, emitted: Emitted, samples: Sequence[Sample]) -> float:
-    return Prediction(ModelRunner(model).run_all(samples)).noise(ModelRunner(emitted.model).run_all(samples))
+def output_decibels(model: ir.Model, quantised: ir.Model, samples: Sequence[Sample]) -> float:
+    """The signal-to-noise ratio of the outputs of ``quantised`` on samples, of the worst of them, in dB."""
+    return -10 * log10(max(_noise(model, quantised, samples), 1e-20))
+
+
+def _noise(model: ir.Model, quantised: ir.Model, samples: Sequence[Sample]) -> float:
+    chosen = samples[:: -(-len(samples) // _JUDGED)]
+    return Prediction(ModelRunner(model).run_all(chosen)).noise(ModelRunner(quantised).run_all(chosen))
 
 
 def _shares(
@@ -92,11 +113,13 @@ def _shares(
 ) -> dict[ir.Value, float]:
     """The noise that rounding one group of values at 8 bits makes alone, by the group's representative.
 
-    All others are at 16 bits meanwhile, and so is that one, but for its steps: one session serves all groups.
+    All others are at 16 bits meanwhile, and so is that one, but for its steps: one session serves all groups. The
+    ranges are wider than at 8 bits, so that what these clip of one tensor is not counted for all others.
     """
     fine = {
-        (root, 16): Range(grid_of(*each.grid.range, 16), each.observer) for (root, _), each in ranges.items()
-    }  # fmt: skip
+        (root, 16): Range(grid_of(_HEADROOM * each.grid.range[0], _HEADROOM * each.grid.range[1], 16), each.observer)
+        for (root, _), each in ranges.items()
+    }
     whole = emit(model, replace(placement, bits=dict.fromkeys(placement.bits, 16)), fine, {})
     runner = ModelRunner(whole.model, open_constants=list(whole.scales.values()))
     shares = {}

@@ -67,6 +67,22 @@ class LayerQuantization:
 
 
 @dataclass(frozen=True)
+class Lifted:
+    """What activations of 16 bits were needed for: how many layers read them, and the outputs' signal-to-noise ratio
+    on calibration samples in dB, with 8 bits everywhere and as it is."""
+
+    layers: int
+    before: float
+    after: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.layers} layers read 16 bits, which the recipe did not ask for: with 8 the outputs had "
+            f"{self.before:.1f} dB on the samples, now {self.after:.1f} dB"
+        )
+
+
+@dataclass(frozen=True)
 class Quantized:
     """What :func:`edgec.passes.quantize.quantize` made.
 
@@ -76,6 +92,7 @@ class Quantized:
         layers: one for each node of the model that was quantised, in order.
         equalised: how many tensors had their channels scaled against each other.
         kept: the layers that keep 8 bits for their salience, the most salient first.
+        lifted: what 16 bits were chosen for; None where 8 sufficed.
     """
 
     model: ir.Model
@@ -83,10 +100,11 @@ class Quantized:
     layers: tuple[LayerQuantization, ...]
     equalised: int
     kept: tuple[str, ...] = ()
+    lifted: Lifted | None = None
 
     def __str__(self) -> str:
         summary = f"{len(self.layers)} layers: {counts(self.layers)}; {self.equalised} tensors equalised"
-        return "\n".join([summary, *map(str, self.layers)])
+        return "\n".join([summary, *([str(self.lifted)] if self.lifted else []), *map(str, self.layers)])
 
 
 def counts(layers: Sequence[LayerQuantization]) -> str:

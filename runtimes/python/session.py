@@ -92,6 +92,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "edgert_run": (ctypes.c_int, (_SESSION,)),
     "edgert_selftest": (ctypes.c_int, (_SESSION, ctypes.POINTER(ctypes.c_uint32))),
     "edgert_reset": (ctypes.c_int, (_SESSION,)),
+    "edgert_set_width": (ctypes.c_int, (_SESSION, ctypes.c_uint32)),
+    "edgert_width_of": (ctypes.c_uint32, (_SESSION,)),
     "edgert_profile": (ctypes.c_int, (_SESSION, ctypes.c_int)),
     "edgert_step_count": (ctypes.c_uint32, (_SESSION,)),
     "edgert_step_stats_get": (ctypes.c_int, (_SESSION, ctypes.c_uint32, ctypes.POINTER(_StepStats))),
@@ -276,6 +278,20 @@ class Session:
         """Make zero what the artifact keeps from one run to the next (see :mod:`edgec.states`)."""
         with self._lock:
             self._require(self._library.edgert_reset(self._opened()))
+
+    @property
+    def width(self) -> int | None:
+        """The bits a weight that a nested model runs at; None for others."""
+        return self._library.edgert_width_of(self._opened()) or None
+
+    def set_width(self, bits: int) -> None:
+        """Run a nested model (``quantize="w4", nested=True``) at 8 or 4 bits a weight from now on.
+
+        Raises:
+            EdgecError: it has no such width.
+        """
+        with self._lock:
+            self._require(self._library.edgert_set_width(self._opened(), bits))
 
     def _bind(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         handle = self._opened()

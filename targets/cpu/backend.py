@@ -21,13 +21,17 @@ from edgec.tvm_adapter import build_object
 
 @dataclass(frozen=True)
 class Call:
-    """One step, bound: the C function, its operands in order (the output last), and who may run it."""
+    """One step, bound: the C function, its operands in order (the output last), and who may run it.
+
+    ``narrow`` is the function at the fewer bits of nested weights, where there is one; the operands are the same.
+    """
 
     symbol: str
     contract: str
     operands: tuple[Buffer, ...]
     parallel: bool
     step: Step
+    narrow: str = ""
 
 
 @dataclass
@@ -108,11 +112,17 @@ class _Binder(OperandBinder):
         planned = self.plan(template, kernel)
         operands = self.operands(template, planned, kernel, inputs, output)
         dtypes = [buffer.dtype for buffer in operands]
+        symbol, narrow = self._symbol(template, planned, dtypes), ""
+        if isinstance(planned, packed.PackedPlan) and planned.nested:
+            narrow = self._symbol(template, packed.narrowed(planned), dtypes)
+        parallel = _parallel(step.kernel)
+        self.calls.append(Call(symbol, template.contract(planned), tuple(operands), parallel, step, narrow))
+
+    def _symbol(self, template: Template, planned: Any, dtypes: list[str]) -> str:
         key = (planned, tuple(dtypes))
         if key not in self._symbols:
             self._symbols[key] = self._compile(template, planned, dtypes)
-        call = Call(self._symbols[key], template.contract(planned), tuple(operands), _parallel(step.kernel), step)
-        self.calls.append(call)
+        return self._symbols[key]
 
     def _compile(self, template: Template, planned: Any, dtypes: list[str]) -> str:
         """The symbol of the kernel, which its digest names, so that its object is the same in every program."""

@@ -6,6 +6,7 @@ would take more code than the convolutions inside them. Zeros are stored by the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,16 +31,71 @@ class FillPlan:
     dtype: str
 
 
+Region = tuple[int, tuple[int, ...], tuple[int, ...]]
+
+
+def joined(regions: Sequence[Region]) -> list[Region]:
+    """The same elements in fewer runs: the end of a map's row and the start of the next one are one run.
+
+    Regions of more than one loop around a run stay as they are.
+    """
+    runs, rows = list[tuple[int, int]](), list[tuple[int, int, int, int]]()
+    for offset, extents, strides in regions:
+        loops, run = list[tuple[int, int]](), 1
+        for extent, stride in reversed(list(zip(extents, strides, strict=True))):
+            if not loops and stride == run:
+                run *= extent
+            elif extent > 1:
+                loops.append((extent, stride))
+        if len(loops) > 1:
+            return list(regions)
+        if loops:
+            rows.append((offset, *loops[0], run))
+        else:
+            runs.append((offset, run))
+    rows = _across_rows(rows, runs)
+    merged = list[tuple[int, int]]()
+    for offset, run in sorted(runs):
+        if merged and sum(merged[-1]) == offset:
+            offset, before = merged.pop()
+            run += before
+        merged.append((offset, run))
+    return [
+        *((offset, (run,), (1,)) for offset, run in merged),
+        *((offset, (count, run), (step, 1)) for offset, count, step, run in rows),
+    ]
+
+
+def _across_rows(
+    rows: list[tuple[int, int, int, int]], runs: list[tuple[int, int]]
+) -> list[tuple[int, int, int, int]]:
+    """``rows`` (offset, count, step, run) with those joined that meet between two rows; what is left of the first and
+    the last row goes to ``runs``."""
+    for end in rows:
+        for start in rows:
+            offset, count, step, run = end
+            if start[1:3] == (count, step) and start is not end and offset + run == start[0] + step:
+                runs += [(start[0], start[3]), (offset + (count - 1) * step, run)]
+                middle = (offset, count - 1, step, run + start[3])
+                others = [each for each in rows if each is not end and each is not start]
+                if count == 2:
+                    runs.append((offset, middle[3]))
+                    return others
+                return [middle, *others]
+    return rows
+
+
 def plan(fill: Fill, target: Target) -> FillPlan:
     """The same on every CPU."""
-    loops = max(LOOPS, *(len(extents) - 1 for _, extents, _ in fill.regions))
-    return FillPlan(len(fill.regions), loops, fill.value, fill.dtype)
+    regions = joined(fill.regions)
+    loops = max(LOOPS, *(len(extents) - 1 for _, extents, _ in regions))
+    return FillPlan(len(regions), loops, fill.value, fill.dtype)
 
 
 def table(p: FillPlan, fill: Fill) -> np.ndarray:
     """One row per region: offset, length of a run, then extent and stride of each loop (int32)."""
     rows = []
-    for offset, extents, strides in fill.regions:
+    for offset, extents, strides in joined(fill.regions):
         missing = p.loops - (len(extents) - 1)
         loops = [(1, 0)] * missing + list(zip(extents[:-1], strides[:-1], strict=True))
         rows.append([offset, extents[-1], *(value for loop in loops for value in loop)])

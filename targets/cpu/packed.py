@@ -8,6 +8,8 @@ they come in eights: of every vector of channels ``bits`` vectors of bytes, whic
 * 3 bits: the lower two bits of all eight in two bytes, as above, and the eight highest bits in a third;
 * 8 bits: a byte an element.
 
+Nested weights are two such of 4 bits, the upper nibbles of all panels and then the lower ones.
+
 What a run leaves of an eight is cut short to the bytes that it needs. For sums of integers a field is moved to the top
 of an int32 and back down, which extends its sign: two shifts. For floats it becomes the lowest bits of the significand
 of a power of two, its sign bit turned, and what was added so is subtracted: two instructions instead of two shifts and
@@ -17,6 +19,7 @@ a vector, the scale of a group multiplies the sum of an eight, and not each weig
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -40,9 +43,22 @@ class PackedPlan(ConvPlan):
 
     @property
     def bits(self) -> int:
-        """Of a weight."""
+        """Of a weight, or of a nibble of it."""
         assert self.conv.packing is not None
-        return self.conv.packing.bits
+        return 4 if self.conv.packing.nested else self.conv.packing.bits
+
+    @property
+    def nested(self) -> bool:
+        """Whether weights are two nibbles."""
+        return self.conv.packing is not None and self.conv.packing.nested
+
+    @property
+    def lower(self) -> int | None:
+        """Where the lower nibbles begin; None where they are not read."""
+        assert self.conv.packing is not None
+        if not self.nested or self.conv.packing.bits == 4:
+            return None
+        return sum(self.panel(channels) * count for _, channels, count in tiles(self.conv.out_channels, self.block))
 
     @property
     def group(self) -> int:
@@ -92,7 +108,7 @@ def candidates(conv: Conv, target: Target) -> list[PackedPlan]:
 def _cost(p: PackedPlan) -> float:
     """As :func:`edgec.targets.cpu.conv.cost`, and what unpacking costs each tile."""
     conv, total = p.conv, cost(p)
-    unpacking = {8: 2.0, 4: 3.5, 3: 6.0, 2: 4.0}[p.bits] + bool(p.group)
+    unpacking = {8: 2.0, 4: 3.5, 3: 6.0, 2: 4.0}[p.bits] * (1 + p.nested) + bool(p.group)
     for _, _, row_tiles in tiles(conv.out_height, p.rows):
         for _, _, column_tiles in tiles(conv.out_width, p.columns):
             for _, channels, blocks in tiles(conv.out_channels, p.block):
@@ -102,6 +118,13 @@ def _cost(p: PackedPlan) -> float:
 
 def pack(p: PackedPlan, weight: np.ndarray) -> np.ndarray:
     """The weight int8 [kh, kw, ci, co] as panels: uint8, see the module."""
+    if not p.nested:
+        return _panels(p, weight)
+    upper = (weight.astype(np.int16) + 8 >> 4).astype(np.int8)
+    return np.concatenate([_panels(p, upper), _panels(p, weight - 16 * upper)])
+
+
+def _panels(p: PackedPlan, weight: np.ndarray) -> np.ndarray:
     _, run, _ = p.runs
     matrix = weight.reshape(-1, run, p.conv.out_channels)
     panels = []
@@ -139,6 +162,12 @@ def _packed(eight: np.ndarray, bits: int) -> np.ndarray:
     for index, row in enumerate(eight):
         found[index // each] |= (row & (2**bits - 1)) << (bits * (index % each))
     return found
+
+
+def narrowed(p: PackedPlan) -> PackedPlan:
+    """The plan of the kernel that reads only the upper nibbles of nested weights."""
+    assert p.conv.packing is not None
+    return replace(p, conv=replace(p.conv, packing=replace(p.conv.packing, bits=4)))
 
 
 def generate(p: PackedPlan, dtypes: list[str]) -> Any:
@@ -193,10 +222,11 @@ class _PackedWriter(ConvWriter):
         """``count`` elements along the depth for the whole tile."""
         size = bytes_of(count, self.plan.bits)
         source, weights = self.body.bind("source", source), self.body.bind("weights", weights)
+        lower = self.plan.lower
         rows, scales = [], []
         for first, width in zip(starts(acc.widths), acc.widths, strict=True):
-            base = weights + first * size
-            rows.append([self._byte(base + index * width, width) for index in range(size)])
+            planes = [weights + first * size] if lower is None else [weights + first * size + at for at in (0, lower)]
+            rows.append([[self._byte(base + index * width, width) for index in range(size)] for base in planes])
             scales.append(self._scale(start, first, width))
         elements = [source + element * step for element in range(count)]
         if self.scales is not None and len(acc.points) == 1:
@@ -209,7 +239,9 @@ class _PackedWriter(ConvWriter):
             ]
             self._multiply_element(acc, place, vectors)
 
-    def _scaled_sums(self, acc: Accumulators, elements: list[Any], rows: list[list[Any]], scales: list[Any]) -> None:
+    def _scaled_sums(
+        self, acc: Accumulators, elements: list[Any], rows: list[list[list[Any]]], scales: list[Any]
+    ) -> None:
         """The products of one pixel, summed up over the eight before they are scaled."""
         values = [self.body.bind("x", tirx.BufferLoad(self.input, [place])) for place in elements]
         for index, (row, width, scale) in enumerate(zip(rows, acc.widths, scales, strict=True)):
@@ -235,8 +267,15 @@ class _PackedWriter(ConvWriter):
         """A vector of bytes as int32."""
         return self.body.hold(load_channels(self.weight, offset, width).astype(_vector("int32", width)))
 
-    def _weight(self, row: list[Any], element: int, width: int) -> Any:
+    def _weight(self, planes: list[list[Any]], element: int, width: int) -> Any:
         """One element of the depth for a vector of channels, in the dtype of the sums and not scaled yet."""
+        whole, *lower = (self._number(row, element, width) for row in planes)
+        for each in lower:
+            whole = self.body.hold(whole * _same(16, width, "float32") + each)
+        return whole
+
+    def _number(self, row: list[Any], element: int, width: int) -> Any:
+        """The element as it stands in one plane."""
         bits, dtype = self.plan.bits, self.conv.accumulator_dtype
         if bits == 8:
             return self.body.hold(_extended(row[element], 0, 8, width).astype(_vector(dtype, width)))
@@ -268,6 +307,8 @@ class _PackedWriter(ConvWriter):
         if self.scales.dtype == "uint16":
             wide = tirx.shift_left(value.astype(_vector("uint32", width)), _same(16, width, "uint32"))
             value = tirx.reinterpret(_vector("float32", width), wide)
+        if self.plan.nested and self.plan.lower is None:  # the upper nibbles count sixteens
+            value = value * _same(16, width, "float32")
         return self.body.hold(value)
 
 
@@ -299,5 +340,7 @@ def _real(word: Any, first: int, bits: int, width: int) -> Any:
 
 def contract(p: PackedPlan) -> str:
     """The kernel's name."""
-    suffix = f"w{p.bits}g{p.group}" if p.group else f"w{p.bits}"
+    assert p.conv.packing is not None
+    bits = f"{p.conv.packing.bits}n" if p.nested else str(p.bits)
+    suffix = f"w{bits}g{p.group}" if p.group else f"w{bits}"
     return f"{contract_floats(p)}_{suffix}"

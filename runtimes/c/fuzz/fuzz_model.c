@@ -104,6 +104,17 @@ static const uint8_t *coded(source *from, edgert_model *model) {
   return made;
 }
 
+static const edgert_width *widths(source *from, const edgert_model *model) {
+  edgert_width *made = table(from, model->width_count, sizeof *made);
+  for (uint32_t i = 0; made && i < model->width_count; i++) {
+    edgert_step_fn *run = table(from, model->step_count, sizeof *run);
+    for (uint32_t place = 0; run && place < model->step_count; place++)
+      run[place] = made[i].reserved % 32 == 31 ? NULL : step;
+    made[i].run = run;
+  }
+  return made;
+}
+
 static void fill(source *from, edgert_model *model) {
   take(from, model, sizeof *model);
   if (take_byte(from) % 8) model->abi_version = EDGERT_ABI_VERSION, model->struct_bytes = sizeof *model;
@@ -120,6 +131,8 @@ static void fill(source *from, edgert_model *model) {
   model->coded = take_byte(from) % 2 ? coded(from, model) : NULL;
   model->weights = model->coded ? NULL : table(from, model->weights_bytes, 1);
   model->manifest = table(from, model->manifest_bytes, 1);
+  model->width_count %= 4;
+  model->widths = take_byte(from) % 2 ? widths(from, model) : NULL;
   model->tests = tests(from, model);
   model->gpu = gpu(from);
 }
@@ -139,6 +152,7 @@ static void ask(edgert_session *session) {
     if (edgert_step_stats_get(session, i, &stats) == EDGERT_OK && strlen(stats.name) + strlen(stats.kernel) == SIZE_MAX)
       abort();
   edgert_reset(session);
+  edgert_set_width(session, edgert_width_of(session));
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {

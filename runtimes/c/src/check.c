@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#define MAX_WIDTHS 8u
 #define MAX_COUNT (1u << 20) /* of tensors or steps: far above any model, far below any overflow */
 
 const edgert_tests *edgert_tests_of(const edgert_model *model) {
@@ -90,6 +91,21 @@ uint64_t edgert_model_state_bytes(const edgert_model *model) {
   return model->struct_bytes >= end ? model->state_bytes : 0;
 }
 
+uint32_t edgert_width_count(const edgert_model *model) {
+  const size_t end = offsetof(edgert_model, width_count) + sizeof model->width_count;
+  return model->struct_bytes >= end && model->widths ? model->width_count : 0;
+}
+
+static edgert_status check_widths(const edgert_model *model) {
+  for (uint32_t i = 0; i < edgert_width_count(model); i++) {
+    if (i >= MAX_WIDTHS || !model->widths[i].bits || !model->widths[i].run)
+      return broken(model, "a width of its weights has no bits or no functions");
+    for (uint32_t step = 0; step < model->step_count; step++)
+      if (!model->widths[i].run[step]) return broken(model, "a step has no function at a width of its weights");
+  }
+  return EDGERT_OK;
+}
+
 static bool operand_fits(const edgert_model *model, const edgert_gpu *gpu, const edgert_gpu_operand *operand) {
   uint64_t size = operand->space == EDGERT_GPU_WEIGHTS ? gpu->weights_bytes : gpu->arena_bytes;
   if (operand->space > EDGERT_GPU_IO) return false;
@@ -148,6 +164,7 @@ static edgert_status check_fields(const edgert_model *model) {
   edgert_status status = check_tensors(model, model->inputs, model->input_count);
   if (status == EDGERT_OK) status = check_tensors(model, model->outputs, model->output_count);
   if (status == EDGERT_OK) status = check_steps(model);
+  if (status == EDGERT_OK) status = check_widths(model);
   if (status == EDGERT_OK) status = check_gpu(model);
   return status == EDGERT_OK ? check_tests(model) : status;
 }

@@ -39,10 +39,21 @@ static bool make_entries(decoder *made, const uint8_t *table) {
   return next == ENTRIES;
 }
 
+static uint64_t eight_bytes(const uint8_t *from) {
+  uint64_t word;
+  memcpy(&word, from, sizeof word);
+  return __builtin_bswap64(word); /* every architecture of edgert_arch is little endian */
+}
+
 static bool decode_bytes(const decoder *by, const edgert_coded_run *run, const uint8_t *code, uint8_t *weights) {
-  uint64_t window = 0; /* its highest `held` bits are the next ones */
+  uint64_t window = 0; /* its highest `held` bits are the next ones; what is below is 0, or what comes there anyway */
   uint32_t held = 0, next = 0;
   for (uint32_t i = 0; i < run->count; i++) {
+    if (held < EDGERT_CODE_BITS && run->bytes - next >= 8) {
+      window |= eight_bytes(code + next) >> held;
+      next += (63 - held) / 8;
+      held += (63 - held) / 8 * 8;
+    }
     for (; held < EDGERT_CODE_BITS && next < run->bytes; held += 8) window |= (uint64_t)code[next++] << (56 - held);
     const uint32_t entry = by->entries[window >> (64 - EDGERT_CODE_BITS)], length = entry >> 8;
     if (length > held) return false;

@@ -88,6 +88,9 @@ const uint8_t *edgert_model_coded(const edgert_model *model);
 /* Decodes them into the model's `weights_bytes`. */
 edgert_status edgert_decode(const edgert_model *model, uint8_t *weights);
 
+/* The widths that the model can be switched between; 0 where there is only one. */
+uint32_t edgert_width_count(const edgert_model *model);
+
 /* artifact.c */
 
 /* Check the file, load it, find its descriptor. `*library` is the loader's handle. */
@@ -150,6 +153,7 @@ struct edgert_session {
   void **io;  /* what the kernels get: inputs, then outputs */
   void **own; /* the session's own buffers, in the same order; NULL without */
   edgert_step_stats *stats;
+  const edgert_width *width; /* what the steps run at; NULL: the model's only one */
   edgert_pool *pool;
   edgert_opencl *gpu; /* NULL: it runs on the processor */
   atomic_flag running;

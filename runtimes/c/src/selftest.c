@@ -215,6 +215,9 @@ edgert_status edgert_selftest(edgert_session *session, uint32_t *count) {
     return edgert_fail(EDGERT_ERROR_ARGUMENT,
                        "model '%s' holds no tests; compile it again with: edgec compile --bundle-tests SAMPLES.npz",
                        session->model->name);
+  if (session->width && session->width != session->model->widths)
+    return edgert_fail(EDGERT_ERROR_ARGUMENT, "the tests of model '%s' are for %u bits; edgert_set_width back to them first",
+                       session->model->name, (unsigned)session->model->widths->bits);
   if (count) *count = tests->count;
   return edgert_exclusively(session, run_tests);
 }

@@ -168,6 +168,7 @@ static edgert_session *build(const edgert_model *model, const edgert_options *op
   session->model = model;
   session->descriptor = -1;
   session->arena = block + place->arena;
+  session->width = edgert_width_count(model) ? model->widths : NULL;
   session->weights = edgert_model_coded(model) ? block + place->weights : model->weights;
   session->io = (void **)(void *)(block + place->io);
   session->own = (void **)(void *)(block + place->own);
@@ -381,17 +382,17 @@ edgert_status edgert_bind_output(edgert_session *session, uint32_t index, void *
 
 typedef struct step_job {
   const edgert_session *session;
-  const edgert_step *step;
+  edgert_step_fn run;
 } step_job;
 
 static void run_share(void *context, int32_t thread, int32_t threads) {
   const step_job *job = context;
   const edgert_session *session = job->session;
-  job->step->run(session->arena, session->weights, session->io, thread, threads);
+  job->run(session->arena, session->weights, session->io, thread, threads);
 }
 
 void edgert_run_step(const edgert_session *session, const edgert_step *step) {
-  step_job job = {session, step};
+  step_job job = {session, session->width ? session->width->run[step - session->model->steps] : step->run};
   if (step->parallel)
     edgert_pool_run(session->pool, run_share, &job);
   else
@@ -464,6 +465,32 @@ edgert_status edgert_exclusively(edgert_session *session, edgert_status (*work)(
 edgert_status edgert_run(edgert_session *session) {
   if (!session) return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_run: session is NULL");
   return edgert_exclusively(session, edgert_run_steps);
+}
+
+/* ---- widths ---- */
+
+uint32_t edgert_width_of(const edgert_session *session) {
+  return session && session->width ? session->width->bits : 0;
+}
+
+edgert_status edgert_set_width(edgert_session *session, uint32_t bits) {
+  if (!session) return edgert_fail(EDGERT_ERROR_ARGUMENT, "edgert_set_width: session is NULL");
+  const edgert_model *model = session->model;
+  const uint32_t count = edgert_width_count(model);
+  for (uint32_t i = 0; i < count; i++) {
+    if (model->widths[i].bits != bits) continue;
+    if (atomic_flag_test_and_set(&session->running))
+      return edgert_fail(EDGERT_ERROR_BUSY, "model '%s' is running in another thread; switch its width after the run",
+                         model->name);
+    session->width = &model->widths[i];
+    atomic_flag_clear(&session->running);
+    return EDGERT_OK;
+  }
+  if (count == 0)
+    return edgert_fail(EDGERT_ERROR_ARGUMENT, "model '%s' has weights of one width only; compile it with --quantize w4 "
+                       "--nested to switch it", model->name);
+  return edgert_fail(EDGERT_ERROR_ARGUMENT, "model '%s' cannot run at %u bits; its widths are %u and %u", model->name,
+                     (unsigned)bits, (unsigned)model->widths[0].bits, (unsigned)model->widths[count - 1].bits);
 }
 
 /* ---- profile ---- */

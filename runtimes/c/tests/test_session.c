@@ -154,6 +154,68 @@ static void check_arena_alignment(void) {
   }
 }
 
+/* The arena's first bytes are a state: how often the step ran. */
+static void count_runs(uint8_t *arena, const uint8_t *weights, void *const *io, int32_t thread, int32_t threads) {
+  (void)weights, (void)thread, (void)threads;
+  *(int32_t *)io[3] = ++*(int32_t *)(void *)arena;
+}
+
+static void count_tens(uint8_t *arena, const uint8_t *weights, void *const *io, int32_t thread, int32_t threads) {
+  count_runs(arena, weights, io, thread, threads);
+  *(int32_t *)io[3] *= 10;
+}
+
+static int32_t run_and_read(edgert_session *session) {
+  CHECK_OK(edgert_run(session));
+  return *(const int32_t *)edgert_output_data(session, 1);
+}
+
+static void check_reset(void) {
+  const edgert_step step = {count_runs, 0, 0, 0, 0, 0};
+  edgert_model model = edgert_model_v1;
+  edgert_session *session;
+  model.steps = &step;
+  model.step_count = 1;
+  model.state_bytes = 4;
+  CHECK_OK(edgert_open_model(&model, NULL, &session));
+  for (int32_t sequence = 0; sequence < 3; sequence++) {
+    for (int32_t run = 1; run <= 5; run++) CHECK(run_and_read(session) == run);
+    CHECK_OK(edgert_reset(session));
+  }
+  edgert_close(session);
+  CHECK_STATUS(edgert_reset(NULL), EDGERT_ERROR_ARGUMENT);
+}
+
+static void check_widths(void) {
+  const edgert_step step = {count_runs, 0, 0, 0, 0, 0};
+  const edgert_step_fn wide[] = {count_runs}, narrow[] = {count_tens}, none[] = {NULL};
+  edgert_width widths[] = {{8, 0, wide}, {4, 0, narrow}};
+  edgert_model model = edgert_model_v1;
+  edgert_session *session = open_toy(NULL);
+  CHECK(edgert_width_of(session) == 0 && edgert_width_of(NULL) == 0);
+  CHECK_REFUSED(edgert_set_width(session, 4), EDGERT_ERROR_ARGUMENT, "--nested");
+  CHECK_STATUS(edgert_set_width(NULL, 4), EDGERT_ERROR_ARGUMENT);
+  edgert_close(session);
+  model.steps = &step;
+  model.step_count = 1;
+  model.state_bytes = 4;
+  model.widths = widths;
+  model.width_count = 2;
+  CHECK_OK(edgert_open_model(&model, NULL, &session));
+  CHECK(edgert_width_of(session) == 8 && run_and_read(session) == 1);
+  CHECK_OK(edgert_set_width(session, 4));
+  CHECK(edgert_width_of(session) == 4 && run_and_read(session) == 20);
+  CHECK_REFUSED(edgert_set_width(session, 3), EDGERT_ERROR_ARGUMENT, "its widths are 8 and 4");
+  CHECK(run_and_read(session) == 30);
+  CHECK_OK(edgert_set_width(session, 8));
+  CHECK(run_and_read(session) == 4);
+  edgert_close(session);
+  widths[1].run = NULL;
+  CHECK_REFUSED(edgert_open_model(&model, NULL, &session), EDGERT_ERROR_MODEL, "no functions");
+  widths[1].run = none;
+  CHECK_REFUSED(edgert_open_model(&model, NULL, &session), EDGERT_ERROR_MODEL, "a step has no function");
+}
+
 int main(void) {
   CHECK(strcmp(edgert_last_error(), "") == 0);
   check_queries();
@@ -164,5 +226,7 @@ int main(void) {
   check_profile();
   check_memory();
   check_arena_alignment();
+  check_reset();
+  check_widths();
   return 0;
 }

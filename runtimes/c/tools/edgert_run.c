@@ -1,7 +1,7 @@
 /* edgert-run: runs an artifact on samples from a file; what `edgec run --device` starts on a device.
  *
  *   edgert-run MODEL.so --inputs FILE.bin --outputs FILE.bin [--count K] [--threads N] [--pin]
- *              [--warmup N] [--repeat N] [--profile FILE.json] [--no-steps]
+ *              [--warmup N] [--repeat N] [--profile FILE.json] [--no-steps] [--width BITS]
  *
  * FILE.bin holds K samples one after the other, each the dense inputs (or outputs) in the model's order and
  * byte layout. Without --count, K follows from the size of the inputs. The first sample is run `warmup` times
@@ -24,7 +24,7 @@
 
 typedef struct arguments {
   const char *model, *inputs, *outputs, *profile;
-  unsigned long threads, repeat, warmup, count;
+  unsigned long threads, repeat, warmup, count, width;
   bool pin, counted, no_steps;
 } arguments;
 
@@ -77,9 +77,10 @@ static void parse_flag(arguments *parsed, const char *flag, const char *value) {
   else if (strcmp(flag, "--threads") == 0) parsed->threads = parse_number(flag, value);
   else if (strcmp(flag, "--repeat") == 0) parsed->repeat = parse_number(flag, value);
   else if (strcmp(flag, "--warmup") == 0) parsed->warmup = parse_number(flag, value);
+  else if (strcmp(flag, "--width") == 0) parsed->width = parse_number(flag, value);
   else if (strcmp(flag, "--count") == 0) parsed->count = parse_number(flag, value), parsed->counted = true;
   else quit("unknown flag %s; the flags are --inputs --outputs --count --threads --pin --warmup --repeat --profile "
-            "--no-steps", flag);
+            "--no-steps --width", flag);
 }
 
 static arguments parse(int argc, char **argv) {
@@ -93,7 +94,7 @@ static arguments parse(int argc, char **argv) {
   }
   if (!parsed.model || !parsed.inputs || !parsed.outputs)
     quit("usage: edgert-run MODEL.so --inputs FILE.bin --outputs FILE.bin [--count K] [--threads N] [--pin] "
-         "[--warmup N] [--repeat N] [--profile FILE.json] [--no-steps]");
+         "[--warmup N] [--repeat N] [--profile FILE.json] [--no-steps] [--width BITS]");
   if (parsed.repeat == 0) quit("--repeat must be at least 1");
   if (parsed.threads == 0 || parsed.threads > EDGERT_MAX_THREADS)
     quit("--threads must be from 1 to %u", EDGERT_MAX_THREADS);
@@ -238,6 +239,7 @@ int main(int argc, char **argv) {
   }
   uint64_t start = now_ns();
   require(edgert_open(parsed.model, &options, &session));
+  if (parsed.width) require(edgert_set_width(session, (uint32_t)parsed.width));
   uint64_t open_ns = now_ns() - start;
   FILE *inputs = open_inputs(&parsed, sample_bytes(session));
   uint64_t *runs_ns = allocate(parsed.count * parsed.repeat * sizeof *runs_ns);

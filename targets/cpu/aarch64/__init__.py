@@ -8,7 +8,7 @@ from typing import Any
 
 from edgec.program import Conv, Depthwise, Kernel, Loops
 from edgec.targets.cpu import interleave
-from edgec.targets.cpu.aarch64 import depthwise, dot, floats, loops, matrix, pairs, runs, winograd
+from edgec.targets.cpu.aarch64 import depthwise, dot, floats, loops, matrix, pairs, runs, window, winograd
 from edgec.targets.cpu.aarch64.neon import special
 from edgec.targets.cpu.loops import contract
 from edgec.targets.cpu.winograd import contract as contract_winograd
@@ -31,6 +31,7 @@ PAIRS = _tiled(pairs.PairPlan, pairs.plan, pairs.generate)
 FLOATS = _tiled(floats.FloatPlan, floats.plan, floats.generate)
 WINOGRAD = Template(winograd.plan, winograd.generate, contract_winograd, pack_winograd)
 DEPTHWISE = Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack)
+WINDOW = Template(window.plan, window.generate, window.contract, window.pack, candidates=window.candidates)
 INTERLEAVE = Template(interleave.plan, partial(interleave.generate, special), interleave.contract)
 LOOPS = Template(loops.plan, loops.generate, contract)
 
@@ -47,6 +48,8 @@ def template_for(kernel: Kernel, target: Target) -> Template | None:
         return DOT if "dotprod" in target.features else PAIRS
     if isinstance(kernel, Depthwise) and depthwise.fits(kernel):
         return DEPTHWISE
+    if isinstance(kernel, Depthwise) and window.fits(kernel):
+        return WINDOW
     if isinstance(kernel, Loops):
         return INTERLEAVE if interleave.fits(kernel) else LOOPS
     return None

@@ -26,7 +26,7 @@ STREAM = 4
 MOST_ELEMENTS = 32
 """Elements of a run that are in registers together, at most: its products are not rolled into a loop."""
 UNROLLED = 2
-"""Steps of a run that follow one another without a loop."""
+"""Steps of a run that follow one another without a loop; a turn of a loop has two of an even number."""
 COUNTERS = ("w9", "w10", "w11", "w12")
 """What counts the loops, from the outermost one on."""
 KINDS = {16: "q", 8: "d", 4: "s", 2: "h"}
@@ -178,7 +178,7 @@ class Products:
         """Instructions of the loops from ``depth`` on."""
         if depth == len(self.outer):
             return sum(
-                count * self._step(load) + (2 * count + 1 if count > UNROLLED else 0) for load, count in self.repeats
+                count * self._step(load) + (2 * turns + 1 if turns > 1 else 0) for load, count, turns in self.repeats
             )
         extent, inner = self.outer[depth][0], self._level(depth + 1)
         if extent == 1:
@@ -191,9 +191,10 @@ class Products:
         return stream * self.pixels + -(-stream // STREAM) + inputs
 
     @property
-    def repeats(self) -> list[tuple[int, int]]:
-        """The loads of a run, and how many of each follow one another."""
-        return [(load, self.loads.count(load)) for load in dict.fromkeys(self.loads)]
+    def repeats(self) -> list[tuple[int, int, int]]:
+        """The loads of a run, how many of each follow one another, and the turns of the loop that they take."""
+        counts = {load: self.loads.count(load) for load in self.loads}
+        return [(load, count, 1 if count <= UNROLLED else count // (2 - count % 2)) for load, count in counts.items()]
 
     def moves(self, load: int) -> int:
         """By how many bytes a load moves the addresses on."""
@@ -287,14 +288,13 @@ class _Text:
         self.lines += [f"subs {COUNTERS[depth]}, {COUNTERS[depth]}, #1", f"b.ne {depth + 1}b"]
 
     def _run(self, depth: int) -> None:
-        for load, count in self.p.repeats:
-            if count > UNROLLED:
-                self._open(depth, count)
+        for load, count, turns in self.p.repeats:
+            if turns > 1:
+                self._open(depth, turns)
+            for _ in range(count // turns):
                 self._step(load)
+            if turns > 1:
                 self._close(depth)
-            else:
-                for _ in range(count):
-                    self._step(load)
 
     def _step(self, load: int) -> None:
         """The products of one load of every pixel."""

@@ -218,6 +218,13 @@ EDGERT_API edgert_status edgert_run(edgert_session *session);
 
 /* Make zero what the model keeps from one run to the next, as it is after open: a new sequence begins. */
 EDGERT_API edgert_status edgert_reset(edgert_session *session);
+
+/* Run at `bits` a weight from now on: a model compiled with --quantize w4 --nested has 8, which it starts with, and 4,
+ * for which the kernels read the upper halves of the same weights. Nothing is copied. */
+EDGERT_API edgert_status edgert_set_width(edgert_session *session, uint32_t bits);
+/* The bits it runs at; 0 for a model that cannot be switched. */
+EDGERT_API uint32_t edgert_width_of(const edgert_session *session);
+
 /* Run the tests inside the model (edgec compile --bundle-tests), step by step; the sentence of EDGERT_ERROR_TEST names
  * the first step that stores something else than the compiler's reference. `count`, unless NULL, gets how many tests
  * there are. Afterwards nothing is bound, and the own buffers hold the last test. Without tests: EDGERT_ERROR_ARGUMENT. */

@@ -204,6 +204,13 @@ typedef struct edgert_coded_run {
   uint16_t table;  /* EDGERT_CODE_STORED: the bytes as they are */
 } edgert_coded_run;
 
+/* A width of the weights that the model can be switched to: the functions of all its steps at it. */
+typedef struct edgert_width {
+  uint32_t bits;
+  uint32_t reserved;
+  const edgert_step_fn *run;
+} edgert_width;
+
 typedef struct edgert_model {
   uint32_t abi_version;  /* EDGERT_ABI_VERSION */
   uint32_t struct_bytes; /* sizeof(edgert_model) when it was written */
@@ -233,6 +240,9 @@ typedef struct edgert_model {
   const edgert_tests *tests; /* NULL without */
   const uint8_t *coded;  /* NULL, or an edgert_coded: then `weights` is NULL, and `weights_bytes` what it comes to */
   uint64_t coded_bytes;
+  const edgert_width *widths; /* the first is that of `steps`; NULL where there is only one */
+  uint32_t width_count;
+  uint32_t reserved;
 } edgert_model;
 
 #define EDGERT_MODEL_LEAST_BYTES offsetof(edgert_model, gpu)
