@@ -8,6 +8,8 @@ from typing import Any
 
 TABLES = ("steps", "memory", "fallback")
 """The manifest's lists of rows, which the artifact stores as tables."""
+SHARED = "kernel"
+"""The column of long texts that repeat, which a table lists once each."""
 MOST = 2**63
 """Above every count, size and extent."""
 DTYPES = frozenset({
@@ -82,13 +84,19 @@ def _mismatches(value: Any, kind: Any, where: str) -> Iterator[str]:
 
 
 def _as_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Rows of equal keys as the artifact stores them: the keys once."""
+    """Rows of equal keys as the artifact stores them: the keys once, and each :data:`SHARED` text once."""
     columns = list(rows[0]) if rows else []
-    return {"columns": columns, "rows": [[row[column] for column in columns] for row in rows]}
+    if SHARED not in columns:
+        return {"columns": columns, "rows": [[row[column] for column in columns] for row in rows]}
+    places = {text: place for place, text in enumerate(dict.fromkeys(row[SHARED] for row in rows))}
+    short = [{**row, SHARED: places[row[SHARED]]} for row in rows]
+    return {"columns": columns, SHARED: list(places), "rows": [[row[column] for column in columns] for row in short]}
 
 
 def _as_rows(name: str, table: Any) -> list[dict[str, Any]]:
     try:
-        return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
-    except (KeyError, TypeError, ValueError) as error:
+        rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+        texts = dict(enumerate(table.get(SHARED, ())))
+        return [{**row, SHARED: texts[row[SHARED]]} for row in rows] if texts else rows
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{name} is no table") from error

@@ -305,8 +305,10 @@ class Depthwise:
 
     out[n,h,w,c] = epilogue(sum over kh,kw of in[n, h·sh + kh·dh, w·sw + kw·dw, c] · weight[kh,kw,c])
 
-    Operands and dtypes as for :class:`Conv`; input channels are contiguous, and the weight is dense [kh, kw, c], int8
-    for a float32 input, too, where that is stored.
+    Operands and dtypes as for :class:`Conv`; input channels are contiguous, and the weight is dense [kh, kw, c].
+
+    Attributes:
+        weight_dtype: where it is not that of the input: int8 weights for a float32 input, say.
     """
 
     batch: int
@@ -322,6 +324,7 @@ class Depthwise:
     store: Expr
     dtype: str = "float32"
     input_dtype: str = "float32"
+    weight_dtype: str | None = None
     own_operands: ClassVar[int] = 2
 
     @property

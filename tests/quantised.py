@@ -68,6 +68,10 @@ class Graph:
         self.nodes.append(node("DequantizeLinear", f"{name} {name}_s {name}_z", f"{name}_d", **attributes))
         return f"{name}_d"
 
+    def scale(self, dequantised: str) -> Array:
+        """The scale of what :meth:`input`, :meth:`pair` or :meth:`weights` named."""
+        return self.constants[f"{dequantised.removesuffix('_d')}_s"]
+
     def constant(self, array: Array) -> str:
         """The name of a float constant."""
         name = f"c{len(self.constants)}"

@@ -61,7 +61,7 @@ def test_no_samples_give_empty_outputs(emulator, tiny_artifact, tiny_board_artif
 
 
 URLS = {
-    "rpc://tracker:9190/rpi": r"there is no device 'rpc://tracker:9190/rpi'; the devices that work are local",
+    "serial://ttyUSB0": r"there is no device 'serial://ttyUSB0'; the devices that work are local",
     "qemu:": "there is no device 'qemu:'",
     "local:0": "there is no device",
     "": "there is no device ''",

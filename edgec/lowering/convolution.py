@@ -192,5 +192,8 @@ def _depthwise(ctx: Lowering, source: View, kernel: np.ndarray, w: Window, out: 
     operands = Operands()
     operands.buffers = [source.buffer, weight.buffer]
     epilogue = finish(operands, 0, out.shape[1])
-    conv = Depthwise(channels=out.shape[1], epilogue=epilogue, **_geometry(source, w, out))  # type: ignore[arg-type]
+    stored = None if weight.dtype == source.dtype else weight.dtype
+    conv = Depthwise(  # type: ignore[misc]
+        channels=out.shape[1], epilogue=epilogue, weight_dtype=stored, **_geometry(source, w, out)  # type: ignore[arg-type]
+    )  # fmt: skip
     ctx.emit(conv, operands.buffers, out.buffer)

@@ -77,8 +77,9 @@ class WindowTile:
 
 
 def fits(conv: Depthwise) -> bool:
-    """Whether the sums are of float32 and the weights of a window leave registers for a tile."""
-    return conv.input_dtype == "float32" and conv.kernel[0] * conv.kernel[1] <= MOST_TAPS
+    """Whether inputs and weights are float32, and the weights of a window leave registers for a tile."""
+    reals = conv.input_dtype == "float32" and conv.weight_dtype is None
+    return reals and conv.kernel[0] * conv.kernel[1] <= MOST_TAPS
 
 
 def plan(conv: Depthwise, target: Target) -> WindowPlan:
