@@ -17,6 +17,7 @@ $(STAMP): pyproject.toml
 		{ echo "edgec needs Python 3.10 to 3.13; install one and name it: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "Python's venv module is missing; run: sudo apt-get install python3-venv"; exit 1; }
+	@echo "setting up $(VENV) with edgec and what it needs, some 1.5 GB: minutes, depending on the network"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
