@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ import pytest
 
 import edgec
 from edgec.artifact import read_manifest
+from edgec.benchmark import ON_CPU, bench
 from edgec.errors import EdgecError
 from edgec.runtimes.python.session import Session
+from edgec.tables import print_benchmark
 from tests.agreement import onnxruntime_outputs
 from tests.gpu import needs_device
 
@@ -97,6 +100,20 @@ def test_manifest_tells_kernels_and_copies(artifact: Path) -> None:
 def test_unknown_fallback_is_refused(artifact: Path) -> None:
     with pytest.raises(EdgecError, match="falls back on the cpu or not at all"):
         edgec.load(artifact, fallback="gpu")
+
+
+@needs_device
+def test_bench_says_which_is_faster(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measured = bench(artifact, rounds=2)
+    on_gpu, on_cpu = measured.timings
+    assert on_cpu.name == ON_CPU and measured.gpu_over_cpu == on_gpu.min_ms / on_cpu.min_ms
+    assert on_cpu.relative_error < 1e-5
+    for factor, advised in ((2, True), (0.5, False)):
+        timings = (replace(on_gpu, min_ms=factor * on_cpu.min_ms), on_cpu)
+        print_benchmark(replace(measured, timings=timings))
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"takes {factor:.2f} × the time of the CPU with 1 thread" in said
+        assert ("compile this model for the CPU instead" in said) == advised
 
 
 @needs_device

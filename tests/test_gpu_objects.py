@@ -105,14 +105,25 @@ def test_a_gpu_that_shares_memory_works_in_place(
     np.testing.assert_array_equal(found, wanted)
 
 
-def test_a_gpu_that_shares_memory_works_in_what_is_bound(artifact: Path, counting: Path) -> None:
+@pytest.mark.parametrize("settings", [{}, {"COUNTING_IMPORT": "1"}], ids=["host pointers", "ARM's imports"])
+def test_a_gpu_that_shares_memory_works_in_what_is_bound(
+    settings: dict[str, str], artifact: Path, counting: Path
+) -> None:
     """Memory of the caller's that begins with a cache line and is no other's is not copied; other memory is."""
-    found = counted("bound", artifact, counting)
+    found = counted("bound", artifact, counting, **settings)
+    assert (found["imports"] > 0) == bool(settings)
     copies = {"aligned": 0, "other": 0, "input": 2, "neither": 4, "overlapping": 4, "again": 0}
     assert {kind: found[kind]["copies"] for kind in copies} == copies
     for kind in copies:
         assert found[kind]["found"] == found["wanted"], kind
     assert len(set(found["alive"])) == 1 and found["closed"] == 0
+
+
+def test_a_driver_that_shares_no_memory_has_it_copied(artifact: Path, counting: Path) -> None:
+    """The first buffer over the host's memory is the fifth: arena, weights, input and output are before it."""
+    found = counted("bound", artifact, counting, COUNTING_FAIL="clCreateBuffer:5")
+    assert found["aligned"] == {"copies": 4, "found": found["wanted"]}
+    assert found["closed"] == 0
 
 
 def test_the_arena_is_sub_buffers_where_the_device_has_them_so_close(

@@ -24,7 +24,8 @@ def memory(elements: int, skip: int = 0) -> npt.NDArray[np.float32]:
 
 def main(artifact: str, library: str) -> None:
     counting = ctypes.CDLL(library)
-    counting.counting_alive.restype, counting.counting_copies.restype = ctypes.c_long, ctypes.c_ulong
+    counting.counting_alive.restype = ctypes.c_long
+    counting.counting_copies.restype = counting.counting_imports.restype = ctypes.c_ulong
     found: dict[str, object] = {}
     with Session(artifact) as session:
         (given,), (made,) = session.inputs, session.outputs
@@ -55,6 +56,7 @@ def main(artifact: str, library: str) -> None:
         }
         found |= {kind: run(*pair) for kind, pair in kinds.items()}
         found["alive"] = [counting.counting_alive() for _ in range(20) if run(source, result)]
+    found["imports"] = counting.counting_imports()
     print(json.dumps({**found, "closed": counting.counting_alive()}))
 
 

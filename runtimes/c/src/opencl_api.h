@@ -43,6 +43,8 @@ enum {
   CL_DEVICE_NAME = 0x102B,
   CL_DEVICE_HOST_UNIFIED_MEMORY = 0x1035,
   CL_DEVICE_VERSION = 0x102F,
+  CL_DEVICE_EXTENSIONS = 0x1030,
+  CL_DEVICE_PLATFORM = 0x1031,
   CL_DEVICE_OPENCL_C_VERSION = 0x103D,
   CL_DRIVER_VERSION = 0x102D,
   CL_MEM_READ_WRITE = 1 << 0,
@@ -62,7 +64,9 @@ enum {
   CL_PROGRAM_BINARIES = 0x1166,
   CL_PROGRAM_BUILD_LOG = 0x1183,
   CL_PROFILING_COMMAND_START = 0x1282,
-  CL_PROFILING_COMMAND_END = 0x1283
+  CL_PROFILING_COMMAND_END = 0x1283,
+  CL_IMPORT_TYPE_ARM = 0x40B2,
+  CL_IMPORT_TYPE_HOST_ARM = 0x40B3
 };
 #define CL_DEVICE_TYPE_ALL 0xFFFFFFFFu
 
@@ -105,6 +109,7 @@ enum {
   X(cl_int, clEnqueueUnmapMemObject,                                                                                \
     (cl_command_queue, cl_mem, void *, cl_uint, const cl_event *, cl_event *))                                      \
   X(cl_int, clFinish, (cl_command_queue))                                                                           \
+  X(void *, clGetExtensionFunctionAddressForPlatform, (cl_platform_id, const char *))                               \
   X(cl_int, clGetEventProfilingInfo, (cl_event, cl_uint, size_t, void *, size_t *))                                 \
   X(cl_int, clReleaseEvent, (cl_event))
 
@@ -113,6 +118,9 @@ typedef struct opencl_functions {
   EDGERT_OPENCL_FUNCTIONS(X)
 #undef X
 } opencl_functions;
+
+/* clImportMemoryARM of cl_arm_import_memory. */
+typedef cl_mem (*edgert_import_fn)(cl_context, cl_bitfield, const intptr_t *, void *, size_t, cl_int *);
 
 /* Where some of the arena's buffers stand, one after the other: `start` to `end`, in bytes of the arena. */
 typedef struct edgert_place {
@@ -144,6 +152,7 @@ struct edgert_opencl {
   uint32_t place_count;
   edgert_io *io;      /* of every input, then of every output */
   bool shares;        /* whether the device may work in the host's memory */
+  edgert_import_fn import; /* what gives it to an ARM GPU; NULL where CL_MEM_USE_HOST_PTR does */
   cl_kernel *kernels; /* of every step; NULL for a step without */
   cl_event *events;   /* of every step of a measured run */
   char name[128];

@@ -129,6 +129,37 @@ static bool shares_memory(const edgert_opencl *gpu) {
              CL_SUCCESS && unified;
 }
 
+static bool has_extension(const edgert_opencl *gpu, const char *name) {
+  size_t size = 0;
+  bool found = false;
+  if (gpu->cl->clGetDeviceInfo(gpu->device, CL_DEVICE_EXTENSIONS, 0, NULL, &size) != CL_SUCCESS) return false;
+  char *all = calloc(1, size + 1);
+  if (all && gpu->cl->clGetDeviceInfo(gpu->device, CL_DEVICE_EXTENSIONS, size, all, NULL) == CL_SUCCESS)
+    found = strstr(all, name) != NULL;
+  free(all);
+  return found;
+}
+
+/* ARM's driver copies what it is given as CL_MEM_USE_HOST_PTR, and works in what is imported. */
+static edgert_import_fn find_import(const edgert_opencl *gpu) {
+  cl_platform_id platform;
+  if (!has_extension(gpu, "cl_arm_import_memory")) return NULL;
+  if (gpu->cl->clGetDeviceInfo(gpu->device, CL_DEVICE_PLATFORM, sizeof platform, &platform, NULL) != CL_SUCCESS)
+    return NULL;
+  void *found = gpu->cl->clGetExtensionFunctionAddressForPlatform(platform, "clImportMemoryARM");
+  edgert_import_fn import;
+  memcpy(&import, &found, sizeof import); /* C has no cast from an object's pointer to a function's */
+  return import;
+}
+
+/* A buffer over `bytes` of the host's memory; NULL where the driver makes none. */
+static cl_mem share(const edgert_opencl *gpu, void *host, uint64_t bytes) {
+  const intptr_t properties[] = {CL_IMPORT_TYPE_ARM, CL_IMPORT_TYPE_HOST_ARM, 0};
+  cl_int error;
+  if (gpu->import) return gpu->import(gpu->context, CL_MEM_READ_WRITE, properties, host, (size_t)bytes, &error);
+  return gpu->cl->clCreateBuffer(gpu->context, CL_MEM_READ_WRITE | CL_MEM_USE_HOST_PTR, (size_t)bytes, host, &error);
+}
+
 /* Whether `host`, of input or output `i`, shares no byte with another one: OpenCL leaves undefined what becomes of
  * two buffers over the same memory. */
 static bool stands_alone(const edgert_opencl *gpu, void *const *io, uint32_t i) {
@@ -178,10 +209,9 @@ static edgert_status settle(edgert_opencl *gpu, void *const *host, uint32_t i) {
   edgert_opencl_forget(gpu, i);
   if (io->buffer) gpu->cl->clReleaseMemObject(io->buffer);
   *io = (edgert_io){0};
-  if (shares)
-    gpu->shares =
-        make_buffer(gpu, CL_MEM_READ_WRITE | CL_MEM_USE_HOST_PTR, bytes, host[i], &io->buffer) == EDGERT_OK;
+  if (shares) io->buffer = share(gpu, host[i], bytes);
   if (io->buffer) io->shared = host[i];
+  if (shares && !io->buffer) gpu->shares = false;
   edgert_status status = io->buffer ? EDGERT_OK : make_buffer(gpu, CL_MEM_READ_WRITE, bytes, NULL, &io->buffer);
   return status == EDGERT_OK ? set_arguments(gpu, i) : status;
 }
@@ -224,6 +254,7 @@ edgert_status edgert_opencl_make_memory(edgert_opencl *gpu) {
   gpu->io = calloc(io_count(gpu->model) + 1u, sizeof *gpu->io);
   if (!gpu->io) return edgert_fail(EDGERT_ERROR_MEMORY, "the system has no memory for a session on the GPU");
   gpu->shares = shares_memory(gpu);
+  gpu->import = gpu->shares ? find_import(gpu) : NULL;
   edgert_status status = make_buffer(gpu, CL_MEM_READ_WRITE, part->arena_bytes, NULL, &gpu->arena);
   if (status == EDGERT_OK) status = make_places(gpu);
   if (status == EDGERT_OK) status = make_buffer(gpu, flags, part->weights_bytes, weights, &gpu->weights);
