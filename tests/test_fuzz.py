@@ -31,6 +31,7 @@ REGRESSIONS = (
     Case("damaged", 4319, 8, ()),
     Case("damaged", 11269, 1, ()),
     Case("damaged", 20149, 9, ()),
+    Case("damaged", 35449, 6, ()),
 )
 """What failed once, made smaller."""
 
