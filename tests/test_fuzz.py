@@ -30,6 +30,7 @@ REGRESSIONS = (
     Case("damaged", 1789, 1, ()),
     Case("damaged", 4319, 8, ()),
     Case("damaged", 11269, 1, ()),
+    Case("damaged", 20149, 9, ()),
 )
 """What failed once, made smaller."""
 
