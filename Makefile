@@ -26,7 +26,7 @@ demo: $(STAMP) ## compile the sample model, run it on real input, show sizes, sp
 	@$(VENV)/bin/python samples/demo.py
 
 test: tools lint ## check style and types, and run all tests but the heavy ones
-	$(VENV)/bin/python -m pytest -m "not heavy"
+	$(VENV)/bin/python -m pytest -m "not heavy" -n 2 --dist loadfile
 
 test-heavy: tools $(STAMP) ## run the tests that take minutes each
 	$(VENV)/bin/python -m pytest -m heavy
