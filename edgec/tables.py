@@ -258,15 +258,21 @@ def print_pruned(found: Comparison) -> None:
     """One row for each version of the model, the original first."""
     print_table(
         "versions",
-        ("removed", "MACs", "parameters", "bytes", "ms", "accuracy"),
+        ("removed", "MACs", "parameters", "bytes", "ms", "faster by", "accuracy"),
         (
             (
                 f"{each.removed:.1%}", f"{each.macs:,}", f"{each.parameters:,}", f"{each.bytes:,}",
-                "" if each.ms is None else cell_text(each.ms), "" if each.top1 is None else f"{each.top1:.2%}",
+                cell_text(each.ms), f"{each.faster:.1%}", "" if each.top1 is None else f"{each.top1:.2%}",
             )
             for each in found.versions
         ),
     )  # fmt: skip
+    for each in found.versions:
+        if each.gains_little:
+            print_text(
+                f"without {each.removed:.0%} of the MACs it is only {each.faster:.0%} faster on this machine: what is "
+                "left takes longer for each MAC; --measure latency removes what takes time"
+            )
     print_text(f"saved to {found.path}")
 
 
