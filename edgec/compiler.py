@@ -285,13 +285,16 @@ def _transformed(
     check: Check | None, options: Options, calibration: Calibration | None, tell: Progress, clock: _Clock,
 ) -> tuple[ir.Model, tuple[PassReport, ...], Quantisation | None]:  # fmt: skip
     """The graph that is lowered: pruned, through the passes, quantised, and through the passes for integers."""
-    from edgec.passes.pipeline import FLOAT, integer_passes
+    from edgec.passes.pipeline import FLOAT, integer_passes, storage_passes
     from edgec.pruning import prune_graph, settings_for
     from edgec.quantisation import judge_by, quantise_graph
     from edgec.targets.formats import Format
     from edgec.transformation import apply_passes
 
-    integers = () if isinstance(target, Format) else integer_passes(target.activation_dtype, target.packs_weights)
+    if isinstance(target, Format):
+        integers = storage_passes(target.activation_dtype)
+    else:
+        integers = integer_passes(target.activation_dtype, target.packs_weights)
     samples = None if calibration is None else calibration.samples
     pruned = prune_graph(graph, settings_for(prune, target), samples) if prune else ()
     default = FLOAT if options.quantises else (*FLOAT, *integers)

@@ -34,6 +34,9 @@ class Format:
         suffix: of the file's name.
         runtime: the adapter in :mod:`edgec.runtimes.peers` that runs it.
         packs_weights: whether it keeps integer weights under float activations.
+        activation_dtype: in which 8-bit integers activations are written. ONNX Runtime has kernels for unsigned ones
+            on every processor; on x86 it makes signed ones unsigned, but not those that two operators read, whose
+            layers it then computes in floats.
     """
 
     name: str
@@ -41,11 +44,7 @@ class Format:
     suffix: str
     runtime: str
     packs_weights: bool
-
-    @property
-    def activation_dtype(self) -> str:
-        """In which 8-bit integers activations are written."""
-        return "int8"
+    activation_dtype: str
 
     def default_output(self, name: str) -> Path:
         """Where the file goes unless told otherwise; not over the model that it is made from."""
@@ -70,8 +69,8 @@ class Format:
 FORMATS = {
     each.name: each
     for each in (
-        Format("onnxruntime", "ONNX Runtime: an ONNX model, QDQ if quantised", ".onnx", "onnxruntime", True),
-        Format("tflite", "LiteRT (TensorFlow Lite): a .tflite file", ".tflite", "litert", False),
+        Format("onnxruntime", "ONNX Runtime: an ONNX model, QDQ if quantised", ".onnx", "onnxruntime", True, "uint8"),
+        Format("tflite", "LiteRT (TensorFlow Lite): a .tflite file", ".tflite", "litert", False, "int8"),
     )
 }
 

@@ -259,9 +259,9 @@ def test_axes_are_followed_through_a_network(tmp_path):
     compiled_nodes(tmp_path, nodes, (1, 6, 17, 7), **weights)
 
 
-def test_a_small_network_in_8_bits(tmp_path):
-    """What the sample model lacks: sums, concatenations, pooling and a gate. Integers differ by a step at most; what is
-    computed from many of them adds such steps up."""
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> tuple[Path, list[dict[str, np.ndarray]]]:
+    """A network with what the sample model lacks, as QDQ: sums, concatenations, pooling and a gate; and inputs."""
     weights = {"w": random(8, 4, 3, 3), "v": random(8, 8, 1, 1), "u": random(8, 1, 3, 3), "g": random(16, 5)}
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["a0"], name="a", pads=[1, 1, 1, 1], strides=[2, 1]),
@@ -277,16 +277,34 @@ def test_a_small_network_in_8_bits(tmp_path):
         helper.make_node("Flatten", ["i"], ["j"], name="j"),
         helper.make_node("MatMul", ["j", "g"], ["y"], name="y"),
     ]
-    path = tmp_path / "m.onnx"
-    onnx.save(model(nodes, {"x": (1, 4, 17, 7)}, {"f": (1, 16, 4, 3), "y": (1, 5)}, weights), path)
-    feeds = random_feeds(path, 16)
-    ours = edgec.compile(path, output=tmp_path / "m.so", quantize="int8", calib=feeds).path
-    theirs = edgec.compile(companions(ours)[2], "tflite", tmp_path / "q.tflite").path
+    folder = tmp_path_factory.mktemp("small")
+    onnx.save(model(nodes, {"x": (1, 4, 17, 7)}, {"f": (1, 16, 4, 3), "y": (1, 5)}, weights), folder / "m.onnx")
+    feeds = random_feeds(folder / "m.onnx", 16)
+    ours = edgec.compile(folder / "m.onnx", output=folder / "m.so", quantize="int8", calib=feeds).path
+    return companions(ours)[2], feeds
+
+
+@pytest.mark.parametrize("target", NAMES)
+def test_a_small_network_in_8_bits(small, tmp_path, target):
+    """Integers differ by a step at most; what is computed from many of them adds such steps up."""
+    twin, feeds = small
+    ours = edgec.compile(twin, output=tmp_path / "m.so").path
+    theirs = edgec.compile(twin, target, tmp_path / f"q{suffix(target)}").path
     wanted, found = (outputs_of(each, feeds) for each in (ours, theirs))
     step = np.diff(np.unique(wanted["f"])).min()
     assert np.abs(wanted["f"] - found["f"]).max() <= 1.01 * step
     assert (np.abs(wanted["f"] - found["f"]) > 0.01 * step).mean() < 0.05
     assert np.abs(wanted["y"] - found["y"]).max() <= 2 * np.ptp(wanted["y"]) / 255
+
+
+def test_onnxruntime_leaves_no_convolution_in_floats(small, tmp_path):
+    """As it does with signed bytes that two operators read, where a sum is; it would round elsewhere then."""
+    path = edgec.compile(small[0], "onnxruntime", tmp_path / "m.onnx").path
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimised.onnx"), 3
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert kinds.count("QLinearConv") == 3 and "Conv" not in kinds
 
 
 SHARED = {

@@ -183,6 +183,21 @@ def widen(value: Any, lanes: int) -> Any:
     return value if lanes_of(value) == lanes else tirx.Broadcast(value, lanes)
 
 
+def part(value: Any, first: int, lanes: int) -> Any:
+    """``lanes`` neighbouring lanes of ``value``."""
+    if first == 0 and lanes == lanes_of(value):
+        return value
+    return tirx.Shuffle([value], [tirx.const(first + lane, "int32") for lane in range(lanes)])
+
+
+def join(values: Sequence[Any]) -> Any:
+    """The lanes of ``values``, one after the other."""
+    if len(values) == 1:
+        return values[0]
+    lanes = sum(lanes_of(value) for value in values)
+    return tirx.Shuffle(list(values), [tirx.const(lane, "int32") for lane in range(lanes)])
+
+
 class Emitter:
     """Evaluates expressions at the point (``axes``) of a loop nest.
 

@@ -18,14 +18,13 @@ import numpy as np
 from edgec.lazy_tvm import tirx
 from edgec.program import Conv
 from edgec.targets.cpu.math import constant
-from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, tiles
-from edgec.targets.cpu.tir import Kernel, vector_store
+from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, starts, tiles
+from edgec.targets.cpu.tir import Kernel, part, vector_store
+from edgec.targets.vectors import padded_pieces, pieces
 
 OUT, IN = 4, 6
 """Outputs and inputs of a tile along an axis."""
 POINTS = IN * IN
-LEAST_CHANNELS = 16
-"""With fewer channels the transforms cost more than the products that they save."""
 SCRATCH_BYTES = 256 * 1024
 """Of a block's transformed inputs and sums, at most: they lie on the stack, and in the L2 cache."""
 
@@ -50,18 +49,26 @@ class WinogradPlan:
         """Output channels of a block."""
         return self.vectors * self.lanes
 
+    def widths(self, channels: int) -> list[int]:
+        """The vectors that cover a block of ``channels``, whose weights end in zeros."""
+        return padded_pieces(channels, self.lanes)
+
+    @property
+    def input_width(self) -> int:
+        """Of the vectors of input channels: whole ones, as nothing is read beyond the input."""
+        return min(self.lanes, 1 << (self.conv.in_channels.bit_length() - 1))
+
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tiles."""
         return self.conv.out_height // OUT, self.conv.out_width // OUT
 
 
-def fits(conv: Conv, lanes: int) -> bool:
-    """Whether the transforms pay: enough channels in whole vectors, and whole tiles."""
+def fits(conv: Conv) -> bool:
+    """Whether the transforms are for such a convolution, of whole tiles."""
     plain = conv.kernel == (3, 3) and conv.stride == conv.dilation == (1, 1) and conv.input_strides[3] == 1
-    channels = (conv.in_channels, conv.out_channels)
-    whole = conv.out_height % OUT == conv.out_width % OUT == 0 and all(count % lanes == 0 for count in channels)
-    return plain and whole and min(channels) >= LEAST_CHANNELS and conv.weight_strides is None
+    whole = conv.out_height % OUT == conv.out_width % OUT == 0
+    return plain and whole and conv.weight_strides is None
 
 
 def block_tiles(conv: Conv, most: int) -> int:
@@ -117,31 +124,41 @@ class WinogradWriter:
         """One tile's inputs into the scratch of a block, which begins at ``base``."""
         n_step, h_step, w_step, _ = self.conv.input_strides
         corner = self.conv.input_offset + image * n_step + row * h_step + column * w_step
-        with self.body.loop(self.conv.in_channels // self.plan.lanes) as vector:
-            given = self._square(self.input, corner + vector * self.plan.lanes, h_step, w_step)
-            channels = self.conv.in_channels
-            first = self.body.bind("first", base + tile * channels + vector * self.plan.lanes)
+        channels, width = self.conv.in_channels, self.plan.input_width
+        with self.body.loop(-(-channels // width)) as vector:
+            # the last vector begins early rather than reading too far: some channels are transformed twice
+            channel = vector * width if channels % width == 0 else tirx.min(vector * width, channels - width)
+            channel = self.body.bind("channel", channel)
+            given = self._square(self.input, corner + channel, h_step, w_step, width)
+            first = self.body.bind("first", base + tile * channels + channel)
             self._put(self._both_ways(given, self._input_axis), self.inputs, first, self.plan.tiles * channels)
 
     def _transform_sums(self, image: Any, channel: Any, channels: int, tile: Any, row: Any, column: Any) -> None:
         """One tile's sums of ``channels`` from ``channel`` on, which are all that the scratch holds, into outputs."""
-        with self.body.loop(channels // self.plan.lanes) as vector:
-            step = self.plan.tiles * channels
-            given = self._square(self.sums, tile * channels + vector * self.plan.lanes, IN * step, step)
-            results = self._both_ways(given, self._output_axis)
-            for i, line in enumerate(results):
-                for j, value in enumerate(line):
-                    axes = {0: image, 1: row + i, 2: column + j, 3: channel + vector * self.plan.lanes}
-                    offset, result = self.target.evaluate(axes, 0, self.plan.lanes, value)
-                    self.body.emit(vector_store(self.target.output, result, offset))
+        row_length = sum(self.plan.widths(channels))
+        step = self.plan.tiles * row_length
+        for start, valid, count in tiles(channels, self.plan.lanes):
+            (width,) = self.plan.widths(valid)
+            with self.body.loop(count) as vector:
+                first = start + vector * width
+                given = self._square(self.sums, tile * row_length + first, IN * step, step, width)
+                results = self._both_ways(given, self._output_axis)
+                for i, line in enumerate(results):
+                    for j, value in enumerate(line):
+                        self._store({0: image, 1: row + i, 2: column + j, 3: channel + first}, value, valid)
 
-    def _square(self, buffer: Any, offset: Any, row_step: int, column_step: int) -> list[list[Any]]:
-        """Six by six vectors of channels."""
+    def _store(self, axes: dict[int, Any], value: Any, channels: int) -> None:
+        """The first ``channels`` of a vector of sums into the outputs at ``axes``."""
+        widths = pieces(channels, self.plan.lanes)
+        for skip, width in zip(starts(widths), widths, strict=True):
+            offset, result = self.target.evaluate(axes, skip, width, part(value, skip, width))
+            self.body.emit(vector_store(self.target.output, result, offset))
+
+    def _square(self, buffer: Any, offset: Any, row_step: int, column_step: int, width: int) -> list[list[Any]]:
+        """Six by six vectors of ``width`` channels."""
         first = self.body.bind("first", offset)
         offsets = [[first + i * row_step + j * column_step for j in range(IN)] for i in range(IN)]
-        return [
-            [self.body.bind("d", load_channels(buffer, each, self.plan.lanes)) for each in line] for line in offsets
-        ]
+        return [[self.body.bind("d", load_channels(buffer, each, width)) for each in line] for line in offsets]
 
     def _both_ways(self, given: list[list[Any]], transform: Any) -> list[list[Any]]:
         """``transform`` along the columns, then along the rows."""
@@ -182,30 +199,28 @@ class WinogradWriter:
                 weights = channel * panel + point * (self.conv.in_channels * channels)
                 source = point * (self.plan.tiles * self.conv.in_channels)
                 first = point * (self.plan.tiles * self.conv.out_channels) + channel
-                self._products(source, channels, self.body.bind("w", weights), first, self.conv.out_channels)
+                widths = self.plan.widths(channels)
+                self._products(source, widths, self.body.bind("w", weights), first, self.conv.out_channels)
 
-    def _products(self, source: Any, channels: int, weights: Any, first: Any, row: int) -> None:
+    def _products(self, source: Any, widths: list[int], weights: Any, first: Any, row: int) -> None:
         """The sums of one point over all input channels, for a block of channels and the block's tiles.
 
         Args:
             source: where the point's inputs begin in their scratch.
-            channels: of the block.
+            widths: the vectors that cover the block's channels.
             weights: where those of the point and the block begin.
             first: where the sums go to in their scratch.
             row: channels of a tile there.
         """
-        count, lanes = self.plan.tiles, self.plan.lanes
-        points = [Point(0, t) for t in range(count)]
-        acc = Accumulators(self.body, "float32", points, [lanes] * (channels // lanes))
-        self._sum_up(acc, self.body.bind("u", source), channels, weights)
+        acc = Accumulators(self.body, "float32", [Point(0, t) for t in range(self.plan.tiles)], widths)
+        self._sum_up(acc, self.body.bind("u", source), weights)
         first = self.body.bind("first", first)
-        for t in range(count):
-            for vector in range(channels // lanes):
-                offset = first + (t * row + vector * lanes)
-                self.body.emit(vector_store(self.sums, acc.value(t, vector), offset))
+        for t in range(self.plan.tiles):
+            for vector, start in enumerate(starts(widths)):
+                self.body.emit(vector_store(self.sums, acc.value(t, vector), first + (t * row + start)))
 
     @abstractmethod
-    def _sum_up(self, acc: Accumulators, source: Any, channels: int, weights: Any) -> None:
+    def _sum_up(self, acc: Accumulators, source: Any, weights: Any) -> None:
         """Add the products of all input channels: each value of a tile times the vectors of its weights."""
 
 

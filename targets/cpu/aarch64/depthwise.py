@@ -13,10 +13,10 @@ import numpy as np
 
 from edgec.lazy_tvm import tirx
 from edgec.program import Depthwise
-from edgec.targets.cpu.aarch64.neon import long_product, part, special
+from edgec.targets.cpu.aarch64.neon import long_product, special
 from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile, load_input
 from edgec.targets.cpu.tile import Point, Store, bias_apart, load_channels, starts, tiles
-from edgec.targets.cpu.tir import Kernel, lanes_of
+from edgec.targets.cpu.tir import Kernel, lanes_of, part
 from edgec.targets.target import Target
 from edgec.targets.vectors import SHORT
 

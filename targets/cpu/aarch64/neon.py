@@ -11,7 +11,7 @@ from edgec.lazy_tvm import tirx
 from edgec.nest import looked_up
 from edgec.scalar import Expr
 from edgec.targets.cpu.math import Bind, constant, vector_type
-from edgec.targets.cpu.tir import lanes_of, vector_load, widen
+from edgec.targets.cpu.tir import join, lanes_of, part, vector_load, widen
 
 BYTES = 16
 """Bytes in a register."""
@@ -25,21 +25,6 @@ Values = Callable[[Expr], Any]
 def instruction(dtype: str, name: str, *args: Any) -> Any:
     """An instruction by LLVM's name for it, without side effects."""
     return tirx.call_llvm_pure_intrin(dtype, f"llvm.{name}", *args)
-
-
-def part(value: Any, first: int, lanes: int) -> Any:
-    """``lanes`` neighbouring lanes of ``value``."""
-    if first == 0 and lanes == lanes_of(value):
-        return value
-    return tirx.Shuffle([value], [tirx.const(first + lane, "int32") for lane in range(lanes)])
-
-
-def join(values: Sequence[Any]) -> Any:
-    """The lanes of ``values``, one after the other."""
-    if len(values) == 1:
-        return values[0]
-    lanes = sum(lanes_of(value) for value in values)
-    return tirx.Shuffle(list(values), [tirx.const(lane, "int32") for lane in range(lanes)])
 
 
 def split(value: Any, lanes: int) -> list[Any]:

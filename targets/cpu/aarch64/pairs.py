@@ -16,10 +16,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgec.program import Conv
-from edgec.targets.cpu.aarch64.neon import BYTES, long_product, pair_sums, part, repeated, turned
+from edgec.targets.cpu.aarch64.neon import BYTES, long_product, pair_sums, repeated, turned
 from edgec.targets.cpu.aarch64.runs import RunPlan, RunWriter, best_tile
 from edgec.targets.cpu.aarch64.runs import generate as generate_runs
 from edgec.targets.cpu.aarch64.tile import LANES, Tile, load_input
+from edgec.targets.cpu.tir import part
 from edgec.targets.target import Target
 
 PAIR = 2

@@ -9,9 +9,8 @@ from typing import Any
 from edgec.lazy_tvm import tirx
 from edgec.scalar import Expr
 from edgec.targets.cpu.aarch64 import assembly
-from edgec.targets.cpu.aarch64.neon import join, part
 from edgec.targets.cpu.tile import Accumulators, Point, Store
-from edgec.targets.cpu.tir import Body, Emitter, vector_load, vector_store
+from edgec.targets.cpu.tir import Body, Emitter, join, part, vector_load, vector_store
 from edgec.targets.vectors import CHANNEL_AXIS, pieces
 
 LANES = 4

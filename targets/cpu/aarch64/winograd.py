@@ -12,17 +12,21 @@ from edgec.targets.cpu.aarch64.tile import LANES
 from edgec.targets.cpu.tile import Accumulators
 from edgec.targets.cpu.tir import Kernel
 from edgec.targets.cpu.winograd import WinogradPlan, WinogradWriter, block_tiles
-from edgec.targets.cpu.winograd import fits as fits_lanes
+from edgec.targets.cpu.winograd import fits as fits_transforms
 from edgec.targets.target import Target
 
 BLOCK_TILES = 4
 """Tiles of a block, at most: as many rows of sums as registers hold beside four vectors of channels."""
 BLOCK_VECTORS = 4
+LEAST_CHANNELS = 16
+"""With fewer channels the transforms cost more than the products that they save."""
 
 
 def fits(conv: Conv) -> bool:
-    """Whether the transforms pay, and several tiles a block share the weights that are loaded."""
-    return fits_lanes(conv, LANES) and block_tiles(conv, BLOCK_TILES) > 1
+    """Whether the transforms pay, in whole vectors, and several tiles a block share the weights that are loaded."""
+    channels = (conv.in_channels, conv.out_channels)
+    enough = min(channels) >= LEAST_CHANNELS and all(count % LANES == 0 for count in channels)
+    return fits_transforms(conv) and enough and block_tiles(conv, BLOCK_TILES) > 1
 
 
 def plan(conv: Conv, target: Target) -> WinogradPlan:
@@ -38,10 +42,10 @@ def generate(p: WinogradPlan, dtypes: list[str]) -> Any:
 
 
 class _ElementWriter(WinogradWriter):
-    def _sum_up(self, acc: Accumulators, source: Any, channels: int, weights: Any) -> None:
+    def _sum_up(self, acc: Accumulators, source: Any, weights: Any) -> None:
         depth = self.conv.in_channels
         offsets = tuple(tile * depth for tile in range(self.plan.tiles))
-        products = Products(FMLA, offsets, channels // LANES, (), (LANES,) * (depth // LANES), start=False)
+        products = Products(FMLA, offsets, len(acc.widths), (), (LANES,) * (depth // LANES), start=False)
         inputs = [assembly.address(self.inputs, source + products.offsets[pixel]) for pixel in products.pointers]
         addresses = [assembly.address(self.weight, weights), *inputs]
         assembly.call(self.kernel, products, lambda: assembly.inline(products), acc.buffer, addresses)

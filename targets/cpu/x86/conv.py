@@ -26,8 +26,8 @@ from edgec.lazy_tvm import tirx
 from edgec.program import Conv
 from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvPlan, ConvWriter
 from edgec.targets.cpu.tile import Accumulators, Point, Store, bias_apart, starts, tiles
-from edgec.targets.cpu.tir import Kernel, lanes_of, vector_load
-from edgec.targets.cpu.x86.isa import Isa, part
+from edgec.targets.cpu.tir import Kernel, lanes_of, part, vector_load
+from edgec.targets.cpu.x86.isa import Isa
 from edgec.targets.cpu.x86.narrow import special
 from edgec.targets.cpu.x86.tile import (
     SIGN_BYTES,

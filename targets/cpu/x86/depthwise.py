@@ -19,8 +19,8 @@ import numpy as np
 from edgec.lazy_tvm import tirx
 from edgec.program import Depthwise
 from edgec.targets.cpu.tile import Point, Store, bias_apart, tiles
-from edgec.targets.cpu.tir import Kernel, vector_load
-from edgec.targets.cpu.x86.isa import Isa, dot, pair_sums, part
+from edgec.targets.cpu.tir import Kernel, part, vector_load
+from edgec.targets.cpu.x86.isa import Isa, dot, pair_sums
 from edgec.targets.cpu.x86.narrow import special
 from edgec.targets.cpu.x86.tile import SIGN_BYTES, TAPS, IntegerTile, Panel, bias_vectors
 from edgec.targets.target import Target

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,21 +43,6 @@ class Isa:
 def instruction(dtype: str, name: str, *args: Any) -> Any:
     """An instruction by LLVM's name for it, without side effects."""
     return tirx.call_llvm_pure_intrin(dtype, f"llvm.{name}", *args)
-
-
-def part(value: Any, first: int, lanes: int) -> Any:
-    """``lanes`` neighbouring lanes of ``value``."""
-    if first == 0 and lanes == lanes_of(value):
-        return value
-    return tirx.Shuffle([value], [tirx.const(first + lane, "int32") for lane in range(lanes)])
-
-
-def join(values: Sequence[Any]) -> Any:
-    """The lanes of ``values``, one after the other."""
-    if len(values) == 1:
-        return values[0]
-    lanes = sum(lanes_of(value) for value in values)
-    return tirx.Shuffle(list(values), [tirx.const(lane, "int32") for lane in range(lanes)])
 
 
 def dot(total: Any, unsigned: Any, signed: Any) -> Any:

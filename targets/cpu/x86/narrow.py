@@ -13,8 +13,8 @@ from edgec.lazy_tvm import tirx
 from edgec.nest import looked_up
 from edgec.scalar import Expr
 from edgec.targets.cpu.math import Bind, constant
-from edgec.targets.cpu.tir import Special, lanes_of, vector_load
-from edgec.targets.cpu.x86.isa import Isa, instruction, join, nearest, pack_bytes, pack_words, part, saturated_sum
+from edgec.targets.cpu.tir import Special, join, lanes_of, part, vector_load
+from edgec.targets.cpu.x86.isa import Isa, instruction, nearest, pack_bytes, pack_words, saturated_sum
 
 GROUP = 4
 """int32 vectors that fill one vector of bytes."""

@@ -11,8 +11,8 @@ import numpy as np
 from edgec.lazy_tvm import tirx
 from edgec.scalar import Expr
 from edgec.targets.cpu.tile import Accumulators, Point, Store, starts
-from edgec.targets.cpu.tir import Body, Emitter, vector_store
-from edgec.targets.cpu.x86.isa import Isa, dot, join, pair_sums, part, word_dot
+from edgec.targets.cpu.tir import Body, Emitter, join, part, vector_store
+from edgec.targets.cpu.x86.isa import Isa, dot, pair_sums, word_dot
 from edgec.targets.cpu.x86.narrow import GROUP, bytes_of, narrowing
 from edgec.targets.vectors import CHANNEL_AXIS, pieces
 

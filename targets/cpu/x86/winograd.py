@@ -14,10 +14,10 @@ import numpy as np
 
 from edgec.lazy_tvm import tirx
 from edgec.program import Conv
-from edgec.targets.cpu.tile import Accumulators, load_channels, tiles
+from edgec.targets.cpu.tile import Accumulators, load_channels, starts, tiles
 from edgec.targets.cpu.tir import Kernel
 from edgec.targets.cpu.winograd import POINTS, WinogradPlan, WinogradWriter, block_tiles, times
-from edgec.targets.cpu.winograd import fits as fits_lanes
+from edgec.targets.cpu.winograd import fits as fits_transforms
 from edgec.targets.target import Target
 
 LEAST_SUMS = 8
@@ -33,22 +33,22 @@ GAIN = 0.85
 
 def fits(conv: Conv, target: Target) -> bool:
     """Whether the transforms pay, and the registers are put to use."""
-    if conv.input_dtype != "float32" or not fits_lanes(conv, target.lanes(4)):
+    if conv.input_dtype != "float32" or not fits_transforms(conv):
         return False
     return any(True for _ in candidates(conv, target)) and _cycles(conv, target.lanes(4)) < GAIN * _direct(conv, target)
 
 
 def _cycles(conv: Conv, lanes: int) -> float:
-    """Cycles, about, at one multiply-add of vectors a cycle."""
+    """Cycles, about, at one multiply-add of vectors a cycle; those of fewer channels count as whole ones."""
     count = conv.batch * conv.out_height * conv.out_width // 16
-    outputs = conv.out_channels // lanes
+    inputs, outputs = -(-conv.in_channels // lanes), -(-conv.out_channels // lanes)
     products = POINTS * count * conv.in_channels * outputs
-    transforms = count * (INPUT_CYCLES * conv.in_channels // lanes + OUTPUT_CYCLES * outputs)
+    transforms = count * (INPUT_CYCLES * inputs + OUTPUT_CYCLES * outputs)
     return products + transforms + conv.batch * conv.in_channels * outputs * WEIGHT_CYCLES
 
 
 def _direct(conv: Conv, target: Target) -> float:
-    return conv.macs / target.lanes(4)
+    return conv.macs / conv.out_channels * -(-conv.out_channels // target.lanes(4))
 
 
 def plan(conv: Conv, target: Target) -> WinogradPlan:
@@ -61,7 +61,7 @@ def candidates(conv: Conv, target: Target) -> Iterator[WinogradPlan]:
     lanes = target.lanes(4)
     if POINTS * conv.in_channels * conv.out_height * conv.out_width // 4 > SCRATCH_BYTES:
         return
-    for vectors in range(1, min(MOST_VECTORS, conv.out_channels // lanes) + 1):
+    for vectors in range(1, min(MOST_VECTORS, -(-conv.out_channels // lanes)) + 1):
         count = block_tiles(conv, (target.vector_registers - 1 - vectors) // vectors)
         fitting = POINTS * conv.in_channels * vectors * lanes * 4 <= SCRATCH_BYTES
         if fitting and count * vectors >= LEAST_SUMS:
@@ -69,9 +69,13 @@ def candidates(conv: Conv, target: Target) -> Iterator[WinogradPlan]:
 
 
 def pack(p: WinogradPlan, weight: np.ndarray) -> np.ndarray:
-    """The weight [3, 3, ci, co] as [block of channels][kh, kw, ci, channel]."""
-    taps = weight.reshape(-1, *weight.shape[2:])
-    return np.concatenate([taps[:, :, first : first + p.block].ravel() for first in range(0, taps.shape[2], p.block)])
+    """The weight [3, 3, ci, co] as [block of channels][kh, kw, ci, channel], channels padded with zeros."""
+    taps, blocks = weight.reshape(-1, *weight.shape[2:]), []
+    for first in range(0, taps.shape[2], p.block):
+        block = taps[:, :, first : first + p.block]
+        channels = block.shape[2]
+        blocks.append(np.pad(block, ((0, 0), (0, 0), (0, sum(p.widths(channels)) - channels))).ravel())
+    return np.concatenate(blocks)
 
 
 def generate(p: WinogradPlan, dtypes: list[str]) -> Any:
@@ -100,34 +104,37 @@ class _SpreadingWriter(WinogradWriter):
             for start, channels, groups in tiles(self.conv.out_channels, self.plan.block):
                 with self.body.loop(groups) as group:
                     channel = self.body.bind("channel", start + group * channels)
-                    self._spread_weights(channel, channels)
+                    self._spread_weights(channel, sum(self.plan.widths(channels)))
                     with self.body.loop(count, first) as block:
                         self._block(image, block, channel, channels)
 
     def _block(self, image: Any, block: Any, channel: Any, channels: int) -> None:
         """The outputs of a block of tiles and a block of channels."""
-        span, depth = self.plan.tiles, self.conv.in_channels
+        span, depth, widths = self.plan.tiles, self.conv.in_channels, self.plan.widths(channels)
+        row = sum(widths)
         with self.body.loop(POINTS) as point:
             source = (block * POINTS + point) * (span * depth)
-            self._products(source, channels, point * self._spread_step(channels), point * (span * channels), channels)
+            self._products(source, widths, point * self._spread_step(row), point * (span * row), row)
         self._each_tile(block * span, lambda *place: self._transform_sums(image, channel, channels, *place))
 
-    def _spread_weights(self, channel: Any, channels: int) -> None:
-        """The weights of a block of channels at the 36 points, as [point, ci, channel]."""
+    def _spread_weights(self, channel: Any, row: int) -> None:
+        """The weights of a block of ``row`` channels, zeros among them, at the 36 points, as [point, ci, channel]."""
         depth = self.conv.in_channels
-        with self.body.loop(depth) as row, self.body.loop(channels // self.plan.lanes) as vector:
-            place = self.body.bind("place", row * channels + vector * self.plan.lanes)
-            first = self.body.bind("first", channel * (9 * depth) + place)
-            offsets = [[first + (3 * i + j) * (depth * channels) for j in range(3)] for i in range(3)]
-            given = [
-                [self.body.bind("g", load_channels(self.weight, each, self.plan.lanes)) for each in line]
-                for line in offsets
-            ]
-            self._put(self._both_ways(given, self._weight_axis), self.spread, place, self._spread_step(channels))
+        with self.body.loop(depth) as index:
+            for start, width, count in tiles(row, self.plan.lanes):
+                with self.body.loop(count) as vector:
+                    place = self.body.bind("place", index * row + start + vector * width)
+                    first = self.body.bind("first", channel * (9 * depth) + place)
+                    offsets = [[first + (3 * i + j) * (depth * row) for j in range(3)] for i in range(3)]
+                    given = [
+                        [self.body.bind("g", load_channels(self.weight, each, width)) for each in line]
+                        for line in offsets
+                    ]
+                    self._put(self._both_ways(given, self._weight_axis), self.spread, place, self._spread_step(row))
 
-    def _spread_step(self, channels: int) -> int:
+    def _spread_step(self, row: int) -> int:
         """From one point's weights to the next one's: not a power of two, whose lines would evict each other."""
-        return self.conv.in_channels * channels + self.plan.lanes
+        return self.conv.in_channels * row + self.plan.lanes
 
     def _weight_axis(self, g: Sequence[Any]) -> list[Any]:
         """G of the paper, along one axis."""
@@ -143,11 +150,12 @@ class _SpreadingWriter(WinogradWriter):
         )
         return [*(hold(value) for value in values), g[2]]
 
-    def _sum_up(self, acc: Accumulators, source: Any, channels: int, weights: Any) -> None:
+    def _sum_up(self, acc: Accumulators, source: Any, weights: Any) -> None:
+        row = sum(acc.widths)
         with self.body.loop(self.conv.in_channels) as index:
             vectors = [
-                self.body.bind("w", load_channels(self.spread, weights + index * channels + first, self.plan.lanes))
-                for first in range(0, channels, self.plan.lanes)
+                self.body.bind("w", load_channels(self.spread, weights + index * row + first, width))
+                for first, width in zip(starts(acc.widths), acc.widths, strict=True)
             ]
             for t in range(self.plan.tiles):
                 value = self.body.bind("x", tirx.BufferLoad(self.inputs, [source + t * self.conv.in_channels + index]))
