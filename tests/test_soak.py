@@ -8,19 +8,12 @@ from pathlib import Path
 import pytest
 
 import edgec
-from edgec.runtimes.build import SOURCE_FOLDER
+from tests.programs import with_library
 
 
 def soak(folder: Path, artifact: Path, runs: int, openings: int, *flags: str) -> str:
     """Build the program with the library's sources, and run it."""
-    program = folder / "soak"
-    sources = [SOURCE_FOLDER / "tests" / "soak.c", *sorted((SOURCE_FOLDER / "src").glob("*.c"))]
-    options = ["-std=c11", "-O2", "-g", "-D_GNU_SOURCE", *flags, f"-I{SOURCE_FOLDER / 'include'}"]
-    command = ["cc", *options, *sources, "-o", program, "-lpthread", "-ldl"]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    if "-fsanitize=thread" in flags and built.returncode:
-        pytest.skip("this C compiler has no -fsanitize=thread")
-    assert built.returncode == 0, built.stderr
+    program = with_library("soak", folder, *flags)
     command = [program, artifact, str(runs), str(openings)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
