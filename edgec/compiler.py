@@ -237,7 +237,7 @@ def compile(
         gpu = GpuProgram(program, chosen)
     processor = chosen.host if isinstance(chosen, GpuTarget) else chosen
     if gpu is None:
-        tiling.tile(program)
+        (tiling.tile_for_memory if processor.bare_metal else tiling.tile)(program)
     planned = gpu is not None and gpu.program is program
     lifetimes = gpu.lifetimes if gpu and planned else memory.plan(program, chosen.arena_alignment)
     clock.lap("lowering")

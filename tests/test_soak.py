@@ -33,3 +33,10 @@ def test_no_races(tmp_path: Path, tiny_artifact: Path) -> None:
 def test_a_million_runs_and_ten_thousand_openings(tmp_path: Path, sample_model: Path) -> None:
     artifact = edgec.compile(sample_model, "host", tmp_path / "digits.so").path
     print(soak(tmp_path, artifact, 1_000_000, 10_000))
+
+
+@pytest.mark.heavy
+def test_no_races_for_long(tmp_path: Path, sample_model: Path) -> None:
+    """A million runs, and ten thousand on each of four threads side by side."""
+    artifact = edgec.compile(sample_model, "host", tmp_path / "digits.so").path
+    print(soak(tmp_path, artifact, 1_000_000, 1_000, "-fsanitize=thread"))
