@@ -17,6 +17,7 @@ $(STAMP): pyproject.toml
 		{ echo "edgec needs Python 3.10 to 3.13; install one and name it: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "Python's venv module is missing; run: sudo apt-get install python3-venv"; exit 1; }
+	@echo "setting up $(VENV) with edgec and what it needs, some 1.5 GB: minutes, depending on the network"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
@@ -25,7 +26,7 @@ demo: $(STAMP) ## compile the sample model, run it on real input, show sizes, sp
 	@$(VENV)/bin/python samples/demo.py
 
 test: tools lint ## check style and types, and run all tests but the heavy ones
-	$(VENV)/bin/python -m pytest -m "not heavy"
+	$(VENV)/bin/python -m pytest -m "not heavy" -n 2 --dist loadfile
 
 test-heavy: tools $(STAMP) ## run the tests that take minutes each
 	$(VENV)/bin/python -m pytest -m heavy

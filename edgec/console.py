@@ -6,9 +6,9 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgec.errors import EdgecError
@@ -69,8 +69,19 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
-def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; columns of numbers are aligned to the right. Nothing is printed without rows."""
+def print_table(
+    title: str, header: Sequence[str], rows: Iterable[Sequence[object]], spare: Collection[str] = ()
+) -> None:
+    """Print a table; columns of numbers are aligned to the right. Nothing is printed without rows.
+
+    Where it is wider than the terminal, headings are wrapped between words and long texts behind ``/`` and ``.``.
+
+    Args:
+        title: stands above it.
+        header: the columns' headings.
+        rows: a cell for each column.
+        spare: headings of columns that are left out, the first one first, while there is no room for all.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -78,15 +89,98 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[objec
     cells = list(rows)
     if not cells:
         return
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_header=any(header))
-    for index, name in enumerate(header):
-        numeric = all(row[index] is None or isinstance(row[index], (int, float)) for row in cells)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in cells:
-        table.add_row(*(Text(cell_text(cell)) for cell in row))
+    columns = [_Column.of(name, [row[index] for row in cells]) for index, name in enumerate(header)]
     console = stdout()
+    gap = _GAP if _width(columns, _GAP) <= console.width else _NARROW_GAP
+    left_out = [name for name in spare if name in header]
+    kept = list(columns)
+    while left_out and _width(kept, gap, least=True) > console.width:
+        kept = [column for column in kept if column.name != left_out[0]]
+        left_out.pop(0)
+    missing = [column.name for column in columns if column not in kept]
+    _narrow(kept, gap, console.width)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_header=any(header), padding=(0, gap - 1, 0, 0))
+    for column in kept:
+        table.add_column(
+            column.name, justify="right" if column.numeric else "left", overflow="fold", width=column.width
+        )
+    for row in zip(*(column.lines() for column in kept), strict=True):
+        table.add_row(*map(Text, row))
     console.print(Text(title, "bold"), soft_wrap=True)
     console.print(table)
+    if missing:
+        print_text(f"no room for {', '.join(missing)}: in a wider terminal, and in --json")
+
+
+_GAP, _NARROW_GAP = 3, 2
+"""Columns between two of a table's, and where it is too wide."""
+
+_LONGEST_WORD = 20
+"""Characters of a text that are kept on one line, if need be at the cost of another column."""
+
+_BETWEEN_WORDS = re.compile(r"(?<!→) (?!→)")
+
+
+@dataclass
+class _Column:
+    """A table's column: its cells as text, and how wide it is to be."""
+
+    name: str
+    cells: list[str]
+    numeric: bool
+    width: int
+
+    @classmethod
+    def of(cls, name: str, values: Sequence[object]) -> _Column:
+        """As wide as its widest cell."""
+        cells = [cell_text(value) for value in values]
+        numeric = all(value is None or isinstance(value, (int, float)) for value in values)
+        return cls(name, cells, numeric, max(map(len, [name, *cells])))
+
+    @property
+    def widest(self) -> int:
+        """The widest cell's width."""
+        return max(map(len, self.cells))
+
+    @property
+    def least(self) -> int:
+        """The width that it must have: of a number, or of a word."""
+        cells = self.widest if self.numeric else min(_LONGEST_WORD, max(map(_longest_word, self.cells)))
+        return max(cells, _longest_word(self.name))
+
+    def lines(self) -> list[str]:
+        """The cells, broken where they are too long."""
+        return self.cells if self.numeric else [_broken(cell, self.width) for cell in self.cells]
+
+
+def _longest_word(text: str) -> int:
+    return max(map(len, _BETWEEN_WORDS.split(text)))
+
+
+def _width(columns: Sequence[_Column], gap: int, *, least: bool = False) -> int:
+    """What a table takes, a blank at both ends."""
+    return sum(each.least if least else each.width for each in columns) + gap * (len(columns) - 1) + 2
+
+
+def _narrow(columns: Sequence[_Column], gap: int, room: int) -> None:
+    """Take what is missing from headings that are wider than what they stand above, then from the widest texts."""
+    while _width(columns, gap) > room:
+        able = [column for column in columns if column.width > column.least]
+        if not able:
+            break
+        max(able, key=lambda column: (column.width > column.widest, column.width)).width -= 1
+
+
+def _broken(text: str, width: int) -> str:
+    """``text`` with line ends at blanks and behind ``/`` and ``.``, or anywhere, where it is longer than ``width``."""
+    lines = [""]
+    for piece in re.findall(r"[^/. ]*[/. ]?", text):
+        if len(lines[-1]) + len(piece.rstrip()) > width and lines[-1]:
+            lines.append("")
+        lines[-1] += piece
+        while len(lines[-1].rstrip()) > width:
+            lines[-1:] = [lines[-1][:width], lines[-1][width:]]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def cell_text(value: object) -> str:
@@ -96,6 +190,15 @@ def cell_text(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def short_number(value: int) -> str:
+    """A count with three digits and a unit: ``64.7k``, ``301M``."""
+    if abs(value) < 1000:
+        return str(value)
+    digits, _, power = f"{value:.2e}".partition("e")
+    unit, shift = divmod(int(power), 3)
+    return f"{float(digits) * 10**shift:.{2 - shift}f}{' kMGTPE'[unit]}"
 
 
 def numbers(flag: str, text: str) -> list[float]:

@@ -141,9 +141,29 @@ def _deserialise(proto: onnx.ModelProto, name: str) -> ir.Model:
     if any(isinstance(name, bytes) for name in names):
         raise _damaged(name)
     try:
-        return ir.from_proto(proto)
+        model = ir.from_proto(proto)
     except (ir.serde.SerdeError, TypeError, ValueError) as error:
         raise _damaged(name) from error
+    _reject_unreadable_tensors(model, name)
+    return model
+
+
+def _reject_unreadable_tensors(model: ir.Model, name: str) -> None:
+    """The checker refuses tensors with fewer values than their shape has, and lets those with more pass."""
+    for graph in model.graphs():
+        tensors = [value.const_value for value in graph.initializers.values()]
+        for node in graph:
+            tensors += [each.value for each in node.attributes.values() if each.type == ir.AttributeType.TENSOR]
+        for tensor in tensors:
+            if tensor is None or isinstance(tensor, ir.ExternalTensor):  # whose file is looked at before
+                continue
+            try:
+                tensor.numpy()
+            except (TypeError, ValueError) as error:
+                raise EdgecError(
+                    f"{name} is damaged: tensor '{tensor.name or 'without a name'}' cannot be read: "
+                    f"{one_sentence(error)}; export or copy it again."
+                ) from error
 
 
 def _damaged(name: str) -> EdgecError:

@@ -31,8 +31,14 @@ if TYPE_CHECKING:
 CURVE_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 """Of the MACs, at which ``--curve`` prunes."""
 
+EXPECTED_GAIN = 0.7
+"""Of the share of the MACs that is gone, what should be gone of the time; a version that gains less is told of."""
+
 _LARGEST_SHARE, _BISECTIONS = 0.9, 5
 """Between nothing and this share of the MACs, a latency is looked for in so many steps."""
+
+MULTIPLE = 8
+"""Channels are rounded to no more than so many: half a vector of 512 bits costs half of a whole one, or little more."""
 
 _TURNS, _CALLS = 20, 20
 """Each version's turns when latencies are measured, and the calls in one."""
@@ -61,6 +67,7 @@ class Version:
         removed: the share of the MACs that is gone.
         macs: of one inference; ``parameters`` and ``bytes`` of its constants.
         ms: the fastest inference on this machine, on one thread.
+        faster: the share of the original's time that is gone.
         top1: accuracy in ONNX Runtime; None without labelled data.
     """
 
@@ -69,7 +76,13 @@ class Version:
     parameters: int
     bytes: int
     ms: float
+    faster: float
     top1: float | None
+
+    @property
+    def gains_little(self) -> bool:
+        """Whether the time fell by far less than the MACs."""
+        return self.faster < EXPECTED_GAIN * self.removed
 
 
 @dataclass(frozen=True)
@@ -219,9 +232,12 @@ def _versions(original: ir.Model, pruned: Sequence[ir.Model], data: Path | None)
     times = _latencies(models)
     summaries = [summarise(each) for each in models]
     return tuple(
-        Version(1 - s.macs / (summaries[0].macs or 1), s.macs, s.parameters, s.bytes, ms, _accuracy(each, data))
+        Version(
+            1 - s.macs / (summaries[0].macs or 1), s.macs, s.parameters, s.bytes, ms, 1 - ms / times[0],
+            _accuracy(each, data),
+        )
         for each, s, ms in zip(models, summaries, times, strict=True)
-    )
+    )  # fmt: skip
 
 
 def _accuracy(model: ir.Model, data: Path | None) -> float | None:
@@ -291,11 +307,11 @@ def prune_graph(graph: ir.Model, settings: Settings, calib: Source | None) -> tu
 
 
 def settings_for(fraction: float, target: Target | GpuTarget | Board | Format, **choices: Any) -> Settings:
-    """The default settings, with channels rounded to the target's vectors."""
+    """The default settings, with channels rounded to the target's vectors, up to ``MULTIPLE``."""
     from edgec.passes.prune.allocation import Limits
     from edgec.passes.prune.pruning import Settings
 
-    return replace(Settings(fraction, limits=Limits(multiple=target.lanes(4))), **choices)
+    return replace(Settings(fraction, limits=Limits(multiple=min(target.lanes(4), MULTIPLE))), **choices)
 
 
 def find_prunable(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Prunable:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgec.console import cell_text, print_table, print_text
+from edgec.console import cell_text, print_table, print_text, short_number
 from edgec.report import coded_weights
 
 if TYPE_CHECKING:
@@ -44,22 +44,28 @@ def print_transformed(done: Transformed, explain: bool) -> None:
 
 
 def _print_passes(reports: Sequence[PassReport], explain: bool) -> None:
-    """One row a pass; with ``explain`` also every place that was left alone, and why."""
+    """One row for each pass that did something; with ``explain`` for all, and every place left alone, and why."""
+    told = [done for done in reports if explain or done.matched or done.refusals or done.before != done.after]
+    compared = ("difference",) if any(done.difference is not None for done in reports) else ()
     scored = ("score",) if any(done.score is not None for done in reports) else ()
     print_table(
         "passes",
-        ("pass", "matched", "left alone", "nodes", "parameters", "bytes", "MACs", "difference", *scored),
+        ("pass", "matched", "left alone", "nodes", "parameters", "bytes", "MACs", *compared, *scored),
         (
             (
                 done.name, done.matched, len(done.refusals), _change(done.before.nodes, done.after.nodes),
-                _change(done.before.parameters, done.after.parameters), _change(done.before.bytes, done.after.bytes),
-                _change(done.before.macs, done.after.macs),
-                "" if done.difference is None else f"{done.difference:.1e}",
+                _change(done.before.parameters, done.after.parameters, short_number),
+                _change(done.before.bytes, done.after.bytes, short_number),
+                _change(done.before.macs, done.after.macs, short_number),
+                *("" if done.difference is None else f"{done.difference:.1e}" for _ in compared),
                 *("" if done.score is None else f"{done.score:.2f}" for _ in scored),
             )
-            for done in reports
+            for done in told
         ),
+        spare=("parameters", "left alone", "bytes"),
     )  # fmt: skip
+    if idle := len(reports) - len(told):
+        print_text(f"{idle} {'other ' if told else ''}passes found nothing to do")
     if explain:
         sentences = [f"{done.name}: {refusal}" for done in reports for refusal in done.refusals]
         print_text("\n".join(sentences or ["the passes left nothing alone that looked right for them"]))
@@ -182,7 +188,10 @@ def print_layer_errors(found: LayerErrors) -> None:
             rows[-1] += [share, layer.microseconds, layer.float_microseconds]
     if timed:
         heads += ["time %", "µs", "float µs"]
-    print_table(f"{found.whole:.1f} dB in all, on {found.samples} samples", heads, rows)
+    print_table(
+        f"{found.whole:.1f} dB in all, on {found.samples} samples", heads, rows,
+        spare=("range", "operator", "clipped %", "float µs", "µs"),
+    )  # fmt: skip
     print_text(found.verdict)
 
 
@@ -240,23 +249,30 @@ def print_project(path: Path, facts: Mapping[str, Any]) -> None:
     )
 
 
-def _change(before: int, after: int) -> str:
-    return f"{before:,}" if before == after else f"{before:,} → {after:,}"
+def _change(before: int, after: int, write: Callable[[int], str] = "{:,}".format) -> str:
+    first, last = write(before), write(after)
+    return first if first == last else f"{first} → {last}"
 
 
 def print_pruned(found: Comparison) -> None:
     """One row for each version of the model, the original first."""
     print_table(
         "versions",
-        ("removed", "MACs", "parameters", "bytes", "ms", "accuracy"),
+        ("removed", "MACs", "parameters", "bytes", "ms", "faster by", "accuracy"),
         (
             (
                 f"{each.removed:.1%}", f"{each.macs:,}", f"{each.parameters:,}", f"{each.bytes:,}",
-                "" if each.ms is None else cell_text(each.ms), "" if each.top1 is None else f"{each.top1:.2%}",
+                cell_text(each.ms), f"{each.faster:.1%}", "" if each.top1 is None else f"{each.top1:.2%}",
             )
             for each in found.versions
         ),
     )  # fmt: skip
+    for each in found.versions:
+        if each.gains_little:
+            print_text(
+                f"without {each.removed:.0%} of the MACs it is only {each.faster:.0%} faster on this machine: what is "
+                "left takes longer for each MAC; --measure latency removes what takes time"
+            )
     print_text(f"saved to {found.path}")
 
 

@@ -32,7 +32,7 @@ LARGEST_ERROR = 1e-4
 def sizes(artifacts: list[edgec.Compiled]) -> Table:
     """What would be copied to a device, and the memory it takes there."""
     table = Table(title="bytes")
-    for column in ("target", "model (ONNX)", "artifact", "of it weights", "libedgert", "arena"):
+    for column in ("target", "model (ONNX)", "artifact", "its weights", "libedgert", "arena"):
         table.add_column(column, justify="left" if column == "target" else "right")
     for compiled in artifacts:
         facts, library = compiled.manifest, build_runtime(compiled.manifest["triple"]).shared
@@ -81,8 +81,9 @@ def main() -> int:
     console = Console()
     with tempfile.TemporaryDirectory(prefix="edgec-demo-") as name:
         host = edgec.compile(MODEL, "host", Path(name) / "digits.so")
+        console.print(f"{MODEL.name} compiled for this machine:\n{host.report}\n", highlight=False, soft_wrap=True)
+        console.print("now for a Raspberry Pi 4, and both on digits held out of the training …\n")
         board = edgec.compile(MODEL, "rpi4", Path(name) / "digits_rpi4.so")
-        console.print(f"{MODEL.name} compiled for this machine:\n{host.report}\n", highlight=False)
         results = {
             "ONNX Runtime": evaluate(MODEL, HELD_OUT),
             "this machine": evaluate(host.path, HELD_OUT, reference=MODEL),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,10 @@ PACKAGES = {"litert": "ai_edge_litert", "mnn": "MNN"}
 
 
 def require(name: str) -> None:
-    """Skip the test where the runtime is not installed."""
+    """Skip the test where the runtime, or what converts models for it, is not installed."""
     pytest.importorskip(PACKAGES.get(name, name), reason=f"{name} is not installed: {PEERS[name]}")
+    if name == "ncnn" and find_spec("pnnx") is None:
+        pytest.skip(f"pnnx is not installed: {PEERS[name]}")
 
 
 # ---- bench --------------------------------------------------------------------------------------------------

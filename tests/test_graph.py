@@ -311,6 +311,18 @@ class TestBadFiles:
         with pytest.raises(EdgecError, match="too short to hold tensor 'w'"):
             load_graph(path)
 
+    @pytest.mark.parametrize("content", [{"raw_data": b"\0" * 28}, {"raw_data": b"\0" * 25}, {"float_data": [0.0] * 7}])
+    @pytest.mark.parametrize("is_attribute", [False, True])
+    def test_tensor_with_more_values_than_its_shape(self, content: dict[str, object], is_attribute: bool) -> None:
+        tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[2, 3], **content)
+        constant = [helper.make_node("Constant", [], ["w"], value=tensor)] if is_attribute else []
+        model = build([*constant, node("Add", ["x", "w"], ["y"])], {"x": [2, 3]}, ["y"])
+        model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2, 3]))
+        if not is_attribute:
+            model.graph.initializer.append(tensor)
+        with pytest.raises(EdgecError, match=r"tensor 'w' cannot be read: .*; export or copy it again\."):
+            load_graph(model)
+
     @pytest.mark.parametrize("seed", range(40))
     def test_damaged_bytes_never_end_in_a_traceback(self, tmp_path: Path, seed: int) -> None:
         rng = random.Random(seed)

@@ -149,6 +149,24 @@ def test_channels_are_rounded_to_the_vector(sample_model: Path) -> None:
     assert all(width % 4 == 0 for width in widths)
 
 
+@pytest.mark.parametrize("width", [13, 15, 29, 61])
+def test_channels_that_are_no_multiple_become_one(width: int) -> None:
+    """Where dead channels went first, say: the first step is a small one, those after it are of vectors."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        node("Conv", ["x", "a"], ["h"], pads=[1, 1, 1, 1]),
+        node("Relu", ["h"], ["r"]),
+        node("Conv", ["r", "b"], ["y"]),
+    ]
+    shapes = {"a": (width, 3, 3, 3), "b": (5, width, 1, 1)}
+    constants = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    model = load(build(nodes, {"x": (1, 3, 8, 8)}, ["y"], constants))
+    Prune(Settings(0.3, score="magnitude", limits=Limits(multiple=8))).apply(model)
+    left = next(each.inputs[1].shape.numpy()[0] for each in model.graph if each.op_type == "Conv" and each.inputs[1])
+    assert left < 0.75 * width
+    assert left % 4 == 0
+
+
 def test_a_floor_stays(sample_model: Path) -> None:
     before = {n.name: n.outputs[0].shape.numpy()[1] for n in folded(sample_model).graph if n.op_type == "Conv"}
     model = pruned(sample_model, [], fraction=0.6, limits=Limits(floor=0.5))
@@ -364,6 +382,15 @@ def test_the_command_compares(sample_model: Path, tmp_path: Path) -> None:
     assert after["macs"] <= 0.7 * before["macs"]
     assert after["ms"] > 0
     onnx.checker.check_model(onnx.load(out), full_check=True)
+
+
+def test_a_version_that_is_hardly_faster_is_told_of(
+    sample_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgec.pruning._latencies", lambda models: [2.0, 1.9])
+    found = call("prune", sample_model, "--remove", 0.3, "--score", "magnitude", "-o", tmp_path / "small.onnx")
+    assert found.exit_code == 0, found.output
+    assert "of the MACs it is only 5% faster on this machine" in found.stdout
 
 
 def test_the_command_says_what_is_possible(sample_model: Path, tmp_path: Path) -> None:

@@ -187,6 +187,21 @@ def test_recipe_gives_a_layer_16_bits() -> None:
     assert decibels(outputs(found.model, samples(SHAPE)), wanted) > 25
 
 
+def test_products_beside_16_bits_load_in_onnxruntime() -> None:
+    """ONNX Runtime makes a Gemm, behind a Reshape of its own, of a product of matrices with a bias."""
+    nodes = [
+        node("MatMul", ["x", "w"], ["p"], name="first"),
+        node("Add", ["p", "b"], ["h"], name="bias"),
+        node("Relu", ["h"], ["r"], name="relu"),
+        node("MatMul", ["r", "v"], ["q"], name="second"),
+        node("Add", ["q", "x"], ["y"], name="sum"),
+    ]
+    shape, constants = (1, 5, 7), {"w": random(7, 9), "b": random(9, seed=1), "v": random(9, 7, seed=2)}
+    found = quantised(nodes, shape, constants, Recipe(refine=False, layers={"second": "int16"}))
+    wanted = outputs(load_graph(build(nodes, {"x": shape}, ["y"], constants)), samples(shape))
+    assert decibels(outputs(found.model, samples(shape)), wanted) > 25
+
+
 def test_functions_are_quantised_on_both_sides() -> None:
     nodes = [node("Conv", ["x", "w"], ["a"], name="conv"), node("Sigmoid", ["a"], ["b"], name="sigmoid"),
              node("Conv", ["b", "v"], ["y"], name="last")]  # fmt: skip

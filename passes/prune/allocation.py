@@ -24,8 +24,9 @@ from edgec.passes.prune.rules import Linear
 from edgec.passes.prune.scores import Scores
 from edgec.passes.prune.sensitivity import Curve
 
-_SMALLEST_PART = 4
-"""Rounding never asks for more than this part of a group at once, or narrow layers could not be pruned at all."""
+_PARTS, _LEAST_STEP = 4, 4
+"""Units go in steps of at least so many parts of a group, or narrow layers could not be pruned at all, unless a step
+would be of fewer channels than the least vector has."""
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,12 @@ def _slope(first: tuple[int, float, int], second: tuple[int, float, int]) -> flo
 
 def _step(group: Group, multiple: int) -> int:
     """Units that go at once, so that multiples of the channels stay multiples."""
-    wanted = multiple // gcd(multiple, group.width)
-    return max(1, min(wanted, len(group.units) // _SMALLEST_PART))
+    step, count = multiple // gcd(multiple, group.width), len(group.units)
+    while (step > _LEAST_STEP and step > -(-count // _PARTS)) or 2 * step > count:
+        if step == 1:
+            break
+        step //= 2
+    return step
 
 
 def _ratio(offer: _Pack | _Rank, cost: Cost) -> float:

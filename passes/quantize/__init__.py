@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from edgec.errors import EdgecError
 from edgec.passes.quantize.channels import trace
-from edgec.passes.quantize.emit import Emitted, emit
+from edgec.passes.quantize.emit import Emitted, emit, for_onnxruntime
 from edgec.passes.quantize.equalise import equalise
 from edgec.passes.quantize.execution import ModelRunner, Sample
 from edgec.passes.quantize.learn import Fit, learn
@@ -109,7 +109,7 @@ class _Work:
         placement, ranges, emitted = self._with_outputs(inside, whole, ranges, statistics, fits, emitted)
         layers = tuple(describe(graph, placement, ranges, fits, statistics))
         lifted = self._lifted(len(precisions) - known, eight, emitted)
-        return Quantized(emitted.model, self.model, layers, equalised, tuple(kept), lifted)
+        return Quantized(for_onnxruntime(emitted.model), self.model, layers, equalised, tuple(kept), lifted)
 
     def _lifted(self, count: int, before: Emitted, after: Emitted) -> Lifted | None:
         """What the ``count`` layers that were given 16 bits are good for."""
