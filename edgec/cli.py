@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 USER_ERROR, INTERRUPTED = 2, 130
 
+MODELS, RESULTS, SHIPPING, MACHINE = "From a model", "Run, measure, look into", "Ship to a device", "This machine"
+"""What ``edgec --help`` lists the commands under."""
+
+PASSES, QUANTISING, CONTENT = "Passes over the graph", "Pruning and quantisation", "What the artifact holds"
+"""What ``edgec compile --help`` lists more options under."""
+
 
 class _Commands(TyperGroup):
     """Ends in one sentence and exit code 2 for whatever a user can mend, and quietly when interrupted."""
@@ -66,9 +72,7 @@ Preprocess = Annotated[
     typer.Option(metavar="FILE.toml", help="How images become inputs: layout, resize, crop, mean, scale, order."),
 ]
 Threads = Annotated[int, typer.Option(min=1, max=64, help="How many threads share the work of a run.")]
-Width = Annotated[
-    int | None, typer.Option(metavar="BITS", help="Read the weights of a --nested model at 8 or 4 bits.")
-]
+Width = Annotated[int | None, typer.Option(metavar="BITS", help="Read the weights of a --nested model at 8 or 4 bits.")]
 TuneDb = Annotated[
     Path | None,
     typer.Option(
@@ -114,7 +118,7 @@ def _show(found: Any, as_json: bool, print_tables: Callable[[], None]) -> None:
         print_tables()
 
 
-@app.command("compile")
+@app.command("compile", rich_help_panel=MODELS)
 def compile_model(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.")],
     target: Annotated[
@@ -131,7 +135,10 @@ def compile_model(
     passes: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME,…", help="The passes to run, in this order; all by default.", autocompletion=completion.passes
+            metavar="NAME,…",
+            help="The passes to run, in this order; all by default.",
+            autocompletion=completion.passes,
+            rich_help_panel=PASSES,
         ),
     ] = None,
     stop_after: Annotated[
@@ -140,13 +147,26 @@ def compile_model(
             metavar="PASS",
             help="Stop after this pass, and write the ONNX model as OUT.",
             autocompletion=completion.passes,
+            rich_help_panel=PASSES,
         ),
     ] = None,
     check: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="An .npz named as for run: compare its outputs after each pass.")
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="An .npz named as for run: compare its outputs after each pass.",
+            rich_help_panel=PASSES,
+        ),
     ] = None,
     prune: Annotated[
-        float, typer.Option(metavar="FRACTION", min=0, max=0.9, help="Share of the MACs to remove, structured.")
+        float,
+        typer.Option(
+            metavar="FRACTION",
+            min=0,
+            max=0.9,
+            help="Share of the MACs to remove, structured.",
+            rich_help_panel=QUANTISING,
+        ),
     ] = 0.0,
     quantize: Annotated[
         str,
@@ -154,39 +174,70 @@ def compile_model(
             metavar="none|int8|w8|w4|w3|w2|w4a8|auto",
             help="Make integers: of weights and activations, of weights only (w…), of 4 and 8 bits (w4a8), or mixed.",
             autocompletion=completion.modes,
+            rich_help_panel=QUANTISING,
         ),
     ] = "none",
     calib: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Typical inputs to prune and quantise by: an .npz, or a folder of images."),
+        typer.Option(
+            metavar="PATH",
+            help="Typical inputs to prune and quantise by: an .npz, or a folder of images.",
+            rich_help_panel=QUANTISING,
+        ),
     ] = None,
     preprocess: Preprocess = None,
     evaluation: Annotated[
-        Path | None, typer.Option("--eval", metavar="PATH", help="Labelled samples to measure the loss on.")
+        Path | None,
+        typer.Option(
+            "--eval", metavar="PATH", help="Labelled samples to measure the loss on.", rich_help_panel=QUANTISING
+        ),
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(metavar="POINTS", help="Points that may be lost: layers get more bits until it is no more."),
+        typer.Option(
+            metavar="POINTS",
+            help="Points that may be lost: layers get more bits until it is no more.",
+            rich_help_panel=QUANTISING,
+        ),
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="How to quantise: OUT.recipe.toml of before, edited.")
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml", help="How to quantise: OUT.recipe.toml of before, edited.", rich_help_panel=QUANTISING
+        ),
     ] = None,
     group_size: Annotated[
-        int | None, typer.Option(metavar="N", help="Weights that share a scale (w4, w3, w2); 0: an output channel's.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Weights that share a scale (w4, w3, w2); 0: an output channel's.",
+            rich_help_panel=QUANTISING,
+        ),
     ] = None,
     max_ms: Annotated[
-        float | None, typer.Option(metavar="MS", help="auto: milliseconds that a run may take on this machine.")
+        float | None,
+        typer.Option(
+            metavar="MS", help="auto: milliseconds that a run may take on this machine.", rich_help_panel=QUANTISING
+        ),
     ] = None,
     max_bytes: Annotated[
-        int | None, typer.Option(metavar="BYTES", help="auto: bytes that the weights may take.")
+        int | None,
+        typer.Option(metavar="BYTES", help="auto: bytes that the weights may take.", rich_help_panel=QUANTISING),
     ] = None,
     nested: Annotated[
-        bool, typer.Option("--nested", help="w4: keep four more bits below, to switch between 4 and 8 when it runs.")
+        bool,
+        typer.Option(
+            "--nested",
+            help="w4: keep four more bits below, to switch between 4 and 8 when it runs.",
+            rich_help_panel=CONTENT,
+        ),
     ] = False,
     state: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="OUTPUT=INPUT", help="Keep an output as the next run's input; auto pairs present… with past…."
+            metavar="OUTPUT=INPUT",
+            help="Keep an output as the next run's input; auto pairs present… with past….",
+            rich_help_panel=CONTENT,
         ),
     ] = None,
     tune: Annotated[
@@ -198,12 +249,23 @@ def compile_model(
     ] = None,
     bundle_tests: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Samples to put into the artifact with their outputs, for edgert-selftest."),
+        typer.Option(
+            metavar="PATH",
+            help="Samples to put into the artifact with their outputs, for edgert-selftest.",
+            rich_help_panel=CONTENT,
+        ),
     ] = None,
     compress: Annotated[
-        bool, typer.Option("--compress", help="Store weights entropy-coded: a smaller file, decoded when it is opened.")
+        bool,
+        typer.Option(
+            "--compress",
+            help="Store weights entropy-coded: a smaller file, decoded when it is opened.",
+            rich_help_panel=CONTENT,
+        ),
     ] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Say what the passes left alone, and why.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say what the passes left alone, and why.", rich_help_panel=PASSES)
+    ] = False,
     report: ReportFile = None,
     from_front: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Compile a version that edgec explore found; see --pick.")
@@ -259,80 +321,7 @@ def compile_model(
     _show(results, json, lambda: tables.print_compiled(compiled, explain))
 
 
-@app.command("keygen")
-def generate_key(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="KEY", help="The private key; the public one becomes KEY.pub.")
-    ] = Path("edgec.key"),
-) -> None:
-    """Make an Ed25519 key pair to sign artifacts with (as openssl genpkey -algorithm ed25519 does)."""
-    from edgec import signing
-
-    public = signing.generate_key(output)
-    raw = ", ".join(f"0x{byte:02x}" for byte in signing.public_bytes(public))
-    print(f"private key {output}, to keep secret; public key {public}; for edgert_open_signed:\n{{{raw}}}")
-
-
-@app.command("sign")
-def sign_artifact(
-    artifact: Artifact,
-    key: Annotated[Path, typer.Option(metavar="KEY", help="The private Ed25519 key, PEM.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="OUT", help="The signed file; in place by default.")
-    ] = None,
-) -> None:
-    """Sign an artifact, so that edgert_open_signed opens it."""
-    from edgec import signing
-
-    print(f"signed {signing.sign(artifact, key, output)}")
-
-
-@app.command("verify")
-def verify_artifact(
-    artifact: Artifact,
-    key: Annotated[Path, typer.Option(metavar="KEY.pub", help="The public Ed25519 key, PEM.")],
-) -> None:
-    """Check the signature of an artifact."""
-    from edgec import signing
-
-    signing.verify(artifact, key)
-    print(f"{artifact} bears the signature of {key}")
-
-
-@app.command("runtime")
-def build_runtimes(
-    system: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[SYSTEM]...", help="linux-aarch64, android-arm64-v8a, cortex-m4 …; all by default."),
-    ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where each system's folder goes.")
-    ] = Path("edgert"),
-    json: Json = False,
-) -> None:
-    """Build libedgert, its headers and tools for every system that a C compiler is found for."""
-    from edgec.prebuilt import build_all
-
-    with console.progress():
-        built = build_all(output.resolve(), system or ())
-    _show(built, json, lambda: tables.print_runtimes(built))
-
-
-@app.command("wheel")
-def build_wheels(
-    machine: Annotated[
-        list[str] | None, typer.Argument(metavar="[MACHINE]...", help="x86_64 or aarch64; both by default.")
-    ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the wheels go.")] = Path(),
-) -> None:
-    """Build the Python package edgert, which runs artifacts on a device with numpy alone."""
-    from edgec.wheels import TRIPLES, build_wheel
-
-    for each in machine or TRIPLES:
-        print(build_wheel(each, output))
-
-
-@app.command("prune")
+@app.command("prune", rich_help_panel=MODELS)
 def prune_model(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.")],
     remove: Annotated[float, typer.Option(metavar="FRACTION", min=0, max=0.9, help="Share to remove.")] = 0.5,
@@ -385,7 +374,7 @@ def prune_model(
     _show(found, json, lambda: tables.print_pruned(found))
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def run(
     artifact: Artifact,
     input: Annotated[
@@ -430,7 +419,7 @@ def run(
     _show(facts, json, lambda: tables.print_outputs(found, output, results.machine))
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def generate(
     artifact: Artifact,
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="What comes before.")],
@@ -447,7 +436,7 @@ def generate(
     _show(found, json, lambda: tables.print_generated(found))
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def tune(
     model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="The ONNX file.")] = None,
     target: Annotated[
@@ -493,7 +482,7 @@ def tune(
     _show(found.as_dict(), json, lambda: tables.print_tuned(found))
 
 
-@app.command("eval")
+@app.command("eval", rich_help_panel=RESULTS)
 def evaluate_model(
     path: ModelOrArtifact,
     data: Annotated[
@@ -525,7 +514,7 @@ def evaluate_model(
     _show(found, json, lambda: tables.print_evaluation(path, found))
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def bench(
     artifact: Artifact,
     against: Annotated[
@@ -585,19 +574,15 @@ def bench(
         _show(measured.as_dict(), json, lambda: tables.print_benchmark(measured))
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def explore(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.")],
     data: Annotated[Path, typer.Option("--eval", metavar="PATH", help="Labelled samples to measure the accuracy on.")],
     target: Annotated[
         str,
-        typer.Option(
-            help="A processor: see edgec targets; host is this machine.", autocompletion=completion.targets
-        ),
+        typer.Option(help="A processor: see edgec targets; host is this machine.", autocompletion=completion.targets),
     ] = "host",
-    calib: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Typical inputs to prune and quantise by.")
-    ] = None,
+    calib: Annotated[Path | None, typer.Option(metavar="PATH", help="Typical inputs to prune and quantise by.")] = None,
     preprocess: Preprocess = None,
     shape: Shapes = None,
     prune: Annotated[str, typer.Option(metavar="SHARE,…", help="Shares of the MACs to remove.")] = "0,0.2,0.4",
@@ -634,7 +619,7 @@ def explore(
     _show(front.as_dict(), json, lambda: tables.print_front(front, folder))
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def inspect(
     path: ModelOrArtifact,
     prunable: Annotated[
@@ -660,7 +645,7 @@ def inspect(
         _show(found, json, lambda: tables.print_model(path, found))
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def diff(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The float ONNX file.")],
     quantised: Annotated[
@@ -691,7 +676,80 @@ def diff(
     _show(errors, json, lambda: tables.print_layer_errors(errors))
 
 
-@app.command()
+@app.command("keygen", rich_help_panel=SHIPPING)
+def generate_key(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="KEY", help="The private key; the public one becomes KEY.pub.")
+    ] = Path("edgec.key"),
+) -> None:
+    """Make an Ed25519 key pair to sign artifacts with (as openssl genpkey -algorithm ed25519 does)."""
+    from edgec import signing
+
+    public = signing.generate_key(output)
+    raw = ", ".join(f"0x{byte:02x}" for byte in signing.public_bytes(public))
+    print(f"private key {output}, to keep secret; public key {public}; for edgert_open_signed:\n{{{raw}}}")
+
+
+@app.command("sign", rich_help_panel=SHIPPING)
+def sign_artifact(
+    artifact: Artifact,
+    key: Annotated[Path, typer.Option(metavar="KEY", help="The private Ed25519 key, PEM.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="The signed file; in place by default.")
+    ] = None,
+) -> None:
+    """Sign an artifact, so that edgert_open_signed opens it."""
+    from edgec import signing
+
+    print(f"signed {signing.sign(artifact, key, output)}")
+
+
+@app.command("verify", rich_help_panel=SHIPPING)
+def verify_artifact(
+    artifact: Artifact,
+    key: Annotated[Path, typer.Option(metavar="KEY.pub", help="The public Ed25519 key, PEM.")],
+) -> None:
+    """Check the signature of an artifact."""
+    from edgec import signing
+
+    signing.verify(artifact, key)
+    print(f"{artifact} bears the signature of {key}")
+
+
+@app.command("runtime", rich_help_panel=SHIPPING)
+def build_runtimes(
+    system: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SYSTEM]...", help="linux-aarch64, android-arm64-v8a, cortex-m4 …; all by default."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where each system's folder goes.")
+    ] = Path("edgert"),
+    json: Json = False,
+) -> None:
+    """Build libedgert, its headers and tools for every system that a C compiler is found for."""
+    from edgec.prebuilt import build_all
+
+    with console.progress():
+        built = build_all(output.resolve(), system or ())
+    _show(built, json, lambda: tables.print_runtimes(built))
+
+
+@app.command("wheel", rich_help_panel=SHIPPING)
+def build_wheels(
+    machine: Annotated[
+        list[str] | None, typer.Argument(metavar="[MACHINE]...", help="x86_64 or aarch64; both by default.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the wheels go.")] = Path(),
+) -> None:
+    """Build the Python package edgert, which runs artifacts on a device with numpy alone."""
+    from edgec.wheels import TRIPLES, build_wheel
+
+    for each in machine or TRIPLES:
+        print(build_wheel(each, output))
+
+
+@app.command(rich_help_panel=MACHINE)
 def targets(json: Json = False) -> None:
     """List what edgec compiles for."""
     from edgec.targets.formats import FORMATS
@@ -707,7 +765,7 @@ def targets(json: Json = False) -> None:
     _show(everything, json, lambda: tables.print_targets(processors, gpus, boards, formats))
 
 
-@app.command()
+@app.command(rich_help_panel=MACHINE)
 def doctor(json: Json = False) -> None:
     """Check that this machine has what edgec needs; exit code 1 if something needed is missing."""
     from edgec.doctor import examine

@@ -15,6 +15,7 @@ Half floats stay spelled out: there the place of the factor shows in the third d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -49,6 +50,7 @@ class FuseAttention(FusePass):
         if rows and shape_of(node.inputs[0]) != shape_of(found.product.outputs[0]):
             return None
         absorbed = (*rows, softmax, *split, *found.nodes)
+        _require_outside(absorbed, weighted, found.mask)
         return Match("Attention", absorbed, lambda: [_attention(model, node, found, weighted)])
 
 
@@ -91,6 +93,14 @@ def _require_last_axis(softmax: ir.Node, scores: _Scores) -> None:
     axis = softmax.attributes.get_int("axis", -1) % rank
     if axis != rank - 1:
         raise Refused(f"Softmax '{softmax.name}' runs along axis {axis} of {rank}, not along the keys")
+
+
+def _require_outside(absorbed: Sequence[ir.Node], *operands: ir.Value | np.ndarray | None) -> None:
+    """What the operator reads must be there when the nodes that it absorbs are gone."""
+    inside = {output for node in absorbed for output in node.outputs}
+    for operand in operands:
+        if isinstance(operand, ir.Value) and operand in inside:
+            raise Refused(f"it would be Attention, but its values or its mask are '{operand.name}' inside it")
 
 
 def _read_scores(value: ir.Value | None) -> _Scores | None:

@@ -19,7 +19,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,8 @@ FLOAT_TOLERANCE = 1e-4
 """Of an output's range: sums are rounded in other orders."""
 QUANTISED_TOLERANCE = 0.12
 """A rounding of one layer that goes the other way is carried on by those behind it."""
+NEIGHBOURS = 8
+"""Inputs a unit in the last place away, by which it is told whether a model's sums cancel."""
 LARGEST = 1e4
 """Outputs beyond it have lost their digits on the way."""
 KINDS = (
@@ -73,7 +75,7 @@ class Case:
 
 @dataclass
 class Tally:
-    """How cases ended: agreed, overflowed, refused or failed; and what failed."""
+    """How cases ended: agreed, overflowed, ill-conditioned, refused or failed; and what failed."""
 
     ends: Counter[str] = field(default_factory=Counter)
     failures: list[tuple[Case, str]] = field(default_factory=list)
@@ -101,10 +103,21 @@ def some_passes(choose: random.Random) -> tuple[str, ...]:
     return (*choose.sample(names, choose.randint(0, len(names))), *choose.choices(names, k=choose.randint(0, 3)))
 
 
+class IllConditioned(Exception):
+    """Results differ by no more than the model's own do between inputs that are neighbours in float32."""
+
+
 def examine(case: Case) -> str:
     """How a case ends; an exception is its failure."""
     if case.kind == "damaged":
         return _examine_damaged(case)
+    try:
+        return _examine_sound(case)
+    except IllConditioned:
+        return "ill-conditioned"
+
+
+def _examine_sound(case: Case) -> str:
     source = _model(case)
     inputs = _inputs(source, case.seed)
     try:
@@ -115,35 +128,80 @@ def examine(case: Case) -> str:
         return "overflowed"
     graph = load_graph(source)
     run(graph, select(case.passes))
-    tolerance = FLOAT_TOLERANCE if case.kind.endswith("float") else QUANTISED_TOLERANCE
+    is_float = case.kind.endswith("float")
+    tolerance = FLOAT_TOLERANCE if is_float else QUANTISED_TOLERANCE
+    moved = (lambda: _moved(source, inputs, wanted)) if is_float else None
     with suppress(NotImplemented):  # the reference below has them
-        assert_close(_onnxruntime(ir.to_proto(graph), inputs), wanted, tolerance)
+        assert_alike(_onnxruntime(ir.to_proto(graph), inputs), wanted, tolerance, moved)
     try:
         plain, fused = lower(graph), lower(graph)
     except EdgecError as error:
         _check_sentence(error)
         return "refused"
     reference = run_reference(plain, inputs)
-    assert_close(reference, wanted, tolerance)
+    assert_alike(reference, wanted, tolerance, moved)
     fusion.fuse(fused)
     tiling.tile(fused)
     memory.plan(fused)
-    _assert_alike(run_reference(fused, inputs), reference, case.kind)
+    # integers are the same to the last bit; so are their real values, up to the last Dequantize
+    tolerance = FLOAT_TOLERANCE if is_float else 1e-6
+    assert_alike(run_reference(fused, inputs), reference, tolerance, moved)
     if case.compiles:
-        _examine_compiled(fused, inputs, reference, case.kind)
+        for results in _compiled_results(fused, inputs):
+            assert_alike(results, reference, tolerance, moved)
     return "agreed"
 
 
-def _examine_compiled(program: Program, inputs: Outputs, reference: Outputs, kind: str) -> None:
+def _compiled_results(program: Program, inputs: Outputs) -> list[Outputs]:
+    """Of one thread and of three."""
     with tempfile.TemporaryDirectory(prefix="edgec-fuzz-") as folder:
         compiled = HostProgram(program, Path(folder))
-        for threads in (1, 3):
-            _assert_alike(compiled.run(inputs, threads), reference, kind)
+        return [compiled.run(inputs, threads) for threads in (1, 3)]
 
 
-def _assert_alike(found: Outputs, wanted: Outputs, kind: str) -> None:
-    """Integers are the same to the last bit; so are their real values, up to the last Dequantize."""
-    assert_close(found, wanted, FLOAT_TOLERANCE if kind.endswith("float") else 1e-6)
+def assert_alike(
+    found: Outputs, wanted: Outputs, tolerance: float, moved: Callable[[], Mapping[str, float]] | None = None
+) -> None:
+    """Outputs that agree within the tolerance, of the wanted range.
+
+    A sum whose terms cancel leaves a small result with the rounding of large terms. ``moved`` says how far the outputs
+    go by themselves when the inputs go to a neighbouring float.
+
+    Raises:
+        AssertionError: they do not agree.
+        IllConditioned: they do not, and a neighbouring input moves them as far.
+    """
+    try:
+        assert_close(found, wanted, tolerance)
+    except AssertionError:
+        if moved is None or not _is_excused(found, wanted, tolerance, moved()):
+            raise
+        raise IllConditioned from None
+
+
+def _is_excused(found: Outputs, wanted: Outputs, tolerance: float, moved: Mapping[str, float]) -> bool:
+    for name, value in wanted.items():
+        try:
+            assert_close({name: found[name]}, {name: value}, tolerance)
+        except AssertionError:
+            if found[name].shape != value.shape or found[name].dtype != value.dtype or value.dtype.kind != "f":
+                return False
+            if not np.abs(found[name] - value).max() <= moved[name]:
+                return False
+    return True
+
+
+def _moved(source: onnx.ModelProto, inputs: Outputs, wanted: Outputs) -> dict[str, float]:
+    """The most that each output changes where every input goes a unit in the last place up or down."""
+    generator = np.random.default_rng(0)
+    most = dict.fromkeys(wanted, 0.0)
+    for _ in range(NEIGHBOURS):
+        ends = {name: generator.choice(np.float32([-np.inf, np.inf]), value.shape) for name, value in inputs.items()}
+        near = {name: np.nextafter(value, ends[name]) for name, value in inputs.items()}
+        for name, value in _onnxruntime(source, near).items():
+            if value.dtype.kind == "f":
+                most[name] = max(most[name], float(np.abs(value - wanted[name]).max(initial=0)))
+    return most
 
 
 def _examine_damaged(case: Case) -> str:

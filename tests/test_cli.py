@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 import edgec
 from edgec import doctor
-from edgec.cli import app
+from edgec.cli import MACHINE, MODELS, RESULTS, SHIPPING, app
 from tests.programs import model
 
 USER_ERROR = 2
@@ -85,6 +85,12 @@ def test_compile_prints_tables(tiny_model, tmp_path):
         assert text in result.stdout
     assert "\x1b" not in result.stdout and "simplify" not in result.stdout
     assert "simplify" in call("compile", tiny_model, "-o", tmp_path / "m.so", "--explain").stdout
+
+
+def test_help_groups_every_command():
+    text = call("--help").stdout
+    places = [text.index(panel) for panel in (MODELS, RESULTS, SHIPPING, MACHINE)]
+    assert places == sorted(places) and "─ Commands ─" not in text
 
 
 def test_compile_names_the_artifact_after_the_model(tiny_model, tmp_path, monkeypatch):

@@ -437,6 +437,16 @@ def test_attention_is_refused(name: str) -> None:
     assert reason in refusal(FuseAttention(), case)
 
 
+@pytest.mark.parametrize("text, own", [
+    ("s = MatMul q k; w = Softmax(axis=-1) s; y = MatMul w w", "w"),
+    ("s = MatMul q k; t = Add s s; w = Softmax(axis=-1) t; y = MatMul w v", "s"),
+])  # fmt: skip
+def test_attention_to_what_it_computes_itself_stays(text: str, own: str) -> None:
+    inputs = {"q": (2, 3, 5, 4), "k": (2, 3, 4, 5), **({"v": (2, 3, 5, 7)} if " v" in text else {})}
+    case = Case(text, [node.op_type for node in spelled(text)], {}, inputs)
+    assert f"its values or its mask are '{own}' inside it" in refusal(FuseAttention(), case)
+
+
 # ---- heads ------------------------------------------------------------------------------------------------
 
 NEAREST = "mode=nearest,coordinate_transformation_mode=asymmetric,nearest_mode=floor"

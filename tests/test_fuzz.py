@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edgec.graph import load_graph
 from edgec.passes.pipeline import DEFAULT, pass_names, run, select
 from tests import graphs
-from tests.fuzz import CHUNK, Case, case_of, main, reason_of, run_cases
+from tests.fuzz import CHUNK, Case, IllConditioned, assert_alike, case_of, examine, main, reason_of, run_cases
 from tests.operators import node
 from tests.programs import assert_close, program_of, random_inputs, run_reference
 from tests.random_graphs import float_model, quantised_model
@@ -31,6 +31,7 @@ REGRESSIONS = (
     Case("damaged", 4319, 8, ()),
     Case("damaged", 11269, 1, ()),
     Case("damaged", 20149, 9, ()),
+    Case("damaged", 35449, 6, ()),
 )
 """What failed once, made smaller."""
 
@@ -38,6 +39,25 @@ REGRESSIONS = (
 @pytest.mark.parametrize("case", REGRESSIONS, ids=lambda case: f"{case.kind}-{case.seed}")
 def test_what_failed_once(case: Case) -> None:
     assert reason_of(case) is None
+
+
+@pytest.mark.parametrize("seed, nodes", [(28392, 3), (31182, 2)])
+def test_sums_that_cancel_are_counted_apart(seed: int, nodes: int) -> None:
+    """A mean and a product of random values, some 0.005, in which the last bits of values of 1 remain."""
+    assert examine(Case("mutated float", seed, nodes, ())) == "ill-conditioned"
+
+
+def test_neighbouring_inputs_excuse_no_more_than_they_move() -> None:
+    wanted = {"y": np.float32([0.005]), "z": np.float32([1, 2])}
+    near, far = ({"y": wanted["y"] + np.float32(by), "z": wanted["z"]} for by in (1e-7, 1e-6))
+    assert_alike(wanted, wanted, 1e-4)
+    with pytest.raises(IllConditioned):
+        assert_alike(near, wanted, 1e-4, lambda: {"y": 2e-7, "z": 0.0})
+    for found, moved in ((far, {"y": 2e-7, "z": 0.0}), (near | {"z": wanted["z"] + 1}, {"y": 2e-7, "z": 1e-6})):
+        with pytest.raises(AssertionError):
+            assert_alike(found, wanted, 1e-4, lambda moved=moved: moved)
+    with pytest.raises(AssertionError):
+        assert_alike(near, wanted, 1e-4)
 
 
 @pytest.mark.parametrize("first", range(0, 120, CHUNK))
