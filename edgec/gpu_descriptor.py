@@ -33,6 +33,7 @@ class GpuWriter:
 
     def __init__(self, program: Program, code: GpuCode, image: Image) -> None:
         self.code, self.image = code, image
+        self._places: dict[tuple[int, int], int] = {}
         self._io = {id(t.buffer): i for i, t in enumerate([*program.inputs, *program.outputs])}
 
     def write_blobs(self, folder: Path) -> None:
@@ -72,7 +73,8 @@ class GpuWriter:
         skip = buffer.root_offset * np.dtype(buffer.dtype).itemsize
         if root.space == ARENA:
             assert root.offset is not None
-            space, io, offset = "EDGERT_GPU_ARENA", 0, root.offset + skip
+            io = self._places.setdefault((root.offset, root.nbytes), len(self._places) + 1)
+            space, offset = "EDGERT_GPU_ARENA", root.offset + skip
         elif root.space == CONSTANT:
             space, io = "EDGERT_GPU_WEIGHTS", IMAGES.index(buffer.dtype) if image else 0
             offset = self.image.offsets[id(root)] + skip

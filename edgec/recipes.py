@@ -35,7 +35,8 @@ _COMMENTS = {
     "refine": "adjust the scales of activations to the change of the network's prediction",
     "group_size": "weights of less than 8 bits that share a scale where activations are float: "
     f"{', '.join(map(str, GROUP_SIZES))}; 0 is a whole output channel",
-    "keep": "share of the weights of 4 bits under integer activations that keeps 8 bits, where it is worth most",
+    "keep": "share of the weights of 4 bits under integer activations that keeps 8 bits, where it is worth most; "
+    "auto: as little as the prediction needs",
     "default": "of layers that are not named below",
 }
 
@@ -78,9 +79,11 @@ def _value(path: Path, key: str, value: Any) -> Any:
     if key in _CHOICES:
         return _choice(path, key, value, _CHOICES[key])
     if key == "keep":
+        if value == "auto":
+            return value
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
             return float(value)
-        raise EdgecError(f"the recipe '{path}' has keep = {value!r}; it must be a share from 0 to 1")
+        raise EdgecError(f"the recipe '{path}' has keep = {value!r}; it must be auto or a share from 0 to 1")
     if key != "layers":
         if isinstance(value, bool):
             return value

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ import pytest
 
 import edgec
 from edgec.artifact import read_manifest
+from edgec.benchmark import ON_CPU, bench
 from edgec.errors import EdgecError
 from edgec.runtimes.python.session import Session
+from edgec.tables import print_benchmark
 from tests.agreement import onnxruntime_outputs
 from tests.gpu import needs_device
 
@@ -100,11 +103,28 @@ def test_unknown_fallback_is_refused(artifact: Path) -> None:
 
 
 @needs_device
+def test_bench_says_which_is_faster(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measured = bench(artifact, rounds=2)
+    on_gpu, on_cpu = measured.timings
+    assert on_cpu.name == ON_CPU and measured.gpu_over_cpu == on_gpu.min_ms / on_cpu.min_ms
+    assert on_cpu.relative_error < 1e-5
+    for factor, advised in ((2, True), (0.5, False)):
+        timings = (replace(on_gpu, min_ms=factor * on_cpu.min_ms), on_cpu)
+        print_benchmark(replace(measured, timings=timings))
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"takes {factor:.2f} × the time of the CPU with 1 thread" in said
+        assert ("compile this model for the CPU instead" in said) == advised
+
+
+@needs_device
 def test_steps_are_profiled_by_the_device(artifact: Path, sample_data: dict[str, np.ndarray]) -> None:
     with edgec.load(artifact) as session:
         session.start_profile()
         for _ in range(3):
             session.run({"image": sample_data["image"][:1]})
         steps = session.profile()
-    assert len(steps) == len(read_manifest(artifact)["steps"])
-    assert all(step.calls == 3 for step in steps) and sum(step.min_ns for step in steps) > 0
+    listed = read_manifest(artifact)["steps"]
+    # a copy is left out where the device works in the arrays themselves
+    wanted = [(0, 1, 2, 3) if step["kernel"] == "copy" else (3,) for step in listed]
+    assert len(steps) == len(listed) and sum(step.min_ns for step in steps) > 0
+    assert all(step.calls in calls for step, calls in zip(steps, wanted, strict=True))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ CREATORS = {
     "clCreateCommandQueue:1": "clCreateCommandQueue",
     "clCreateBuffer:1": "clCreateBuffer",
     "clCreateBuffer:3": "clCreateBuffer",
+    "clCreateSubBuffer:1": "clCreateSubBuffer",
     "clCreateKernel:5": "clCreateKernel",
     "clSetKernelArg:9": "clSetKernelArg",
     "clEnqueueNDRangeKernel:4": "f32_conv",
@@ -54,15 +56,21 @@ def counting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def lifetimes(artifact: Path, counting: Path, runs: int, cycles: int, fail: str = "") -> dict[str, object]:
-    """What the counting library saw of a process that opens, runs and closes ``artifact``."""
-    environment = {**os.environ, "EDGERT_OPENCL_LIBRARY": str(counting), "COUNTING_FAIL": fail}
-    command = [sys.executable, "-m", "tests.opencl.lifetimes", str(artifact), str(counting), str(runs), str(cycles)]
+def counted(script: str, artifact: Path, counting: Path, *arguments: object, **settings: str) -> dict[str, Any]:
+    """What ``script`` prints, which runs with the counting library as driver."""
+    environment = {**os.environ, "EDGERT_OPENCL_LIBRARY": str(counting), **settings}
+    command = [sys.executable, "-m", f"tests.opencl.{script}", str(artifact), str(counting), *map(str, arguments)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env=environment, cwd=FOLDER.parent.parent
     )
-    found: dict[str, object] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def lifetimes(artifact: Path, counting: Path, runs: int, cycles: int, fail: str = "", bits: str = "") -> dict[str, Any]:
+    """What the counting library saw of a process that opens, runs and closes ``artifact``."""
+    align = {"COUNTING_ALIGN": bits} if bits else {}
+    return counted("lifetimes", artifact, counting, runs, cycles, COUNTING_FAIL=fail, **align)
 
 
 def test_runs_and_sessions_leave_nothing(artifact: Path, counting: Path) -> None:
@@ -95,6 +103,43 @@ def test_a_gpu_that_shares_memory_works_in_place(
     with edgec.load(artifact) as session:
         wanted = np.concatenate([session.run({"image": image[None]})["logits"] for image in images])
     np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("settings", [{}, {"COUNTING_IMPORT": "1"}], ids=["host pointers", "ARM's imports"])
+def test_a_gpu_that_shares_memory_works_in_what_is_bound(
+    settings: dict[str, str], artifact: Path, counting: Path
+) -> None:
+    """Memory of the caller's that begins with a cache line and is no other's is not copied; other memory is."""
+    found = counted("bound", artifact, counting, **settings)
+    assert (found["imports"] > 0) == bool(settings)
+    copies = {"aligned": 0, "other": 0, "input": 2, "neither": 4, "overlapping": 4, "again": 0}
+    assert {kind: found[kind]["copies"] for kind in copies} == copies
+    for kind in copies:
+        assert found[kind]["found"] == found["wanted"], kind
+    assert len(set(found["alive"])) == 1 and found["closed"] == 0
+
+
+def test_a_driver_that_shares_no_memory_has_it_copied(artifact: Path, counting: Path) -> None:
+    """The first buffer over the host's memory is the fifth: arena, weights, input and output are before it."""
+    found = counted("bound", artifact, counting, COUNTING_FAIL="clCreateBuffer:5")
+    assert found["aligned"] == {"copies": 4, "found": found["wanted"]}
+    assert found["closed"] == 0
+
+
+def test_the_arena_is_sub_buffers_where_the_device_has_them_so_close(
+    artifact: Path, counting: Path, sample_data: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """A device whose sub-buffers begin at multiples of 8192 bytes has the arena whole, and the same answers."""
+    sample_data["image"][:5].tofile(tmp_path / "in.bin")
+    command = [build_runtime(host_triple()).runner, artifact, "--inputs", "in.bin", "--outputs", "out.bin"]
+    found, opened = [], []
+    for bits in ("1024", "65536"):
+        environment = {**os.environ, "EDGERT_OPENCL_LIBRARY": str(counting), "COUNTING_ALIGN": bits}
+        subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, env=environment)
+        found.append(np.fromfile(tmp_path / "out.bin", np.float32))
+        opened.append(lifetimes(artifact, counting, runs=1, cycles=1, bits=bits)["open"])
+    np.testing.assert_array_equal(*found)
+    assert opened[0] > opened[1]
 
 
 def test_a_device_without_images_reads_the_buffer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -38,7 +39,9 @@ def network() -> tuple[ir.Model, list[dict[str, np.ndarray]]]:
     return load_graph(model), samples
 
 
-def quantised(network: tuple[ir.Model, list[dict[str, np.ndarray]]], keep: float, **layers: str) -> Quantized:
+def quantised(
+    network: tuple[ir.Model, list[dict[str, np.ndarray]]], keep: float | Literal["auto"], **layers: str
+) -> Quantized:
     model, samples = network
     return quantize(model, samples, Recipe(default="w4a8", keep=keep, equalise=False, layers=layers))
 
@@ -60,6 +63,20 @@ def test_no_more_than_the_share_is_kept(network: tuple[ir.Model, list[dict[str, 
     assert set(kept) == set(sizes)
 
 
+def test_auto_keeps_what_the_prediction_needs(network: tuple[ir.Model, list[dict[str, np.ndarray]]]) -> None:
+    """The one with the large weights, which loses most by far; and none where four bits are exact."""
+    assert quantised(network, "auto").kept == ("gemm2",)
+    model, samples = network
+    exact = model.clone()
+    for each in exact.graph:
+        product = product_of(each)
+        assert product is not None
+        steps = np.clip(np.rint(product.weight * 16), -7, 7)
+        steps[:, 0] = 7
+        product.set_weight((steps / 16).astype(np.float32), exact.graph)
+    assert quantised((exact, samples), "auto").kept == ()
+
+
 def test_named_layers_are_left_alone(network: tuple[ir.Model, list[dict[str, np.ndarray]]]) -> None:
     found = quantised(network, 0.7, gemm2="w4a8")
     assert "gemm2" not in found.kept
@@ -68,7 +85,11 @@ def test_named_layers_are_left_alone(network: tuple[ir.Model, list[dict[str, np.
 
 def test_command_names_them(sample_model: Path, tmp_path: Path) -> None:
     calib, output = sample_model.with_name("digits_calib.npz"), tmp_path / "digits.so"
-    printed = results_of("compile", sample_model, "--quantize", "w4a8", "--calib", calib, "-o", output)
+    share = tmp_path / "share.toml"
+    share.write_text("keep = 0.1\n")
+    printed = results_of(
+        "compile", sample_model, "--quantize", "w4a8", "--calib", calib, "--recipe", share, "-o", output
+    )
     kept = printed["quantisation"]["kept"]
     bits = {layer["name"]: layer["bits"] for layer in printed["quantisation"]["layers"]}
     assert kept and all(bits[name] == "int8" for name in kept) and "w4a8" in bits.values()
@@ -79,11 +100,12 @@ def test_command_names_them(sample_model: Path, tmp_path: Path) -> None:
     assert again["quantisation"]["kept"] == [] and again["weights_bytes"] == printed["weights_bytes"]
 
 
-def test_wrong_share_is_a_sentence(sample_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("keep", "shown"), [("2", "2"), ("true", "True"), ("'most'", "'most'")])
+def test_wrong_share_is_a_sentence(keep: str, shown: str, sample_model: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text("keep = 2\n")
+    recipe.write_text(f"keep = {keep}\n")
     calib = sample_model.with_name("digits_calib.npz")
     said = sentence_of(
         "compile", sample_model, "--quantize", "w4a8", "--calib", calib, "--recipe", recipe, "-o", tmp_path / "x.so"
     )
-    assert "keep = 2" in said and "share from 0 to 1" in said
+    assert f"keep = {shown}" in said and "share from 0 to 1" in said

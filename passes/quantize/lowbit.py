@@ -87,10 +87,10 @@ def fit_low_bit(rows: np.ndarray, moment: np.ndarray, bits: int, group: int, sym
         range_ = (-range_[1], range_[1])
     scales = _clipped_scales(exact, np.diag(moment), range_, group, symmetric)
     integers = _gptq(exact, moment, spread(scales, group, rows.shape[1]), range_)
-    integers = _descend(exact, integers, moment, scales, range_, group)
+    integers = _descended(exact, integers, moment, scales, range_, group)
     for _ in range(_ALTERNATIONS.get(bits, 1)):
         refitted = _refitted_scales(exact, integers, moment, scales, group, symmetric)
-        moved = _descend(exact, integers, moment, refitted, range_, group)
+        moved = _descended(exact, integers, moment, refitted, range_, group)
         better = _error(exact, moved, moment, refitted, group) < _error(exact, integers, moment, scales, group)
         if not better.any():
             break
@@ -127,6 +127,44 @@ def aimed(rows: np.ndarray, exact: np.ndarray, patches: np.ndarray, centred: boo
     moment += _AIM_DAMPING * np.trace(moment) / len(moment) * np.eye(len(moment))
     cross = (lost.T @ wide).astype(np.float64)
     return (rows + np.linalg.solve(moment, cross.T @ rows.T.astype(np.float64)).T).astype(np.float32)
+
+
+def descend(
+    rows: np.ndarray,
+    integers: np.ndarray,
+    moment: np.ndarray,
+    steps: np.ndarray,
+    low: np.ndarray | int,
+    high: np.ndarray | int,
+    sweeps: int,
+) -> np.ndarray:
+    """``integers`` after each took its best value in turn, until none moves.
+
+    Args:
+        rows: what they stand for [outputs, depth].
+        integers: where they start [outputs, depth].
+        moment: H [depth, depth] of the patches.
+        steps: float64 [outputs, depth], the worth of one.
+        low: the least that each may be, one for all or [outputs, depth].
+        high: the largest.
+        sweeps: over the depth, at most.
+    """
+    chosen, diagonal = integers.astype(np.float64), np.diag(moment)
+    least, most = (np.broadcast_to(each, chosen.shape) for each in (low, high))
+    slope = (chosen * steps - rows) @ moment
+    for _ in range(sweeps):
+        moved = False
+        for k in range(rows.shape[1]):
+            ideal = chosen[:, k] - slope[:, k] / (diagonal[k] * steps[:, k])
+            change = np.clip(np.rint(ideal), least[:, k], most[:, k]) - chosen[:, k]
+            (outputs,) = np.nonzero(change)
+            if len(outputs):
+                moved = True
+                chosen[outputs, k] += change[outputs]
+                slope[outputs] += (change[outputs] * steps[outputs, k])[:, None] * moment[k]
+        if not moved:
+            break
+    return chosen
 
 
 def _representable(scales: np.ndarray) -> np.ndarray:
@@ -183,25 +221,11 @@ def _gptq(rows: np.ndarray, moment: np.ndarray, scales: np.ndarray, range_: tupl
     return found
 
 
-def _descend(
+def _descended(
     rows: np.ndarray, integers: np.ndarray, moment: np.ndarray, scales: np.ndarray, range_: tuple[int, int], group: int
 ) -> np.ndarray:
-    """``integers`` after each took its best value in turn, until none moves."""
-    steps, chosen = spread(scales, group, rows.shape[1]).astype(np.float64), integers.copy()
-    slope, diagonal = (chosen * steps - rows) @ moment, np.diag(moment)
-    for _ in range(_SWEEPS):
-        moved = False
-        for k in range(rows.shape[1]):
-            ideal = chosen[:, k] - slope[:, k] / (diagonal[k] * steps[:, k])
-            change = np.clip(np.rint(ideal), *range_) - chosen[:, k]
-            (outputs,) = np.nonzero(change)
-            if len(outputs):
-                moved = True
-                chosen[outputs, k] += change[outputs]
-                slope[outputs] += (change[outputs] * steps[outputs, k])[:, None] * moment[k]
-        if not moved:
-            break
-    return chosen
+    steps = spread(scales, group, rows.shape[1]).astype(np.float64)
+    return descend(rows, integers, moment, steps, *range_, _SWEEPS)
 
 
 def _refitted_scales(

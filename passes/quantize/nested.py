@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.quantize.execution import NodeRunner, Sample
-from edgec.passes.quantize.lowbit import spread
+from edgec.passes.quantize.lowbit import descend, spread
 from edgec.passes.quantize.operators import weight_axis
 from edgec.passes.quantize.products import Product, product_of
 from edgec.passes.quantize.real_weights import constant
@@ -77,27 +77,6 @@ def _fitted(rows: np.ndarray, coarse: np.ndarray, steps: np.ndarray, moment: np.
     """Integers [outputs, depth] within what a nibble adds to ``coarse``, for ``rows`` at ``steps`` an integer."""
     low, high = np.maximum(coarse + _LEAST, -128), coarse + _MOST
     starts = [coarse, np.clip(np.rint(rows / steps), low, high)]
-    found = [_descend(rows, start, steps, low, high, moment) for start in starts]
+    found = [descend(rows, start, moment, steps, low, high, _SWEEPS) for start in starts]
     errors = [np.einsum("mk,mk->m", lost @ moment, lost) for lost in (each * steps - rows for each in found)]
     return np.where((errors[1] < errors[0])[:, None], found[1], found[0])
-
-
-def _descend(
-    rows: np.ndarray, start: np.ndarray, steps: np.ndarray, low: np.ndarray, high: np.ndarray, moment: np.ndarray
-) -> np.ndarray:
-    """``start`` after each integer took its best value in turn, until none moves."""
-    chosen, diagonal = start.copy(), np.diag(moment)
-    slope = (chosen * steps - rows) @ moment
-    for _ in range(_SWEEPS):
-        moved = False
-        for k in range(rows.shape[1]):
-            ideal = chosen[:, k] - slope[:, k] / (diagonal[k] * steps[:, k])
-            change = np.clip(np.rint(ideal), low[:, k], high[:, k]) - chosen[:, k]
-            (outputs,) = np.nonzero(change)
-            if len(outputs):
-                moved = True
-                chosen[outputs, k] += change[outputs]
-                slope[outputs] += (change[outputs] * steps[outputs, k])[:, None] * moment[k]
-        if not moved:
-            break
-    return chosen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 OBSERVERS = ("auto", "minmax", "percentile", "mse", "entropy")
 ROUNDINGS = ("learned", "nearest")
@@ -47,7 +48,8 @@ class Recipe:
         refine: adjust the scales of activations to the change of the network's prediction.
         group_size: one of ``GROUP_SIZES``, for weights of less than 8 bits.
         keep: the share of the weights of 4 bits under integer activations that keeps 8 bits instead, in whole layers
-            where that is worth most (see :mod:`edgec.passes.quantize.salience`), but not in layers that are named.
+            where that is worth most, but not in layers that are named; ``auto`` is as little as the prediction needs
+            (see :mod:`edgec.passes.quantize.salience`).
         default: the precision, one of ``PRECISIONS``, of layers that are not named.
         layers: node name to one of ``PRECISIONS``.
     """
@@ -58,7 +60,7 @@ class Recipe:
     rounding: str = "learned"
     refine: bool = True
     group_size: int = 32
-    keep: float = 0.1
+    keep: float | Literal["auto"] = "auto"
     default: str = "int8"
     layers: Mapping[str, str] = field(default_factory=dict)
 

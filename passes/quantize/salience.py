@@ -2,13 +2,15 @@
 
 The loss of each layer is the change of the float model's prediction on samples with the weights of that layer alone at
 their few bits; losses of layers add up, near enough. Those with the most loss a weight keep 8 bits, up to a share of
-all weights of few bits. In convolutional networks they are the narrow layers near the input: few weights, each of which
-is used at many positions, and whose errors everything behind them reads.
+all weights of few bits, or until the losses of the others are small. In convolutional networks they are the narrow
+layers near the input: few weights, each of which is used at many positions, and whose errors everything behind them
+reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -21,12 +23,18 @@ from edgec.passes.quantize.tape import few
 
 _SAMPLES = 16
 
+_ENOUGH = 0.03
+"""Loss of the layers of few bits, all together, at which no more of them need 8; see :class:`Prediction`."""
+
+_MOST = 0.4
+"""Share of the weights that keeps 8 bits at most for the sake of that."""
+
 
 def salient(
     model: ir.Model,
     fits: Mapping[ir.Node, Fit],
     samples: Sequence[Sample],
-    share: float,
+    keep: float | Literal["auto"],
     progress: Callable[[int, int], None] | None = None,
 ) -> list[ir.Node]:
     """The products of ``model`` that keep 8 bits, the most salient first.
@@ -35,10 +43,11 @@ def salient(
         model: the float model.
         fits: its products whose weights have few bits.
         samples: inputs by name.
-        share: of these weights, from 0 to 1.
+        keep: a share of these weights, from 0 to 1; ``auto`` stops where what is left loses little.
         progress: told how many of how many layers were tried.
     """
     products = {node: product for node in fits if (product := product_of(node)) is not None}
+    share, enough = (_MOST, _ENOUGH) if keep == "auto" else (keep, -np.inf)
     if not products or share <= 0:
         return []
     chosen = few(model.graph, samples, _SAMPLES)
@@ -52,12 +61,13 @@ def salient(
         losses[node] = prediction.distance(runner.run_all(chosen, {**whole, **own}))
         if progress:
             progress(done, len(products))
-    room = share * sum(product.weight.size for product in products.values())
+    room, left = share * sum(product.weight.size for product in products.values()), sum(losses.values())
     found = []
     for node in sorted(products, key=lambda node: -losses[node] / products[node].weight.size):
-        if products[node].weight.size <= room:
+        if left > enough and products[node].weight.size <= room:
             found.append(node)
             room -= products[node].weight.size
+            left -= losses[node]
     return found
 
 

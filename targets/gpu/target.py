@@ -37,6 +37,8 @@ class GpuTarget:
             device makes no image of them, they read the buffer.
         integer_dot: whether it is known to multiply four bytes by four at once; kernels that ask for it run on any
             device.
+        sub_buffers: a multiple of these bytes is where a sub-buffer may begin on such devices; one that asks for more
+            has the arena whole.
         double: whether kernels may compute in float64; where not, such steps run on the host.
         storage: dtype in which floats stand in memory.
     """
@@ -51,6 +53,7 @@ class GpuTarget:
     in_flight: int
     weights: str
     integer_dot: bool
+    sub_buffers: int
     double: bool
     storage: str = "float32"
 
@@ -71,8 +74,8 @@ class GpuTarget:
 
     @property
     def arena_alignment(self) -> int:
-        """As the host has it."""
-        return self.host.arena_alignment
+        """What the host asks for, and sub-buffers."""
+        return max(self.host.arena_alignment, self.sub_buffers)
 
     @property
     def activation_dtype(self) -> str:

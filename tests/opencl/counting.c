@@ -1,6 +1,8 @@
 /* An OpenCL library in front of the real one: it counts the objects that are alive, and can refuse a call.
  *
- * COUNTING_FAIL=clCreateBuffer:2 makes the second call of that function fail as a device out of memory does. */
+ * COUNTING_FAIL=clCreateBuffer:2 makes the second call of that function fail as a device out of memory does, and
+ * COUNTING_ALIGN=65536 makes sub-buffers begin at multiples of so many bits. With COUNTING_IMPORT=1 the device has
+ * cl_arm_import_memory. */
 #define _GNU_SOURCE
 #include "opencl_api.h"
 
@@ -12,10 +14,16 @@
 #define EXPORT __attribute__((visibility("default")))
 
 static long alive;
-static unsigned long copies;
+static unsigned long copies, imports;
 
 /* Objects that were made and not released. */
 EXPORT long counting_alive(void) { return alive; }
+
+/* Copies that were enqueued. */
+EXPORT unsigned long counting_copies(void) { return copies; }
+
+/* Memory of the host's that was imported. */
+EXPORT unsigned long counting_imports(void) { return imports; }
 
 /* At the end of the process: how many copies were enqueued. */
 __attribute__((destructor)) static void report(void) {
@@ -76,6 +84,7 @@ MAKES(cl_context, clCreateContext,
       (p, n, d, f, u, e), e)
 MAKES(cl_command_queue, clCreateCommandQueue, (cl_context c, cl_device_id d, cl_bitfield p, cl_int *e), (c, d, p, e), e)
 MAKES(cl_mem, clCreateBuffer, (cl_context c, cl_bitfield f, size_t n, void *h, cl_int *e), (c, f, n, h, e), e)
+MAKES(cl_mem, clCreateSubBuffer, (cl_mem b, cl_bitfield f, cl_uint t, const void *r, cl_int *e), (b, f, t, r, e), e)
 MAKES(cl_mem, clCreateImage,
       (cl_context c, cl_bitfield f, const cl_image_format *a, const cl_image_desc *d, void *h, cl_int *e),
       (c, f, a, d, h, e), e)
@@ -108,7 +117,27 @@ ENQUEUES(clEnqueueReadBuffer,
 
 PASSES(clGetPlatformIDs, (cl_uint n, cl_platform_id *p, cl_uint *c), (n, p, c))
 PASSES(clGetDeviceIDs, (cl_platform_id p, cl_bitfield t, cl_uint n, cl_device_id *d, cl_uint *c), (p, t, n, d, c))
-PASSES(clGetDeviceInfo, (cl_device_id d, cl_uint w, size_t n, void *v, size_t *s), (d, w, n, v, s))
+EXPORT cl_int clGetDeviceInfo(cl_device_id d, cl_uint w, size_t n, void *v, size_t *s) {
+  static const char extensions[] = "cl_khr_a cl_arm_import_memory cl_khr_b";
+  const char *bits = getenv("COUNTING_ALIGN");
+  if (w == CL_DEVICE_EXTENSIONS && getenv("COUNTING_IMPORT")) {
+    if (s) *s = sizeof extensions;
+    if (v) memcpy(v, extensions, n < sizeof extensions ? n : sizeof extensions);
+    return CL_SUCCESS;
+  }
+  if (w != CL_DEVICE_MEM_BASE_ADDR_ALIGN || !bits) return CALL(clGetDeviceInfo)(d, w, n, v, s);
+  *(cl_uint *)v = (cl_uint)atoi(bits);
+  return CL_SUCCESS;
+}
+static cl_mem import(cl_context c, cl_bitfield f, const intptr_t *p, void *h, size_t n, cl_int *e) {
+  if (p[0] != CL_IMPORT_TYPE_ARM || p[1] != CL_IMPORT_TYPE_HOST_ARM || p[2] != 0) abort();
+  imports++;
+  return clCreateBuffer(c, f | CL_MEM_USE_HOST_PTR, n, h, e);
+}
+EXPORT void *clGetExtensionFunctionAddressForPlatform(cl_platform_id p, const char *name) {
+  (void)p;
+  return strcmp(name, "clImportMemoryARM") == 0 ? (void *)(uintptr_t)import : NULL;
+}
 PASSES(clBuildProgram,
        (cl_program p, cl_uint n, const cl_device_id *d, const char *o, void (*f)(cl_program, void *), void *u),
        (p, n, d, o, f, u))

@@ -110,6 +110,7 @@ static bool operand_fits(const edgert_model *model, const edgert_gpu *gpu, const
   uint64_t size = operand->space == EDGERT_GPU_WEIGHTS ? gpu->weights_bytes : gpu->arena_bytes;
   if (operand->space > EDGERT_GPU_IO) return false;
   if (operand->space == EDGERT_GPU_WEIGHTS && operand->io > EDGERT_GPU_BYTES) return false;
+  if (operand->space == EDGERT_GPU_ARENA && operand->io > gpu->operand_count) return false;
   if (operand->space == EDGERT_GPU_IO) {
     if (operand->io >= model->input_count + model->output_count) return false;
     size = operand->io < model->input_count ? model->inputs[operand->io].bytes

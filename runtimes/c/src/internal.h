@@ -128,11 +128,13 @@ typedef struct edgert_opencl edgert_opencl;
 typedef void (*edgert_host_fn)(void *context, uint32_t index);
 
 edgert_status edgert_opencl_open(const edgert_model *model, edgert_opencl **gpu);
-/* Makes the buffers of inputs and outputs, and the kernels. A GPU that shares the host's memory works in place in
- * those of `own` (the session's buffers, inputs first) that are not NULL. */
+/* Makes the buffers of inputs and outputs, of which `own` are the session's (inputs first, or NULL), and the kernels. */
 edgert_status edgert_opencl_prepare(edgert_opencl *gpu, void *const *own);
+/* The caller's memory of input or output `io` is the caller's alone from now on; another may be bound. */
+void edgert_opencl_forget(edgert_opencl *gpu, uint32_t io);
 const char *edgert_opencl_device(const edgert_opencl *gpu);
-/* One inference; `io` and `arena` are the host's. With `stats`, every step is measured. */
+/* One inference; `io` and `arena` are the host's. A GPU that shares the host's memory works in `io` itself, where it
+ * begins with a cache line and nothing else overlaps it. With `stats`, every step is measured. */
 edgert_status edgert_opencl_run(edgert_opencl *gpu, void *const *io, uint8_t *arena, edgert_step_stats *stats,
                                 edgert_host_fn host, void *context);
 void edgert_opencl_close(edgert_opencl *gpu);

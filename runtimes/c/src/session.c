@@ -200,13 +200,17 @@ static uint64_t arena_bytes(const edgert_model *model, const edgert_opencl *gpu)
   return gpu ? 0 : model->arena_bytes;
 }
 
+/* Closes `gpu` if it fails. */
 static edgert_status start_on(edgert_opencl *gpu, const edgert_model *model, const edgert_options *options,
                               edgert_session **session) {
   layout place;
   void *block;
   edgert_status status = plan(model, options, arena_bytes(model, gpu), &place);
   if (status == EDGERT_OK) status = get_block(model, options, place.total, &block);
-  if (status != EDGERT_OK) return status;
+  if (status != EDGERT_OK) {
+    edgert_opencl_close(gpu);
+    return status;
+  }
   edgert_session *made = build(model, options, &place, block);
   made->block = options->memory ? NULL : block;
   made->gpu = gpu;
@@ -214,19 +218,20 @@ static edgert_status start_on(edgert_opencl *gpu, const edgert_model *model, con
   if (status == EDGERT_OK && gpu) status = edgert_opencl_prepare(gpu, made->own);
   if (status == EDGERT_OK)
     status = edgert_pool_start(made->pool, options->threads, (options->flags & EDGERT_PIN_BIG_CORES) != 0);
-  if (status == EDGERT_OK)
+  if (status == EDGERT_OK) {
     *session = made;
-  else
-    release(made->block);
+    return EDGERT_OK;
+  }
+  void *own = made->block;
+  edgert_opencl_close(gpu); /* before the block that its buffers may lie in */
+  release(own);
   return status;
 }
 
 static edgert_status start(const edgert_model *model, const edgert_options *options, edgert_session **session) {
   edgert_opencl *gpu;
   edgert_status status = open_gpu(model, options, &gpu);
-  if (status == EDGERT_OK) status = start_on(gpu, model, options, session);
-  if (status != EDGERT_OK) edgert_opencl_close(gpu);
-  return status;
+  return status == EDGERT_OK ? start_on(gpu, model, options, session) : status;
 }
 
 edgert_status edgert_open_model(const edgert_model *model, const edgert_options *options,
@@ -348,6 +353,7 @@ static edgert_status bind(edgert_session *session, const edgert_tensor *tensor, 
                           uint64_t bytes) {
   uint32_t alignment = edgert_dtype_bytes(tensor->dtype);
   if (!data) {
+    if (session->gpu) edgert_opencl_forget(session->gpu, slot);
     session->io[slot] = session->own[slot];
     return EDGERT_OK;
   }
@@ -357,6 +363,7 @@ static edgert_status bind(edgert_session *session, const edgert_tensor *tensor, 
   if ((uintptr_t)data % alignment != 0)
     return edgert_fail(EDGERT_ERROR_ALIGNMENT, "the pointer bound to '%s', %p, is not aligned to its %u-byte elements",
                        tensor->name, data, (unsigned)alignment);
+  if (session->gpu) edgert_opencl_forget(session->gpu, slot);
   session->io[slot] = data;
   return EDGERT_OK;
 }

@@ -240,6 +240,14 @@ static void check_broken_gpu(void) {
   CHECK_BROKEN_GPU_OPERAND(io, 4);
   CHECK_BROKEN_GPU_OPERAND(offset, UINT64_MAX);
   CHECK_BROKEN_GPU_OPERAND(bytes, UINT64_MAX);
+
+  edgert_gpu_operand in_arena = {EDGERT_GPU_ARENA, 1, 0, 4};
+  edgert_gpu with_arena = gpu_part;
+  with_arena.operands = &in_arena;
+  with_arena.arena_bytes = 4;
+  CHECK_OK(try_gpu(&with_arena));
+  in_arena.io = 2; /* more sub-buffers than operands */
+  CHECK_STATUS(try_gpu(&with_arena), EDGERT_ERROR_MODEL);
 }
 
 static void check_huge(void) {

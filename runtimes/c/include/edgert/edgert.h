@@ -207,7 +207,9 @@ EDGERT_API void *edgert_input_data(edgert_session *session, uint32_t index);
 EDGERT_API const void *edgert_output_data(const edgert_session *session, uint32_t index);
 
 /* Let runs read an input from, or write an output to, the caller's memory instead, without a copy. `bytes`
- * must be the tensor's. `data` = NULL goes back to the own buffer (`bytes` is not looked at then). */
+ * must be the tensor's. `data` = NULL goes back to the own buffer (`bytes` is not looked at then). The memory stays
+ * valid until another is bound or the session is closed: a GPU that shares the host's memory works in it, where it
+ * begins with a cache line (64 bytes) and overlaps no other. */
 EDGERT_API edgert_status edgert_bind_input(edgert_session *session, uint32_t index, const void *data,
                                            uint64_t bytes);
 EDGERT_API edgert_status edgert_bind_output(edgert_session *session, uint32_t index, void *data,

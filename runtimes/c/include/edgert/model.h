@@ -111,7 +111,8 @@ typedef enum edgert_gpu_image {
 } edgert_gpu_image;
 
 /* A place in a buffer: the arena, the weights, or the input or output number `io` (inputs first). Of weights, `io` is
- * an edgert_gpu_image. */
+ * an edgert_gpu_image. Of the arena, it numbers the sub-buffer, from 1 on: no two overlap that one kernel takes, where
+ * both begin at multiples of the plan's alignment; 0 is none, and `offset` is the arena's in any case. */
 typedef struct edgert_gpu_operand {
   uint32_t space; /* edgert_gpu_space */
   uint32_t io;
