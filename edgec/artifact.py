@@ -198,4 +198,5 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def tensor_entry(tensor: Tensor) -> dict[str, Any]:
     """An input or output as the manifest lists it."""
     kind = "input" if tensor.buffer.space == INPUT else "output"
-    return {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype, "kind": kind}
+    grid = {"scale": tensor.scale, "zero_point": tensor.zero_point} if tensor.scale else {}
+    return {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype, "kind": kind, **grid}

@@ -266,6 +266,14 @@ def compile_model(
     explain: Annotated[
         bool, typer.Option("--explain", help="Say what the passes left alone, and why.", rich_help_panel=PASSES)
     ] = False,
+    integer_io: Annotated[
+        bool,
+        typer.Option(
+            "--integer-io",
+            help="Inputs and outputs as the integers that the model computes with.",
+            rich_help_panel=CONTENT,
+        ),
+    ] = False,
     report: ReportFile = None,
     from_front: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Compile a version that edgec explore found; see --pick.")
@@ -313,7 +321,8 @@ def compile_model(
             model, target, output, shapes=shapes, passes=names, check=checked, prune=prune, quantize=quantize,
             calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe,
             group_size=group_size, max_ms=max_ms, max_bytes=max_bytes, nested=nested, states=parse_states(state or ()),
-            tune=tune, tune_db=tune_db, fps=fps, bundle_tests=bundle_tests, compress=compress, progress=progress,
+            tune=tune, tune_db=tune_db, fps=fps, bundle_tests=bundle_tests, compress=compress,
+            integer_io=integer_io, progress=progress,
         )  # fmt: skip
         if page:
             page.write_compiled(compiled, progress)

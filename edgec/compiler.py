@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from edgec.calibration import Calibration, Source
     from edgec.memory import Lifetime
     from edgec.passes.base import Pass, PassReport
+    from edgec.passes.grids import Grid
     from edgec.passes.quantize import Recipe
-    from edgec.program import Program
+    from edgec.program import Program, Tensor
     from edgec.quantisation import Options, Quantisation
     from edgec.records import Records
     from edgec.targets.cpu.backend import Code
@@ -77,6 +78,7 @@ def compile(
     fps: float | None = None,
     bundle_tests: Source | None = None,
     compress: bool = False,
+    integer_io: bool = False,
     progress: Progress | None = None,
 ) -> Compiled:
     """Compile ``model`` for ``target`` into one shared object, or into an HLS project for an FPGA board.
@@ -126,6 +128,8 @@ def compile(
             them: ``edgert-selftest`` runs them on the device (see :mod:`edgec.vectors`).
         compress: store the weights of a processor's shared object entropy-coded (see :mod:`edgec.coding`): a smaller
             file with the same results, whose weights every session decodes into its own memory.
+        integer_io: take inputs as the integers that they are quantised to, and give outputs before they are
+            dequantised (see :mod:`edgec.passes.integer_edges`). The manifest has their scales and zero points.
         progress: told (what, done, total) as the work goes on.
 
     Raises:
@@ -172,12 +176,14 @@ def compile(
         check_project_path(path)
         if bundle_tests is not None:
             raise EdgecError(f"--bundle-tests is for processors; a project for {target} is tested by its C simulation")
+        if integer_io:
+            raise EdgecError(f"--integer-io is for processors, and {target} is none; leave it out")
     elif fps is not None:
         raise EdgecError(f"--fps is a goal for FPGA boards, and {target} is none; leave it out")
     elif isinstance(chosen, Format):
         chosen.check_path(path)
         check_writable(path)
-        own = {"--tune": tune, "--bundle-tests": bundle_tests, "--state": states}
+        own = {"--tune": tune, "--bundle-tests": bundle_tests, "--state": states, "--integer-io": integer_io}
         if given := [flag for flag, value in own.items() if value]:
             raise EdgecError(f"{given[0]} is for edgec's own kernels and library, and {target} has none; leave it out")
     else:
@@ -197,8 +203,8 @@ def compile(
     clock.lap("import")
     tests = None if bundle_tests is None else load_calibration(bundle_tests, graph, options.preprocess, states)
     calibration = None if calib is None else load_calibration(calib, graph, options.preprocess, states)
-    graph, reports, quantisation = _transformed(
-        graph, chosen, prune, selected, check, options, calibration, tell, clock
+    graph, reports, quantisation, grids = _transformed(
+        graph, chosen, prune, selected, check, options, calibration, integer_io, tell, clock
     )
     model_facts = {
         "sha256": _digest(model), "opset": graph.opset_imports.get("", 0), "nodes": original.nodes,
@@ -217,6 +223,8 @@ def compile(
         return _compile_format(graph, chosen, _name(model), path, model_facts, reports, quantisation, clock)
     program = lower(graph)
     program.name = _name(model)
+    program.inputs = [_on_grid(tensor, grids.get(tensor.name)) for tensor in program.inputs]
+    program.outputs = [_on_grid(tensor, grids.get(tensor.name)) for tensor in program.outputs]
     if states:
         keep_states(program, states)
     if nested:
@@ -229,7 +237,7 @@ def compile(
         gpu = GpuProgram(program, chosen)
     processor = chosen.host if isinstance(chosen, GpuTarget) else chosen
     if gpu is None:
-        tiling.tile(program)
+        (tiling.tile_for_memory if processor.bare_metal else tiling.tile)(program)
     planned = gpu is not None and gpu.program is program
     lifetimes = gpu.lifetimes if gpu and planned else memory.plan(program, chosen.arena_alignment)
     clock.lap("lowering")
@@ -282,9 +290,13 @@ def _compile_format(
 
 def _transformed(
     graph: ir.Model, target: Target | GpuTarget | Board | Format, prune: float, passes: Sequence[Pass] | None,
-    check: Check | None, options: Options, calibration: Calibration | None, tell: Progress, clock: _Clock,
-) -> tuple[ir.Model, tuple[PassReport, ...], Quantisation | None]:  # fmt: skip
-    """The graph that is lowered: pruned, through the passes, quantised, and through the passes for integers."""
+    check: Check | None, options: Options, calibration: Calibration | None, integer_io: bool, tell: Progress,
+    clock: _Clock,
+) -> tuple[ir.Model, tuple[PassReport, ...], Quantisation | None, dict[str, Grid]]:  # fmt: skip
+    """The graph that is lowered: pruned, through the passes, quantised, and through the passes for integers.
+
+    Beside it the grids of the inputs and outputs that are integers.
+    """
     from edgec.passes.pipeline import FLOAT, integer_passes, storage_passes
     from edgec.pruning import prune_graph, settings_for
     from edgec.quantisation import judge_by, quantise_graph
@@ -300,15 +312,38 @@ def _transformed(
     default = FLOAT if options.quantises else (*FLOAT, *integers)
     judge = judge_by(graph, options) if check is not None else None
     score = judge.score_of if judge else None
+    grids = {} if options.quantises else _edges(graph, integer_io)
     reports = apply_passes(graph, default if passes is None else passes, check, score)
     if pruned:  # which has run the passes before
         reports = (*pruned, *(each for each in reports if each.matched or each.before != each.after))
     clock.lap("passes")
     if calibration is None or not options.quantises:
-        return graph, reports, None
+        return graph, reports, None, grids
     graph, quantisation = quantise_graph(graph, options, calibration, target, tell)
     clock.lap("quantisation")
-    return graph, (*reports, *apply_passes(graph, integers, None)), quantisation
+    grids = _edges(graph, integer_io)
+    return graph, (*reports, *apply_passes(graph, integers, None)), quantisation, grids
+
+
+def _on_grid(tensor: Tensor, grid: Grid | None) -> Tensor:
+    """The input or output with its grid, if it has one."""
+    return tensor if grid is None else replace(tensor, scale=grid.scale, zero_point=grid.zero)
+
+
+def _edges(graph: ir.Model, integer_io: bool) -> dict[str, Grid]:
+    """The grids of inputs and outputs that are integers, after those that can be have become so, if that is wanted.
+
+    Raises:
+        EdgecError: it is wanted, and there is none.
+    """
+    from edgec.passes.integer_edges import edge_grids, make_edges_integers
+
+    if integer_io and not make_edges_integers(graph) and not edge_grids(graph):
+        raise EdgecError(
+            "--integer-io takes inputs and gives outputs as the integers that a model computes with, and this one "
+            "quantises none of them; add --quantize int8 --calib SAMPLES, or leave it out"
+        )
+    return edge_grids(graph)
 
 
 def _records(

@@ -15,6 +15,9 @@ import onnx_ir as ir
 from edgec.errors import Refusal, UnsupportedModelError
 from edgec.values import constant_of, input_of, node_shapes, shape_of, shape_text
 
+_LARGEST_INDEX = 2**31 - 1
+"""Places in a tensor are computed in 32 bits."""
+
 
 def reject_inconsistent_nodes(graph: ir.Graph) -> None:
     """Raise :class:`UnsupportedModelError` with every node of ``graph`` whose shapes do not fit."""
@@ -58,6 +61,8 @@ def _window(node: ir.Node, kernel: Sequence[int]) -> str | None:
         return f"kernel_shape {list(declared)} is not the weight's {list(kernel)}"
     if any(extent < 1 for extent in (*declared, *steps)):
         return "kernel, strides and dilations must be positive"
+    if max((*declared, *steps, *node.attributes.get_ints("pads", ())), default=0) > _LARGEST_INDEX:
+        return "kernel, strides, dilations and padding must be below 2³¹"
     return None if min(shape_of(node.outputs[0])) > 0 else "its window is larger than its padded input"
 
 

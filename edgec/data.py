@@ -1,7 +1,8 @@
 """Samples from files: ``.npz`` with arrays named as the inputs, or a folder of images with a recipe.
 
 A model of batch B takes B samples a run; the first axis of every array in a file counts samples. Nothing is
-converted silently: an array of another dtype, with a NaN or of another shape is refused in one sentence.
+converted silently: an array of another dtype, with a NaN or of another shape is refused in one sentence. Only for an
+input of integers that stand for real numbers, floats are quantised as the model would do it.
 """
 
 from __future__ import annotations
@@ -26,14 +27,25 @@ LABELS = "labels"
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output as a file of samples must match it: the ONNX value's name, shape and dtype."""
+    """An input or output as a file of samples must match it: the ONNX value's name, shape and dtype.
+
+    Integers with a ``scale`` stand for real numbers, scale · (q − zero_point).
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    scale: float = 0.0
+    zero_point: int = 0
 
     def __str__(self) -> str:
         return f"'{self.name}' {self.dtype}{list(self.shape)}"
+
+    def quantise(self, array: Array) -> Array:
+        """float32 of any shape as the integers that stand for it."""
+        limits = np.iinfo(self.dtype)
+        whole = np.rint(array / np.float32(self.scale)) + np.float32(self.zero_point)
+        return np.clip(whole, limits.min, limits.max).astype(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,10 @@ class Samples:
 
 def specs(entries: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
     """The ``inputs`` or ``outputs`` of a manifest."""
-    return tuple(TensorSpec(e["name"], tuple(e["shape"]), np.dtype(e["dtype"])) for e in entries)
+    return tuple(
+        TensorSpec(e["name"], tuple(e["shape"]), np.dtype(e["dtype"]), e.get("scale", 0.0), e.get("zero_point", 0))
+        for e in entries
+    )
 
 
 def load_samples(path: Path, inputs: Sequence[TensorSpec], preprocess: Path | None = None) -> Samples:
@@ -178,6 +193,9 @@ def _array(arrays: Mapping[str, Array], spec: TensorSpec, path: Path) -> Array:
         found = ", ".join(f"'{name}'" for name in arrays) or "nothing"
         raise EdgecError(f"'{path}' has no array for the input {spec}; it holds {found}")
     array = arrays[spec.name]
+    if spec.scale and array.dtype == np.float32:
+        _reject_nan(array, spec, path)
+        array = spec.quantise(array)
     if array.dtype != spec.dtype:
         raise EdgecError(
             f"'{path}' has {array.dtype} values for the input {spec}; convert them with .astype('{spec.dtype}')"

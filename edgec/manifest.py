@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 TABLES = ("steps", "memory", "fallback")
@@ -16,6 +17,8 @@ DTYPES = frozenset({
     "bool", "float16", "float32", "float64", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
 })  # fmt: skip
 
+_GRID = {"scale": float, "zero_point": float}
+"""What an input or output of integers has, too, if they stand for real numbers."""
 _TENSOR = {"name": str, "shape": [int], "dtype": DTYPES, "kind": str}
 _REQUIRED = {
     "abi": int, "arena_bytes": int, "arena_lower_bound": int, "cpu": str, "edgec": str, "features": [str], "name": str,
@@ -56,6 +59,9 @@ def parse_manifest(text: bytes) -> dict[str, Any]:
     there = {key: kind for key, kind in _OPTIONAL.items() if key in manifest}
     for wrong in _mismatches(manifest, {**_REQUIRED, **there}, ""):
         raise ValueError(wrong)
+    for entry in (*manifest["inputs"], *manifest["outputs"]):
+        for wrong in _mismatches(entry, _GRID, entry["name"]) if entry.keys() & _GRID else ():
+            raise ValueError(wrong)
     return manifest
 
 
@@ -79,6 +85,8 @@ def _mismatches(value: Any, kind: Any, where: str) -> Iterator[str]:
             yield f"{where} is none of {', '.join(sorted(kind))}"
     elif kind is int and not (type(value) is int and 0 <= value < MOST):
         yield f"{where} is no number from 0 on"
+    elif kind is float and not (type(value) in (int, float) and isfinite(value)):
+        yield f"{where} is no number"
     elif kind is str and not isinstance(value, str):
         yield f"{where} is no text"
 

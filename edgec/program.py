@@ -424,7 +424,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of the program: the ONNX value's name, shape and dtype, and its buffer."""
+    """An input or output of the program: the ONNX value's name, shape and dtype, and its buffer.
+
+    Integers with a ``scale`` stand for real numbers, scale · (q − zero_point).
+    """
 
     name: str
     shape: tuple[int, ...]

@@ -6,7 +6,9 @@ needs are expanded into a small buffer, convolved into another, and projected fr
 (the halo of the kernel) are moved to the front of the buffer, not computed again, so that the results are the same
 to the last bit. The parts are steps like any others: the kernels that sweep the whole map, with fewer rows.
 
-It pays where the maps do not fit the cache and the weights, which every band reads again, do (:func:`pays`).
+It pays where the maps do not fit the cache and the weights, which every band reads again, do (:func:`pays`). A
+microcontroller has no cache and little memory: there it is done where it makes the arena smaller
+(:func:`tile_for_memory`).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edgec import scalar
+from edgec.memory import live_ranges
 from edgec.nest import bounds, coefficient, terms
 from edgec.program import ARENA, Buffer, Conv, Depthwise, Fill, Loops, Program, Step
 from edgec.scalar import Expr
@@ -30,6 +33,10 @@ CALL_BYTES = 16 * 1024
 MARGIN = 2
 """How many times its cost a band must save."""
 
+SMALL_BAND_BYTES = 32 * 1024
+"""Where memory is what counts. Less makes the arena little smaller, and the code larger, of which each height of a
+band has its own."""
+
 _EXTENT = {1: "out_height", 2: "out_width"}
 """The field that holds the extent of an axis of rows."""
 
@@ -38,9 +45,35 @@ def tile(program: Program) -> None:
     """Rewrite ``program`` in place; its results stay the same to the last bit."""
     for step in list(program.steps):
         if isinstance(step.kernel, Depthwise):
-            chain = find_chain(program, step)
+            chain = find_chain(program, step, BAND_BYTES)
             if chain is not None and pays(chain):
                 _replace(program, chain)
+
+
+def tile_for_memory(program: Program) -> None:
+    """Rewrite ``program`` in place where it then needs a smaller arena, the largest maps first."""
+    left = [step for step in program.steps if isinstance(step.kernel, Depthwise)]
+    least = largest_alive(program)
+    while left:
+        chains = [chain for step in left if (chain := find_chain(program, step, SMALL_BAND_BYTES)) is not None]
+        if not chains:
+            return
+        chain = max(chains, key=_map_bytes)
+        left = [step for step in left if step is not chain.depthwise.step]
+        before = list(program.steps)
+        _replace(program, chain)
+        now = largest_alive(program)
+        if now < least:
+            least = now
+        else:
+            program.steps[:] = before
+
+
+def largest_alive(program: Program) -> int:
+    """Bytes of the buffers in the arena at the step at which they are most."""
+    lifetimes = live_ranges(program)
+    alive = (sum(x.nbytes for x in lifetimes if x.first <= i <= x.last) for i in range(len(program.steps)))
+    return max(alive, default=0)
 
 
 # ---- finding a chain ----------------------------------------------------------------------------------------
@@ -106,13 +139,14 @@ class Border:
 class Chain:
     """A depthwise convolution with what fills its input (``before`` and ``border``) and what reads its output.
 
-    ``first_row`` is the row of the padded map at which ``before`` starts.
+    ``first_row`` is the row of the padded map at which ``before`` starts, and ``band_bytes`` what a band may take.
     """
 
     depthwise: Rows
     before: Rows | None
     after: Rows | None
     border: Border | None
+    band_bytes: int
     first_row: int = 0
 
     @property
@@ -138,7 +172,7 @@ class Chain:
         return first * stride, (first + count - 1) * stride + reach
 
 
-def find_chain(program: Program, step: Step) -> Chain | None:
+def find_chain(program: Program, step: Step, band_bytes: int) -> Chain | None:
     """The chain around a depthwise ``step``; None where it has no pointwise neighbour of its own."""
     kernel = step.kernel
     assert isinstance(kernel, Depthwise)
@@ -146,7 +180,7 @@ def find_chain(program: Program, step: Step) -> Chain | None:
     if kernel.batch != 1 or kernel.out_height < 2 or not own_height or not _in_order(step, 1):
         return None
     rows = Rows(step, 1, 1, kernel.out_height)
-    chain = _with_after(program, Chain(rows, None, None, None))
+    chain = _with_after(program, Chain(rows, None, None, None, band_bytes))
     chain = _with_before(program, chain)
     return None if chain.before is None and chain.after is None else chain
 
@@ -279,7 +313,7 @@ def _band_rows(chain: Chain) -> int:
         per_row += chain.result_stride * itemsize
     fixed = halo * chain.source_stride * itemsize if chain.before is not None else 0
     least = max(1, -(-halo // kernel.stride[0]))
-    most = max(least, (BAND_BYTES - fixed) // per_row)
+    most = max(least, (chain.band_bytes - fixed) // per_row)
     count = -(-chain.depthwise.count // most)
     return max(least, -(-chain.depthwise.count // count))
 
@@ -289,16 +323,21 @@ def _itemsize(chain: Chain) -> int:
     return buffer.nbytes // buffer.elements
 
 
+def _map_bytes(chain: Chain) -> int:
+    """Of the maps that bands take the place of."""
+    count, maps = chain.depthwise.count, 0
+    if chain.before is not None:
+        maps += chain.needed(0, count)[1] * chain.source_stride * _itemsize(chain)
+    if chain.after is not None:
+        maps += count * chain.result_stride * chain.after.step.inputs[0].nbytes // chain.after.step.inputs[0].elements
+    return maps
+
+
 def pays(chain: Chain) -> bool:
     """Whether the maps that no longer go through memory outweigh the weights that are read again and the calls."""
     count, rows = chain.depthwise.count, _band_rows(chain)
     bands = -(-count // rows)
-    itemsize = _itemsize(chain)
-    maps = 0
-    if chain.before is not None:
-        maps += chain.needed(0, count)[1] * chain.source_stride * itemsize
-    if chain.after is not None:
-        maps += count * chain.result_stride * chain.after.step.inputs[0].nbytes // chain.after.step.inputs[0].elements
+    maps = _map_bytes(chain)
     weights = sum(step.inputs[1].nbytes for step in chain.steps if isinstance(step.kernel, Conv | Depthwise))
     again = (bands - 1) * (weights + (len(chain.steps) + 1) * CALL_BYTES)
     return bands > 1 and maps > CACHE_BYTES and 2 * maps > MARGIN * again

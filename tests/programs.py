@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import pytest
 from onnx import helper, numpy_helper
 
 from edgec import fusion, memory, reference
@@ -20,6 +21,7 @@ from edgec.passes.pipeline import run as run_passes
 from edgec.passes.pipeline import select
 from edgec.program import CONSTANT, Buffer, Program
 from edgec.records import Records
+from edgec.runtimes.build import SOURCE_FOLDER
 from edgec.targets.cpu.backend import compile_program
 from edgec.targets.target import Target, load_target
 
@@ -106,6 +108,19 @@ class HostProgram:
         if root.space == CONSTANT and id(root) not in self._memory:
             self._memory[id(root)] = np.ascontiguousarray(root.data)
         return int(self._memory[id(root)].ctypes.data) + skip
+
+
+def with_library(name: str, folder: Path, *flags: str) -> Path:
+    """A program of ``runtimes/c/tests``, built with the library's sources; skips where a sanitizer is missing."""
+    program = folder / name
+    sources = [SOURCE_FOLDER / "tests" / f"{name}.c", *sorted((SOURCE_FOLDER / "src").glob("*.c"))]
+    options = ["-std=c11", "-O2", "-g", "-D_GNU_SOURCE", f"-I{SOURCE_FOLDER / 'include'}"]
+    command = ["cc", *options, *sources, "-o", program, *flags, "-lpthread", "-ldl"]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    if built.returncode and any(flag.startswith("-fsanitize") for flag in flags):
+        pytest.skip("this C compiler has no such sanitizer")
+    assert built.returncode == 0, built.stderr
+    return program
 
 
 def assert_close(got: dict[str, np.ndarray], want: dict[str, np.ndarray], tolerance: float = 1e-5) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -15,7 +16,7 @@ from onnx import helper
 import edgec
 from edgec.artifact import read_manifest, write_atomically
 from edgec.compiler import manifest_path
-from tests.programs import model
+from tests.programs import model, with_library
 
 LIBRARY_SYMBOLS = re.compile(r"@GLIBC|^__gmon_start__$|^_ITM_|^__cxa_finalize$")
 
@@ -72,6 +73,22 @@ def test_a_changed_byte_is_noticed(artifact: Path, place: float, tmp_path: Path)
         read_manifest(changed)
     with pytest.raises(edgec.EdgecError):
         edgec.load(changed)
+
+
+def test_every_changed_byte_is_noticed(tiny_artifact: Path, tmp_path: Path) -> None:
+    """One bit in each byte of the file in turn; the library in C, then what reads manifests."""
+    data = tiny_artifact.read_bytes()
+    copy = tmp_path / "copy.so"
+    copy.write_bytes(data)
+    done = subprocess.run([with_library("flip", tmp_path), copy], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{len(data)} bytes\n"), done.stderr
+    with copy.open("r+b", buffering=0) as file:
+        for place, own in enumerate(data):
+            os.pwrite(file.fileno(), bytes([own ^ 1 << place % 8]), place)
+            with pytest.raises(edgec.EdgecError):
+                read_manifest(copy)
+            os.pwrite(file.fileno(), bytes([own]), place)
+    assert read_manifest(copy) == read_manifest(tiny_artifact)
 
 
 @pytest.mark.parametrize("keep", [0, 10, 1000, -1])

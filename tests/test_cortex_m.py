@@ -14,7 +14,7 @@ import edgec
 from edgec.artifact import read_manifest
 from edgec.cortex_m import emulate
 from edgec.counting import count_instructions
-from edgec.data import Samples
+from edgec.data import Samples, specs
 from edgec.devices import QemuDevice, open_device
 from edgec.quantisation import companions
 from edgec.runtimes.build import SOURCE_FOLDER, build_runtime
@@ -96,6 +96,20 @@ def test_what_it_takes_is_measured(bare_metal, tmp_path, quantised_digits, sampl
     assert 0.98 < counts.instructions / sum(step.instructions for step in counts.steps) <= 1
     run = emulate(compiled.path, manifest, Samples(1, None, lambda index: values), tmp_path)
     assert 0 < run.stack_bytes < 2048
+
+
+@pytest.mark.parametrize("core", ["cortex-m4", "cortex-m55"])
+def test_no_floats_are_needed_for_inputs(bare_metal, tmp_path, quantised_digits, sample_data, core) -> None:
+    floats = edgec.compile(quantised_digits, core, tmp_path / "floats.o")
+    compiled = edgec.compile(quantised_digits, core, tmp_path / "integers.o", integer_io=True)
+    assert compiled.manifest["ram_bytes"] == floats.manifest["ram_bytes"] - 3 * 64
+    header = (tmp_path / "integers.h").read_text()
+    assert "const int8_t *image" in header and "INTEGERS_IMAGE_ZERO_POINT" in header
+    (spec,) = specs(compiled.manifest["inputs"])
+    image = sample_data["image"][:1]
+    wanted = outputs(floats.path, {"image": image})
+    found = outputs(compiled.path, {"image": spec.quantise(image)})
+    np.testing.assert_array_equal(found["logits"], wanted["logits"])
 
 
 def test_the_object_needs_little_of_the_c_library(bare_metal, tmp_path, quantised_digits) -> None:

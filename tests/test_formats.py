@@ -23,6 +23,7 @@ from edgec.inspection import inspect_artifact
 from edgec.quantisation import companions
 from edgec.targets.formats import FORMATS, format_of
 from tests.programs import model
+from tests.shared_models import AUTOENCODER, KWS, MNIST, REPVGG, RESNET8, VWW, SharedModel
 from tests.test_cli import call, results_of, sentence_of
 
 pytest.importorskip("ai_edge_litert", reason="ai-edge-litert is not installed; run: pip install 'edgec[tflite]'")
@@ -307,6 +308,27 @@ def test_onnxruntime_leaves_no_convolution_in_floats(small, tmp_path):
     assert kinds.count("QLinearConv") == 3 and "Conv" not in kinds
 
 
+@pytest.mark.parametrize("target", NAMES)
+@pytest.mark.parametrize(("op", "zero"), [("Relu", -32768), ("Tanh", 0), ("Neg", 20000)])
+def test_16_bits_end_where_they_do(tmp_path, target, op, zero):
+    """Floats stand for them in TensorFlow Lite, and what lies beyond the last integer is that integer there, too."""
+    constants = {"s": np.float32(1e-5), "z": np.array(zero, np.int16)}
+    nodes = [
+        helper.make_node(op, ["x"], ["a"], name="a"),
+        helper.make_node("QuantizeLinear", ["a", "s", "z"], ["q"], name="q"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], name="d"),
+        helper.make_node("MaxPool", ["d"], ["y"], name="y", kernel_shape=[2, 2]),
+    ]
+    path = tmp_path / "m.onnx"
+    proto = model(nodes, {"x": (1, 3, 5, 7)}, {"y": (1, 3, 4, 6)}, constants)
+    proto.opset_import[0].version, proto.ir_version = 21, 10
+    onnx.save(proto, path)
+    feeds = random_feeds(path)
+    wanted = outputs_of(edgec.compile(path, output=tmp_path / "m.so").path, feeds)["y"]
+    found = outputs_of(edgec.compile(path, target, tmp_path / f"q{suffix(target)}").path, feeds)["y"]
+    assert np.abs(wanted - found).max() <= 1.01 * 1e-5 and len(np.unique(wanted)) < wanted.size
+
+
 SHARED = {
     "resnet8/resnet8_cifar10.onnx": (1, 3, 32, 32), "kws/kws_dscnn.onnx": (1, 1, 49, 10),
     "vww/vww_mobilenetv1_025_96.onnx": (1, 3, 96, 96), "autoencoder/ad01_autoencoder.onnx": (1, 640),
@@ -343,44 +365,26 @@ def test_large_shared_models_in_floats(shared, tmp_path, name):
     check_shared(shared / "models" / name, LARGE[name], tmp_path)
 
 
-def real_samples(shared: Path) -> dict[str, np.ndarray]:
-    """Some of the training data, as each model takes it."""
-    with np.load(shared / "data" / "kws_calib.npz") as data:
-        speech = next(data[name] for name in data.files if data[name].ndim > 2).astype(np.float32)
-    with np.load(shared / "data" / "cifar10_train.npz") as data:
-        pictures = data["images"][:48].transpose(0, 3, 1, 2).astype(np.float32)
-    mean, deviation = (np.array(each, np.float32).reshape(3, 1, 1) for each in (MEAN, DEVIATION))
-    return {
-        "kws/kws_dscnn.onnx": speech.reshape(-1, 1, 49, 10)[:48],
-        "resnet8/resnet8_cifar10.onnx": pictures,
-        "repvgg_tiny/repvgg_tiny.onnx": ((pictures / 255 - mean) / deviation).astype(np.float32),
-    }
-
-
-MEAN, DEVIATION = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
-
-
 @pytest.mark.heavy
-def test_shared_models_in_8_bits(shared, tmp_path):
+@pytest.mark.parametrize("model", [MNIST, KWS, RESNET8, AUTOENCODER, VWW, REPVGG], ids=lambda model: model.name)
+def test_shared_models_in_8_bits(shared, tmp_path, model: SharedModel):
     """The last integers of each network, on real samples: LiteRT's are ours, ONNX Runtime's at most a step away."""
-    for name, samples in real_samples(shared).items():
-        path = shared / "models" / name
-        source = onnx.load(path).graph.input[0].name
-        feeds = [{source: sample[None]} for sample in samples]
-        pinned = {source: feeds[0][source].shape}
-        ours = edgec.compile(path, output=tmp_path / "m.so", shapes=pinned, quantize="int8", calib=feeds[:32]).path
-        twin = onnx.shape_inference.infer_shapes(onnx.load(companions(ours)[2]))
-        onnx.save(twin, tmp_path / "twin.onnx")
-        scales = {each.name: numpy_helper.to_array(each) for each in twin.graph.initializer}
-        last = [n for n in twin.graph.node if n.op_type == "DequantizeLinear" and n.input[0] not in scales][-1]
-        part = tmp_path / "part.onnx"
-        onnx.utils.extract_model(tmp_path / "twin.onnx", part, [source], [last.output[0]])
-        wanted = outputs_of(edgec.compile(part, output=tmp_path / "part.so").path, feeds)[last.output[0]]
-        for target, most in (("tflite", 0.0), ("onnxruntime", 1.0)):
-            artifact = edgec.compile(part, target, tmp_path / f"part.{target}{suffix(target)}").path
-            found = outputs_of(artifact, feeds)[last.output[0]]
-            steps = np.rint(np.abs(found - wanted) / scales[last.input[1]])
-            assert steps.max() <= most, (name, target)
+    source, calibration = model.onnx(shared), model.calibration_samples(shared)[:64]
+    feeds = [{model.input: sample[None]} for sample in model.samples(shared, 48)]
+    pinned = {model.input: feeds[0][model.input].shape}
+    ours = edgec.compile(source, output=tmp_path / "m.so", shapes=pinned, quantize="int8", calib=calibration).path
+    twin = onnx.shape_inference.infer_shapes(onnx.load(companions(ours)[2]))
+    onnx.save(twin, tmp_path / "twin.onnx")
+    constants = {each.name: numpy_helper.to_array(each) for each in twin.graph.initializer}
+    last = [n for n in twin.graph.node if n.op_type == "DequantizeLinear" and n.input[0] not in constants][-1]
+    part = tmp_path / "part.onnx"
+    onnx.utils.extract_model(tmp_path / "twin.onnx", part, [model.input], [last.output[0]])
+    wanted = outputs_of(edgec.compile(part, output=tmp_path / "part.so").path, feeds)[last.output[0]]
+    for target, most in (("tflite", 0.0), ("onnxruntime", 1.0)):
+        artifact = edgec.compile(part, target, tmp_path / f"part.{target}{suffix(target)}").path
+        found = outputs_of(artifact, feeds)[last.output[0]]
+        steps = np.rint(np.abs(found.reshape(wanted.shape) - wanted) / constants[last.input[1]])
+        assert steps.max() <= most, target
 
 
 def test_what_has_no_form_is_refused_by_name(tmp_path):

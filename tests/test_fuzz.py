@@ -32,6 +32,7 @@ REGRESSIONS = (
     Case("damaged", 11269, 1, ()),
     Case("damaged", 20149, 9, ()),
     Case("damaged", 35449, 6, ()),
+    Case("damaged", 37319, 6, ()),
 )
 """What failed once, made smaller."""
 

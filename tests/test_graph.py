@@ -387,6 +387,7 @@ class TestBrokenModels:
             (node("Gather", ["x", "i"], ["y"], axis=1), {"i": np.array([0, 3])}, "an index is outside the 3 entries"),
             (node("Reshape", ["x", "t"], ["y"]), {"t": np.array([4, 5])}, "105 elements do not fill 20"),
             (node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], pads=[2, 0, 0, 0]), {}, "padding is as large"),
+            (node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], strides=[1, 2**62]), {}, "must be below 2³¹"),
             (node("ConvTranspose", ["x", "w"], ["y"]), {"w": (4, 2, 3, 3)}, "3 input channels do not fit"),
         ],
     )

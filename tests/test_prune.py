@@ -27,6 +27,7 @@ from edgec.passes.prune.low_rank import factorise
 from edgec.passes.prune.products import input_rows, matrix, measure_moments, output_rows, own_biases, places, weight_of
 from edgec.passes.prune.pruning import Prune, Settings
 from edgec.passes.prune.repair import Rows, fit_bounded
+from edgec.passes.prune.rounding import vector_step
 from edgec.passes.prune.scores import SCORES
 from edgec.pruning import prune_to_latency
 from edgec.summary import node_macs
@@ -165,6 +166,21 @@ def test_channels_that_are_no_multiple_become_one(width: int) -> None:
     left = next(each.inputs[1].shape.numpy()[0] for each in model.graph if each.op_type == "Conv" and each.inputs[1])
     assert left < 0.75 * width
     assert left % 4 == 0
+
+
+@pytest.mark.parametrize(
+    ("multiple", "count", "step"), [(8, 64, 8), (8, 28, 4), (16, 15, 4), (8, 5, 2), (8, 1, 1), (1, 9, 1)]
+)
+def test_few_channels_go_in_smaller_steps(multiple: int, count: int, step: int) -> None:
+    assert vector_step(multiple, count) == step
+
+
+def test_ranks_are_rounded_as_channels_are(sample_model: Path, digits: list[dict[str, np.ndarray]]) -> None:
+    prune = Prune(Settings(0.3, curve_samples=4, limits=Limits(multiple=8)), digits)
+    prune.apply(folded(sample_model))
+    ranks = [rank for curve in prune.ranks for rank in curve.ranks]
+    assert ranks
+    assert all(rank % 4 == 0 for curve in prune.ranks for rank in curve.ranks if max(curve.ranks) >= 8)
 
 
 def test_a_floor_stays(sample_model: Path) -> None:

@@ -94,14 +94,15 @@ def run(*command: object, given: bytes | None = None) -> subprocess.CompletedPro
 
 
 def test_c_python_and_the_emulated_board_name_the_digits_alike(here, board, artifacts, digits, tmp_path):
-    flags = ("--preprocess", RECIPE, "--labels", LABELS, "--output", tmp_path)
+    drawings = tmp_path / "drawn"  # which the first of them makes
+    flags = ("--preprocess", RECIPE, "--labels", LABELS, "--output", drawings)
     lines = found(run(*QEMU, board, artifacts["rpi4"], *flags, *digits))
     assert lines == found(run(here, artifacts["host"], *flags, *digits))
     assert lines == found(python(artifacts["host"], *flags, *digits))
     right = sum(line.split(": ")[1].startswith(path.stem[-1]) for line, path in zip(lines, digits, strict=True))
     assert right >= DIGITS - 1
     for suffix in (".ppm", ".jpg"):
-        drawn = np.asarray(Image.open(tmp_path / f"{digits[0].stem}_seen{suffix}")).astype(int)
+        drawn = np.asarray(Image.open(drawings / f"{digits[0].stem}_seen{suffix}")).astype(int)
         assert drawn.shape[1] >= 320 and (abs(drawn - (220, 40, 40)).max(axis=2) < 40).sum() > 500
 
 

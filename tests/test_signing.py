@@ -16,6 +16,7 @@ from edgec.cli import main
 from edgec.errors import EdgecError
 from edgec.runtimes.build import SOURCE_FOLDER
 from edgec.runtimes.python.session import Session
+from tests.programs import with_library
 
 signing = pytest.importorskip("edgec.signing")
 pytest.importorskip("cryptography")
@@ -113,6 +114,16 @@ def test_c_refuses_a_flipped_bit_anywhere(opener: Path, public: Path, signed: Pa
         files[-1].write_bytes(changed)
     lines = opened(opener, public, *files)
     assert len(lines) == len(files) and all(line.startswith("EDGERT_ERROR_SIGNATURE") for line in lines)
+
+
+def test_c_refuses_a_flipped_bit_in_every_byte(public: Path, signed: Path, tmp_path: Path) -> None:
+    if not Path("/usr/include/openssl/evp.h").exists():
+        pytest.skip("the headers of OpenSSL are not installed; .ci/install-tools does it")
+    copy = shutil.copy(signed, tmp_path / "copy.so")
+    program = with_library("flip", tmp_path, "-DEDGERT_SIGNATURES_OPENSSL=1", "-lcrypto")
+    command = [program, copy, signing.public_bytes(public).hex()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{signed.stat().st_size} bytes\n"), done.stderr
 
 
 def test_c_refuses_other_keys_and_cut_files(opener: Path, public: Path, signed: Path, tmp_path: Path) -> None:

@@ -8,19 +8,12 @@ from pathlib import Path
 import pytest
 
 import edgec
-from edgec.runtimes.build import SOURCE_FOLDER
+from tests.programs import with_library
 
 
 def soak(folder: Path, artifact: Path, runs: int, openings: int, *flags: str) -> str:
     """Build the program with the library's sources, and run it."""
-    program = folder / "soak"
-    sources = [SOURCE_FOLDER / "tests" / "soak.c", *sorted((SOURCE_FOLDER / "src").glob("*.c"))]
-    options = ["-std=c11", "-O2", "-g", "-D_GNU_SOURCE", *flags, f"-I{SOURCE_FOLDER / 'include'}"]
-    command = ["cc", *options, *sources, "-o", program, "-lpthread", "-ldl"]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    if "-fsanitize=thread" in flags and built.returncode:
-        pytest.skip("this C compiler has no -fsanitize=thread")
-    assert built.returncode == 0, built.stderr
+    program = with_library("soak", folder, *flags)
     command = [program, artifact, str(runs), str(openings)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -40,3 +33,10 @@ def test_no_races(tmp_path: Path, tiny_artifact: Path) -> None:
 def test_a_million_runs_and_ten_thousand_openings(tmp_path: Path, sample_model: Path) -> None:
     artifact = edgec.compile(sample_model, "host", tmp_path / "digits.so").path
     print(soak(tmp_path, artifact, 1_000_000, 10_000))
+
+
+@pytest.mark.heavy
+def test_no_races_for_long(tmp_path: Path, sample_model: Path) -> None:
+    """A million runs, and ten thousand on each of four threads side by side."""
+    artifact = edgec.compile(sample_model, "host", tmp_path / "digits.so").path
+    print(soak(tmp_path, artifact, 1_000_000, 1_000, "-fsanitize=thread"))

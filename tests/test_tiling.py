@@ -177,6 +177,26 @@ def test_a_map_that_another_step_reads_stays_whole() -> None:
         np.testing.assert_array_equal(found[name], array)
 
 
+@pytest.mark.parametrize("name", BLOCKS)
+def test_bands_where_memory_is_short(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiling, "SMALL_BAND_BYTES", _map_bytes(BLOCKS[name]) // 5)
+    whole, parts = program_of(BLOCKS[name]), program_of(BLOCKS[name])
+    tiling.tile_for_memory(parts)
+    before, after = tiling.largest_alive(whole), tiling.largest_alive(parts)
+    assert after < before if bands(parts) > 1 else len(parts.steps) == len(whole.steps)
+    inputs = random_inputs(whole)
+    np.testing.assert_array_equal(reference.run(parts, inputs)["y"], reference.run(whole, inputs)["y"])
+
+
+def test_bands_of_an_inverted_residual_halve_the_arena(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiling, "SMALL_BAND_BYTES", 8_000)
+    whole, parts = program_of(block((57, 13))), program_of(block((57, 13)))
+    tiling.tile_for_memory(parts)
+    memory.plan(whole)
+    memory.plan(parts)
+    assert parts.arena_bytes < 0.5 * whole.arena_bytes
+
+
 def test_small_maps_are_left_alone() -> None:
     whole, parts = whole_and_tiled(block((17, 13)))
     assert [type(step.kernel) for step in parts.steps] == [type(step.kernel) for step in whole.steps]
@@ -189,9 +209,8 @@ def test_weights_that_outweigh_the_maps_are_not_read_again(monkeypatch: pytest.M
     for size in ((17, 3), (257, 3)):
         program = program_of(block(size))
         (step,) = (step for step in program.steps if isinstance(step.kernel, Depthwise))
-        chain = tiling.find_chain(program, step)
+        chain = tiling.find_chain(program, step, 60_000 if size[0] > 100 else 2_000)
         assert chain is not None
-        monkeypatch.setattr(tiling, "BAND_BYTES", 60_000 if size[0] > 100 else 2_000)
         worth[size] = tiling.pays(chain)
     assert worth == {(17, 3): False, (257, 3): True}
 

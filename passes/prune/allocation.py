@@ -20,13 +20,10 @@ from edgec.errors import EdgecError
 from edgec.passes.prune.cost import Cost
 from edgec.passes.prune.coupling import Group, Unit
 from edgec.passes.prune.low_rank import RankCurve
+from edgec.passes.prune.rounding import vector_step
 from edgec.passes.prune.rules import Linear
 from edgec.passes.prune.scores import Scores
 from edgec.passes.prune.sensitivity import Curve
-
-_PARTS, _LEAST_STEP = 4, 4
-"""Units go in steps of at least so many parts of a group, or narrow layers could not be pruned at all, unless a step
-would be of fewer channels than the least vector has."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +153,7 @@ def _packs(group: Group, offers: Offers, multiple: int) -> list[_Pack]:
     order = sorted(group.units, key=lambda unit: scores[unit])
     curve = next((each for each in offers.curves if each.group is group), None)
     prices = np.array([scores[unit] for unit in order]) if curve is None else curve.prices()
-    step = _step(group, multiple)
+    step = vector_step(multiple // gcd(multiple, group.width), len(order))
     borders = [0, *range(len(order) % step or step, len(order) + 1, step)]
     return [_Pack(tuple(order[low:high]), float(prices[low:high].sum())) for low, high in pairwise(borders)]
 
@@ -176,16 +173,6 @@ def _ranks(curve: RankCurve, cost: Cost) -> list[_Rank]:
 
 def _slope(first: tuple[int, float, int], second: tuple[int, float, int]) -> float:
     return (second[1] - first[1]) / (second[0] - first[0])
-
-
-def _step(group: Group, multiple: int) -> int:
-    """Units that go at once, so that multiples of the channels stay multiples."""
-    step, count = multiple // gcd(multiple, group.width), len(group.units)
-    while (step > _LEAST_STEP and step > -(-count // _PARTS)) or 2 * step > count:
-        if step == 1:
-            break
-        step //= 2
-    return step
 
 
 def _ratio(offer: _Pack | _Rank, cost: Cost) -> float:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from edgec.passes.prune.activations import Sample, distance, outputs
 from edgec.passes.prune.compensation import Inputs, Statistics
 from edgec.passes.prune.products import has_rows, in_copy, matrix, set_matrix
+from edgec.passes.prune.rounding import vector_step
 from edgec.passes.prune.rules import Linear
 from edgec.passes.rewriting import new_constant
 from edgec.values import constant_of, shape_of
@@ -67,8 +68,7 @@ def measure_ranks(
 
 def _ranks(limit: float, multiple: int) -> Iterator[int]:
     """Ranks below ``limit``, descending, each once."""
-    step = max(1, min(multiple, int(limit / 4)))
-    last = 0
+    step, last = vector_step(multiple, int(limit)), 0
     for share in STEPS:
         rank = int(limit * share) // step * step
         if rank not in (0, last):

@@ -381,13 +381,32 @@ class Converter:
         source = self.value(name, False)
         zero = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
         if quant is None and zero is not None and zero.dtype.itemsize > 1:
-            self.values[str(node.outputs[0].name)] = source  # 16 bits are as good as floats
+            self.values[str(node.outputs[0].name)] = self._limited(node, source)
             return
         if quant is None:
             raise Unsupported("it quantises to other integers than signed bytes with one scale", "use --quantize int8")
         made = self.tensor(str(node.outputs[0].name), source.shape, "int8", source.last, quant)
         self.writer.operator("QUANTIZE", [source.tensor], [made.tensor], "QuantizeOptions")
         self.values[str(node.outputs[0].name)] = made
+
+    def _limited(self, node: ir.Node, source: Value) -> Value:
+        """Floats in place of integers of 16 bits, which they are as exact as, between the ends of these."""
+        scale, zero = (constant_of(value) for value in node.inputs[1:3])
+        assert scale is not None and zero is not None
+        if scale.size != 1:
+            raise Unsupported("it quantises to 16 bits with more than one scale", "use --quantize int8")
+        limits = np.iinfo(zero.dtype)
+        low, high = ((end - int(zero.ravel()[0])) * float(scale.ravel()[0]) for end in (limits.min, limits.max))
+        producer = node.inputs[0].producer()  # type: ignore[union-attr]
+        is_positive = producer is not None and producer.op_type == "Relu"
+        for name, end in (("MAXIMUM", low), ("MINIMUM", high)):
+            if name == "MAXIMUM" and is_positive and end <= 0:
+                continue
+            made = self.tensor("limited", source.shape, "float32", source.last, None)
+            bound = self.writer.constant("bound", np.asarray(end, np.float32))
+            self.writer.operator(name, [source.tensor, bound], [made.tensor], "MaximumMinimumOptions")
+            source = made
+        return source
 
     def _dequantise(self, node: ir.Node) -> None:
         source, output = str(node.inputs[0].name), str(node.outputs[0].name)  # type: ignore[union-attr]

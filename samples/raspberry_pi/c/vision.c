@@ -20,6 +20,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 enum { BEST = 3, TEXT_BYTES = 256 };
@@ -199,6 +200,9 @@ static void look(const watcher *self, const char *title, const picture *image, c
 }
 
 static int look_at_files(const watcher *self) {
+  const char *folder = self->given.output;
+  if (folder && mkdir(folder, 0777) != 0 && errno != EEXIST)
+    quit("the folder '%s' cannot be made: %s", folder, strerror(errno));
   for (int i = 0; i < self->given.picture_count; i++) {
     const char *path = self->given.pictures[i], *slash = strrchr(path, '/'), *title = slash ? slash + 1 : path;
     size_t bytes = (self->given.output ? strlen(self->given.output) : 0) + strlen(title) + sizeof "/_seen.ppm";

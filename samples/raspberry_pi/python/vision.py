@@ -128,6 +128,8 @@ def main() -> int:
     """Look at every picture."""
     options = arguments()
     watcher = Watcher(options)
+    if options.output and not options.camera:
+        options.output.mkdir(exist_ok=True)
     frames = camera_frames(options.camera) if options.camera else file_frames(options.pictures)
     start, count = time.perf_counter(), 0
     for title, picture in itertools.islice(frames, options.frames):
