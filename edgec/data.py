@@ -11,7 +11,7 @@ import io
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +82,11 @@ class Samples:
 
 
 def specs(entries: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
-    """The ``inputs`` or ``outputs`` of a manifest."""
+    """The ``inputs`` or ``outputs`` of a manifest; an FPGA's floats have a scale inside the board, which is its own."""
+    plain = [TensorSpec(e["name"], tuple(e["shape"]), np.dtype(e["dtype"])) for e in entries]
     return tuple(
-        TensorSpec(e["name"], tuple(e["shape"]), np.dtype(e["dtype"]), e.get("scale", 0.0), e.get("zero_point", 0))
-        for e in entries
+        replace(spec, scale=e.get("scale", 0.0), zero_point=e.get("zero_point", 0)) if spec.dtype.kind in "iu" else spec
+        for spec, e in zip(plain, entries, strict=True)
     )
 
 
