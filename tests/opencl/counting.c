@@ -2,7 +2,7 @@
  *
  * COUNTING_FAIL=clCreateBuffer:2 makes the second call of that function fail as a device out of memory does, and
  * COUNTING_ALIGN=65536 makes sub-buffers begin at multiples of so many bits. With COUNTING_IMPORT=1 the device has
- * cl_arm_import_memory. */
+ * cl_arm_import_memory; with COUNTING_DISCRETE=1 it has memory of its own. */
 #define _GNU_SOURCE
 #include "opencl_api.h"
 
@@ -123,6 +123,10 @@ EXPORT cl_int clGetDeviceInfo(cl_device_id d, cl_uint w, size_t n, void *v, size
   if (w == CL_DEVICE_EXTENSIONS && getenv("COUNTING_IMPORT")) {
     if (s) *s = sizeof extensions;
     if (v) memcpy(v, extensions, n < sizeof extensions ? n : sizeof extensions);
+    return CL_SUCCESS;
+  }
+  if (w == CL_DEVICE_HOST_UNIFIED_MEMORY && getenv("COUNTING_DISCRETE")) {
+    *(cl_bool *)v = 0;
     return CL_SUCCESS;
   }
   if (w != CL_DEVICE_MEM_BASE_ADDR_ALIGN || !bits) return CALL(clGetDeviceInfo)(d, w, n, v, s);
