@@ -67,6 +67,17 @@ def counted(script: str, artifact: Path, counting: Path, *arguments: object, **s
     return found
 
 
+def runner_outputs(
+    artifact: Path, counting: Path, data: dict[str, np.ndarray], folder: Path, **settings: str
+) -> tuple[np.ndarray, str]:
+    """The logits [5, 10] of ``edgert-run`` with the counting library as driver, and what that said."""
+    data["image"][:5].tofile(folder / "in.bin")
+    command = [build_runtime(host_triple()).runner, artifact, "--inputs", "in.bin", "--outputs", "out.bin"]
+    environment = {**os.environ, "EDGERT_OPENCL_LIBRARY": str(counting), **settings}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, env=environment)
+    return np.fromfile(folder / "out.bin", np.float32).reshape(5, 10), done.stderr
+
+
 def lifetimes(
     artifact: Path, counting: Path, runs: int, cycles: int, fail: str = "", **settings: str
 ) -> dict[str, Any]:
@@ -94,15 +105,10 @@ def test_a_gpu_that_shares_memory_works_in_place(
     artifact: Path, counting: Path, sample_data: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     """The runner has the session's own buffers: nothing is copied, on devices like PoCL and phones' GPUs."""
-    images = sample_data["image"][:5]
-    images.tofile(tmp_path / "in.bin")
-    command = [build_runtime(host_triple()).runner, artifact, "--inputs", "in.bin", "--outputs", "out.bin"]
-    environment = {**os.environ, "EDGERT_OPENCL_LIBRARY": str(counting), "COUNTING_COPIES": "1"}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment)
-    assert "copies 0" in done.stderr.splitlines()
-    found = np.fromfile(tmp_path / "out.bin", np.float32).reshape(5, 10)
+    found, said = runner_outputs(artifact, counting, sample_data, tmp_path, COUNTING_COPIES="1")
+    assert "copies 0" in said.splitlines()
     with edgec.load(artifact) as session:
-        wanted = np.concatenate([session.run({"image": image[None]})["logits"] for image in images])
+        wanted = np.concatenate([session.run({"image": image[None]})["logits"] for image in sample_data["image"][:5]])
     np.testing.assert_array_equal(found, wanted)
 
 
@@ -131,13 +137,9 @@ def test_the_arena_is_sub_buffers_where_the_device_has_them_so_close(
     artifact: Path, counting: Path, sample_data: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     """A device whose sub-buffers begin at multiples of 8192 bytes has the arena whole, and the same answers."""
-    sample_data["image"][:5].tofile(tmp_path / "in.bin")
-    command = [build_runtime(host_triple()).runner, artifact, "--inputs", "in.bin", "--outputs", "out.bin"]
     found, opened = [], []
     for bits in ("1024", "65536"):
-        environment = {**os.environ, "EDGERT_OPENCL_LIBRARY": str(counting), "COUNTING_ALIGN": bits}
-        subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, env=environment)
-        found.append(np.fromfile(tmp_path / "out.bin", np.float32))
+        found.append(runner_outputs(artifact, counting, sample_data, tmp_path, COUNTING_ALIGN=bits)[0])
         settings = {"COUNTING_ALIGN": bits, "COUNTING_DISCRETE": "1"}
         opened.append(lifetimes(artifact, counting, runs=1, cycles=1, **settings)["open"])
     np.testing.assert_array_equal(*found)
@@ -149,13 +151,9 @@ def test_a_device_without_images_reads_the_buffer(
 ) -> None:
     gpu_session(program_of(sample_model), tmp_path, replace(load_gpu("opencl"), weights="image"))[0].close()
     artifact = tmp_path / "opencl.so"
-    sample_data["image"][:5].tofile(tmp_path / "in.bin")
-    command = [build_runtime(host_triple()).runner, artifact, "--inputs", "in.bin", "--outputs", "out.bin"]
     found, opened = [], []
     for fail in ("", "clCreateImage:1"):
-        environment = {**os.environ, "EDGERT_OPENCL_LIBRARY": str(counting), "COUNTING_FAIL": fail}
-        subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, env=environment)
-        found.append(np.fromfile(tmp_path / "out.bin", np.float32))
+        found.append(runner_outputs(artifact, counting, sample_data, tmp_path, COUNTING_FAIL=fail)[0])
         seen = lifetimes(artifact, counting, runs=3, cycles=1, fail=fail, COUNTING_DISCRETE="1")
         assert seen["error"] is None and seen["closed"] == 0
         opened.append(seen["open"])

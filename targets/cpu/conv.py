@@ -21,10 +21,10 @@ import numpy as np
 from edgec.lazy_tvm import tirx
 from edgec.nest import merged_loops
 from edgec.program import Conv
-from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, starts, tiles
+from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, shape_name, starts, tiles
 from edgec.targets.cpu.tir import Kernel, Special, nothing_special
 from edgec.targets.target import Target
-from edgec.targets.vectors import SHORT, padded_pieces, pieces
+from edgec.targets.vectors import padded_pieces, pieces
 
 FMA_LATENCY = 4
 """Cycles until a multiply-add's result can be added to again; fewer accumulators than this stall."""
@@ -308,7 +308,5 @@ class ConvWriter:
 def contract(p: ConvPlan) -> str:
     """The kernel's name."""
     c = p.conv
-    kernel = f"k{c.kernel[0]}x{c.kernel[1]}s{c.stride[0]}x{c.stride[1]}d{c.dilation[0]}x{c.dilation[1]}"
-    shape = f"n{c.batch}h{c.out_height}w{c.out_width}c{c.out_channels}"
     kind = "gemm_rt" if c.weight_strides else "conv"
-    return f"{SHORT[c.input_dtype]}_{kind}_{shape}_{kernel}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}"
+    return f"{shape_name(c, kind)}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}"

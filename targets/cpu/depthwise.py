@@ -14,10 +14,10 @@ import numpy as np
 
 from edgec.lazy_tvm import tirx
 from edgec.program import Depthwise
-from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, tiles
+from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, shape_name, tiles
 from edgec.targets.cpu.tir import Kernel, Special, nothing_special
 from edgec.targets.target import Target
-from edgec.targets.vectors import SHORT, pieces
+from edgec.targets.vectors import pieces
 
 
 @dataclass(frozen=True)
@@ -113,5 +113,4 @@ class _DepthwiseWriter:
 def contract(p: DepthwisePlan) -> str:
     """The kernel's name."""
     c = p.depthwise
-    kernel = f"k{c.kernel[0]}x{c.kernel[1]}s{c.stride[0]}x{c.stride[1]}d{c.dilation[0]}x{c.dilation[1]}"
-    return f"{SHORT[c.input_dtype]}_dwconv_n{c.batch}h{c.out_height}w{c.out_width}c{c.channels}_{kernel}__t{p.columns}"
+    return f"{shape_name(c, 'dwconv')}__t{p.columns}"

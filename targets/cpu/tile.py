@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgec import scalar
 from edgec.lazy_tvm import stmt, tirx
 from edgec.nest import coefficient
+from edgec.program import Conv, Depthwise
 from edgec.scalar import Expr
-from edgec.targets.cpu.tir import Body, Emitter, lanes_of, vector_load, vector_store, widen
-from edgec.targets.vectors import CHANNEL_AXIS, pieces
+from edgec.targets.cpu.tir import Body, Emitter, Kernel, lanes_of, vector_load, vector_store, widen
+from edgec.targets.vectors import CHANNEL_AXIS, SHORT, pieces
 
 
 def starts(widths: Sequence[int]) -> list[int]:
@@ -145,6 +146,26 @@ def tiles(extent: int, size: int) -> list[tuple[int, int, int]]:
     if extent % size:
         cut.append((whole * size, extent % size, 1))
     return cut
+
+
+def share_rows(kernel: Kernel, extent: int, size: int, inner: Callable[[Any, int], None]) -> None:
+    """``inner`` with the first row of each tile and how many it has; threads share the tiles of ``size`` rows, and the
+    last one has what is left."""
+    for start, rows, count in tiles(extent, size):
+        if count > 1:
+            first, own = kernel.share(count)
+            with kernel.body.loop(own, first) as index:
+                inner(start + index * rows, rows)
+        else:
+            with kernel.body.when(tirx.EQ(kernel.thread, kernel.threads - 1)):
+                inner(tirx.const(start, "int32"), rows)
+
+
+def shape_name(conv: Conv | Depthwise, kind: str) -> str:
+    """How a kernel's name begins: ``f32_conv_n1h8w8c16_k3x3s1x1d1x1``."""
+    (n, h, w, c), pairs = conv.extents, zip("ksd", (conv.kernel, conv.stride, conv.dilation), strict=True)
+    window = "".join(f"{letter}{along[0]}x{along[1]}" for letter, along in pairs)
+    return f"{SHORT[conv.input_dtype]}_{kind}_n{n}h{h}w{w}c{c}_{window}"
 
 
 def load_channels(buffer: Any, offset: Any, lanes: int) -> Any:

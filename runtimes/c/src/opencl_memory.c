@@ -200,15 +200,20 @@ void edgert_opencl_forget(edgert_opencl *gpu, uint32_t i) {
   *io = (edgert_io){0};
 }
 
+/* Releases the buffer of input or output `i`, the host's memory or not. */
+static void drop(edgert_opencl *gpu, uint32_t i) {
+  edgert_opencl_forget(gpu, i);
+  if (gpu->io[i].buffer) gpu->cl->clReleaseMemObject(gpu->io[i].buffer);
+  gpu->io[i] = (edgert_io){0};
+}
+
 /* A buffer over io[i] or, where that cannot be, one to copy it to and from. */
 static edgert_status settle(edgert_opencl *gpu, void *const *host, uint32_t i) {
   edgert_io *io = &gpu->io[i];
   uint64_t bytes = io_bytes(gpu->model, i);
   bool shares = can_share(gpu, host, i);
   if (io->buffer && io->shared == (shares ? host[i] : NULL)) return EDGERT_OK;
-  edgert_opencl_forget(gpu, i);
-  if (io->buffer) gpu->cl->clReleaseMemObject(io->buffer);
-  *io = (edgert_io){0};
+  drop(gpu, i);
   if (shares) io->buffer = share(gpu, host[i], bytes);
   if (io->buffer) io->shared = host[i];
   if (shares && !io->buffer) gpu->shares = false;
@@ -278,10 +283,7 @@ uint32_t edgert_opencl_place(const edgert_opencl *gpu, const edgert_gpu_operand 
 
 void edgert_opencl_release_memory(edgert_opencl *gpu) {
   const opencl_functions *cl = gpu->cl;
-  for (uint32_t i = 0; gpu->io && i < io_count(gpu->model); i++) {
-    edgert_opencl_forget(gpu, i);
-    if (gpu->io[i].buffer) cl->clReleaseMemObject(gpu->io[i].buffer);
-  }
+  for (uint32_t i = 0; gpu->io && i < io_count(gpu->model); i++) drop(gpu, i);
   for (uint32_t i = 0; gpu->places && i < gpu->place_count; i++)
     if (gpu->places[i].buffer) cl->clReleaseMemObject(gpu->places[i].buffer);
   release_images(gpu);

@@ -132,6 +132,13 @@ static void check_memory(void) {
   CHECK(without_buffers < required);
 }
 
+static edgert_model of_one_step(const edgert_step *step) {
+  edgert_model model = edgert_model_v1;
+  model.steps = step;
+  model.step_count = 1;
+  return model;
+}
+
 static const uint8_t *arena_seen;
 
 static void see_arena(uint8_t *arena, const uint8_t *weights, void *const *io, int32_t thread, int32_t threads) {
@@ -141,10 +148,8 @@ static void see_arena(uint8_t *arena, const uint8_t *weights, void *const *io, i
 
 static void check_arena_alignment(void) {
   const edgert_step step = {see_arena, 0, 0, 0, 0, 0};
-  edgert_model model = edgert_model_v1;
+  edgert_model model = of_one_step(&step);
   edgert_session *session;
-  model.steps = &step;
-  model.step_count = 1;
   for (uint32_t alignment = 1; alignment <= 4096; alignment *= 16) {
     model.arena_alignment = alignment;
     CHECK_OK(edgert_open_model(&model, NULL, &session));
@@ -172,10 +177,8 @@ static int32_t run_and_read(edgert_session *session) {
 
 static void check_reset(void) {
   const edgert_step step = {count_runs, 0, 0, 0, 0, 0};
-  edgert_model model = edgert_model_v1;
+  edgert_model model = of_one_step(&step);
   edgert_session *session;
-  model.steps = &step;
-  model.step_count = 1;
   model.state_bytes = 4;
   CHECK_OK(edgert_open_model(&model, NULL, &session));
   for (int32_t sequence = 0; sequence < 3; sequence++) {
@@ -190,14 +193,12 @@ static void check_widths(void) {
   const edgert_step step = {count_runs, 0, 0, 0, 0, 0};
   const edgert_step_fn wide[] = {count_runs}, narrow[] = {count_tens}, none[] = {NULL};
   edgert_width widths[] = {{8, 0, wide}, {4, 0, narrow}};
-  edgert_model model = edgert_model_v1;
+  edgert_model model = of_one_step(&step);
   edgert_session *session = open_toy(NULL);
   CHECK(edgert_width_of(session) == 0 && edgert_width_of(NULL) == 0);
   CHECK_REFUSED(edgert_set_width(session, 4), EDGERT_ERROR_ARGUMENT, "--nested");
   CHECK_STATUS(edgert_set_width(NULL, 4), EDGERT_ERROR_ARGUMENT);
   edgert_close(session);
-  model.steps = &step;
-  model.step_count = 1;
   model.state_bytes = 4;
   model.widths = widths;
   model.width_count = 2;

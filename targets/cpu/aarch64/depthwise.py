@@ -15,10 +15,9 @@ from edgec.lazy_tvm import tirx
 from edgec.program import Depthwise
 from edgec.targets.cpu.aarch64.neon import long_product, special
 from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile, load_input
-from edgec.targets.cpu.tile import Point, Store, bias_apart, load_channels, starts, tiles
+from edgec.targets.cpu.tile import Point, Store, bias_apart, load_channels, shape_name, starts, tiles
 from edgec.targets.cpu.tir import Kernel, lanes_of, part
 from edgec.targets.target import Target
-from edgec.targets.vectors import SHORT
 
 COLUMNS = 4
 """Output pixels of a tile, at most: 16 registers of sums, beside the weights of a small window."""
@@ -151,6 +150,4 @@ class _DepthwiseWriter:
 def contract(p: DepthwisePlan) -> str:
     """The kernel's name."""
     c = p.depthwise
-    kernel = f"k{c.kernel[0]}x{c.kernel[1]}s{c.stride[0]}x{c.stride[1]}d{c.dilation[0]}x{c.dilation[1]}"
-    shape = f"n{c.batch}h{c.out_height}w{c.out_width}c{c.channels}"
-    return f"{SHORT[c.input_dtype]}_dwconv_{shape}_{kernel}__t{p.columns}_smlal"
+    return f"{shape_name(c, 'dwconv')}__t{p.columns}_smlal"

@@ -24,9 +24,8 @@ from edgec.targets.cpu.aarch64.neon import half_of, special
 from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile
 from edgec.targets.cpu.contiguous import ContiguousPlan
 from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvWriter
-from edgec.targets.cpu.tile import Accumulators, Point, Store, bias_apart, load_channels, tiles
+from edgec.targets.cpu.tile import Accumulators, Point, Store, bias_apart, load_channels, shape_name, tiles
 from edgec.targets.cpu.tir import Kernel
-from edgec.targets.vectors import SHORT
 
 REGISTERS = 32
 TILE_OVERHEAD = 14
@@ -243,7 +242,5 @@ def generate(writer: type[BiasedWriter], p: RunPlan, dtypes: list[str]) -> Any:
 def contract(p: RunPlan) -> str:
     """The kernel's name."""
     c = p.conv
-    kernel = f"k{c.kernel[0]}x{c.kernel[1]}s{c.stride[0]}x{c.stride[1]}d{c.dilation[0]}x{c.dilation[1]}"
-    shape = f"n{c.batch}h{c.out_height}w{c.out_width}c{c.out_channels}"
     how = p.suffix + ("_w4" if p.per_byte == 2 else "")
-    return f"{SHORT[c.input_dtype]}_conv_{shape}_{kernel}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}_{how}"
+    return f"{shape_name(c, 'conv')}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}_{how}"

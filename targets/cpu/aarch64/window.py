@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,10 @@ from edgec.targets.cpu.aarch64 import assembly
 from edgec.targets.cpu.aarch64.assembly import FAR, KINDS, REGISTERS, Inline, parts
 from edgec.targets.cpu.aarch64.neon import special
 from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile, unset
-from edgec.targets.cpu.tile import Point, Store, bias_apart, tiles
+from edgec.targets.cpu.tile import Point, Store, bias_apart, shape_name, share_rows, tiles
 from edgec.targets.cpu.tir import Kernel
 from edgec.targets.target import Target
-from edgec.targets.vectors import SHORT, pieces
+from edgec.targets.vectors import pieces
 
 MOST_TAPS = 12
 """Taps of a window, at most: their weights stay in registers."""
@@ -143,14 +144,7 @@ class _WindowWriter:
 
     def write(self) -> None:
         with self.body.loop(self.conv.batch) as image:
-            for start, rows, count in tiles(self.conv.out_height, self.plan.rows):
-                if count > 1:
-                    first, own = self.kernel.share(count)
-                    with self.body.loop(own, first) as index:
-                        self._channels(image, start + index * rows, rows)
-                else:
-                    with self.body.when(tirx.EQ(self.kernel.thread, self.kernel.threads - 1)):
-                        self._channels(image, tirx.const(start, "int32"), rows)
+            share_rows(self.kernel, self.conv.out_height, self.plan.rows, partial(self._channels, image))
 
     def _channels(self, image: Any, row: Any, rows: int) -> None:
         run = self.conv.kernel[0] * self.conv.kernel[1] * LANES
@@ -231,6 +225,4 @@ def _loads(tile: WindowTile, source: str, ring: list[int]) -> Iterator[list[str]
 def contract(p: WindowPlan) -> str:
     """The kernel's name."""
     c = p.depthwise
-    kernel = f"k{c.kernel[0]}x{c.kernel[1]}s{c.stride[0]}x{c.stride[1]}d{c.dilation[0]}x{c.dilation[1]}"
-    shape = f"n{c.batch}h{c.out_height}w{c.out_width}c{c.channels}"
-    return f"{SHORT[c.input_dtype]}_dwconv_{shape}_{kernel}__t{p.rows}x{p.columns}_fmla"
+    return f"{shape_name(c, 'dwconv')}__t{p.rows}x{p.columns}_fmla"

@@ -26,10 +26,9 @@ from edgec.program import Conv
 from edgec.targets.cpu.contiguous import ContiguousPlan
 from edgec.targets.cpu.conv import ConvWriter
 from edgec.targets.cpu.cortex_m.rounding import special
-from edgec.targets.cpu.tile import Accumulators, Point, tiles
+from edgec.targets.cpu.tile import Accumulators, Point, shape_name, tiles
 from edgec.targets.cpu.tir import Kernel, nothing_special, vector_load
 from edgec.targets.target import Target
-from edgec.targets.vectors import SHORT
 
 WORD, VECTOR = 4, 16
 """Elements that are multiplied at a time."""
@@ -275,7 +274,5 @@ def _sum_of_products(total: Any, left: Any, right: Any) -> Any:
 def contract(p: DotPlan) -> str:
     """The kernel's name."""
     c = p.conv
-    kernel = f"k{c.kernel[0]}x{c.kernel[1]}s{c.stride[0]}x{c.stride[1]}d{c.dilation[0]}x{c.dilation[1]}"
-    shape = f"n{c.batch}h{c.out_height}w{c.out_width}c{c.out_channels}"
     how = "vmladava" if p.has_vectors else "smlad"
-    return f"{SHORT[c.input_dtype]}_conv_{shape}_{kernel}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}_{how}"
+    return f"{shape_name(c, 'conv')}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}_{how}"

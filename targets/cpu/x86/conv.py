@@ -25,7 +25,7 @@ import numpy as np
 from edgec.lazy_tvm import tirx
 from edgec.program import Conv
 from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvPlan, ConvWriter
-from edgec.targets.cpu.tile import Accumulators, Point, Store, bias_apart, starts, tiles
+from edgec.targets.cpu.tile import Accumulators, Point, Store, bias_apart, shape_name, starts, tiles
 from edgec.targets.cpu.tir import Kernel, lanes_of, part, vector_load
 from edgec.targets.cpu.x86.isa import Isa
 from edgec.targets.cpu.x86.narrow import special
@@ -39,7 +39,7 @@ from edgec.targets.cpu.x86.tile import (
     bias_vectors,
 )
 from edgec.targets.target import Target
-from edgec.targets.vectors import SHORT, padded_pieces
+from edgec.targets.vectors import padded_pieces
 
 LATENCY = 5
 """Cycles until a sum can be added to again."""
@@ -304,7 +304,5 @@ def _sixteenfold(value: Any, half: int) -> Any:
 def contract(p: GroupedPlan) -> str:
     """The kernel's name."""
     c = p.conv
-    kernel = f"k{c.kernel[0]}x{c.kernel[1]}s{c.stride[0]}x{c.stride[1]}d{c.dilation[0]}x{c.dilation[1]}"
-    shape = f"n{c.batch}h{c.out_height}w{c.out_width}c{c.out_channels}"
     how = ("vnni" if p.isa.vnni else "madd") + ("_w4" if p.halves else "")
-    return f"{SHORT[c.input_dtype]}_conv_{shape}_{kernel}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}_{how}"
+    return f"{shape_name(c, 'conv')}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}_{how}"

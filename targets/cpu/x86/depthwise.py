@@ -12,19 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from edgec.lazy_tvm import tirx
 from edgec.program import Depthwise
-from edgec.targets.cpu.tile import Point, Store, bias_apart, tiles
+from edgec.targets.cpu.tile import Point, Store, bias_apart, shape_name, share_rows, tiles
 from edgec.targets.cpu.tir import Kernel, part, vector_load
 from edgec.targets.cpu.x86.isa import Isa, dot, pair_sums
 from edgec.targets.cpu.x86.narrow import special
 from edgec.targets.cpu.x86.tile import SIGN_BYTES, TAPS, IntegerTile, Panel, bias_vectors
 from edgec.targets.target import Target
-from edgec.targets.vectors import SHORT, padded_pieces
+from edgec.targets.vectors import padded_pieces
 
 PAIR = 2
 """Rows that are interleaved for products of int16."""
@@ -167,14 +168,7 @@ class _DepthwiseWriter:
 
     def write(self) -> None:
         with self.body.loop(self.conv.batch) as image:
-            for start, rows, count in tiles(self.conv.out_height, self.plan.rows):
-                if count > 1:
-                    first, own = self.kernel.share(count)
-                    with self.body.loop(own, first) as index:
-                        self._channels(image, start + index * rows, rows)
-                else:
-                    with self.body.when(tirx.EQ(self.kernel.thread, self.kernel.threads - 1)):
-                        self._channels(image, tirx.const(start, "int32"), rows)
+            share_rows(self.kernel, self.conv.out_height, self.plan.rows, partial(self._channels, image))
 
     def _channels(self, image: Any, row: Any, rows: int) -> None:
         lanes, channels = self.plan.isa.lanes, self.conv.channels
@@ -249,7 +243,5 @@ class _DepthwiseWriter:
 def contract(p: IntegerDepthwisePlan) -> str:
     """The kernel's name."""
     c = p.depthwise
-    kernel = f"k{c.kernel[0]}x{c.kernel[1]}s{c.stride[0]}x{c.stride[1]}d{c.dilation[0]}x{c.dilation[1]}"
-    shape = f"n{c.batch}h{c.out_height}w{c.out_width}c{c.channels}"
     how = "vnni" if p.isa.vnni else "madd"
-    return f"{SHORT[c.input_dtype]}_dwconv_{shape}_{kernel}__t{p.rows}x{p.columns}_{how}"
+    return f"{shape_name(c, 'dwconv')}__t{p.rows}x{p.columns}_{how}"
