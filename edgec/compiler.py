@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgec.calibration import Calibration, Source
+    from edgec.float_layers import Costs
+    from edgec.measuring import Meter
     from edgec.memory import Lifetime
     from edgec.passes.base import Pass, PassReport
     from edgec.passes.grids import Grid
@@ -196,6 +198,9 @@ def compile(
             )
         check_writable(path)
     check_writable(manifest_path(path))
+    plans = None
+    if isinstance(chosen, Target | GpuTarget):
+        plans = _Plans.open(chosen, tune, Path(tune_db) if tune_db else None, device)
 
     tell("import", 0, 1)
     graph = load_graph(model, shapes=shapes)
@@ -204,7 +209,7 @@ def compile(
     tests = None if bundle_tests is None else load_calibration(bundle_tests, graph, options.preprocess, states)
     calibration = None if calib is None else load_calibration(calib, graph, options.preprocess, states)
     graph, reports, quantisation, grids = _transformed(
-        graph, chosen, prune, selected, check, options, calibration, integer_io, tell, clock
+        graph, chosen, prune, selected, check, options, calibration, plans, integer_io, tell, clock
     )
     model_facts = {
         "sha256": _digest(model), "opset": graph.opset_imports.get("", 0), "nodes": original.nodes,
@@ -242,13 +247,14 @@ def compile(
     lifetimes = gpu.lifetimes if gpu and planned else memory.plan(program, chosen.arena_alignment)
     clock.lap("lowering")
     tuned_program = gpu.program if gpu else program
-    records, tuned = _records(tuned_program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
+    assert plans is not None
+    tuned = plans.tune(tuned_program, tell)
     clock.lap("tuning")
-    code = compile_program(program, processor, tell, records)
-    gpu_code = gpu.compile(tell, records) if gpu else None
+    code = compile_program(program, processor, tell, plans.known)
+    gpu_code = gpu.compile(tell, plans.known) if gpu else None
     clock.lap("kernels")
     tell("link", 0, 1)
-    facts = _manifest(program, code, processor, lifetimes)
+    facts = program_facts(program, code, processor, lifetimes)
     facts["model"] = model_facts
     if gpu is not None and gpu_code is not None:
         facts = {**facts, **gpu.facts(gpu_code), "fallback": facts["steps"]}
@@ -290,8 +296,8 @@ def _compile_format(
 
 def _transformed(
     graph: ir.Model, target: Target | GpuTarget | Board | Format, prune: float, passes: Sequence[Pass] | None,
-    check: Check | None, options: Options, calibration: Calibration | None, integer_io: bool, tell: Progress,
-    clock: _Clock,
+    check: Check | None, options: Options, calibration: Calibration | None, plans: _Plans | None, integer_io: bool,
+    tell: Progress, clock: _Clock,
 ) -> tuple[ir.Model, tuple[PassReport, ...], Quantisation | None, dict[str, Grid]]:  # fmt: skip
     """The graph that is lowered: pruned, through the passes, quantised, and through the passes for integers.
 
@@ -319,7 +325,8 @@ def _transformed(
     clock.lap("passes")
     if calibration is None or not options.quantises:
         return graph, reports, None, grids
-    graph, quantisation = quantise_graph(graph, options, calibration, target, tell)
+    costs = plans.costs() if plans is not None and options.mode == "int8" else None
+    graph, quantisation = quantise_graph(graph, options, calibration, target, costs, tell)
     clock.lap("quantisation")
     grids = _edges(graph, integer_io)
     return graph, (*reports, *apply_passes(graph, integers, None)), quantisation, grids
@@ -346,18 +353,65 @@ def _edges(graph: ir.Model, integer_io: bool) -> dict[str, Grid]:
     return edge_grids(graph)
 
 
-def _records(
-    program: Program, target: Target | GpuTarget, minutes: float | None, path: Path | None, device: str | None,
-    tell: Progress,
-) -> tuple[Records, Tuned | None]:  # fmt: skip
-    """The records that the kernels are planned by, and what the tuner found if it was asked for."""
-    if minutes is None:
-        from edgec.records import for_target
+@dataclass
+class _Plans:
+    """What the plans of kernels are chosen by.
 
-        return for_target(target, path), None
-    from edgec.tuning import tune_with_records
+    Attributes:
+        target: what is compiled for.
+        known: the records.
+        own: the user's file of them, if there is one.
+        minutes: to tune; None where the records are all there is.
+        meter: measures, where there are minutes.
+    """
 
-    return tune_with_records(program, target, minutes, path, device, tell)
+    target: Target | GpuTarget
+    known: Records
+    own: Path | None
+    minutes: float | None = None
+    meter: Meter | None = None
+
+    @classmethod
+    def open(cls, target: Target | GpuTarget, minutes: float | None, path: Path | None, device: str | None) -> _Plans:
+        """Read the records, and find what measures if there are minutes for it.
+
+        Raises:
+            EdgecError: the file cannot be read, the minutes are none, or nothing can be measured.
+        """
+        if minutes is None:
+            from edgec.records import for_target
+
+            return cls(target, for_target(target, path), path)
+        from edgec.tuning import meter_for, records_to_tune, require_budget
+
+        require_budget(minutes)
+        known, path = records_to_tune(path)
+        return cls(target, known, path, minutes, meter_for(target, device))
+
+    def costs(self) -> Costs | None:
+        """By which layers stay float; None where nobody measured steps, or asked for them to be.
+
+        Up to half of the minutes go into measuring more.
+        """
+        from edgec.targets.target import Target
+
+        if not isinstance(self.target, Target) or not (self.own or self.known.ways(self.target)):
+            return None
+        from edgec.float_layers import Costs
+        from edgec.measuring import ProgramMeter
+
+        meter = self.meter if isinstance(self.meter, ProgramMeter) else None
+        return Costs(self.known, self.target, meter, self.own, 30 * (self.minutes or 0))
+
+    def tune(self, program: Program, tell: Progress) -> Tuned | None:
+        """Measure plans for ``program`` if there are minutes, and tell what was found."""
+        if self.minutes is None or self.meter is None:
+            return None
+        from edgec.tuning import tune_program
+
+        return tune_program(
+            program, self.target, self.meter, minutes=self.minutes, known=self.known, path=self.own, progress=tell
+        )
 
 
 def _linked(
@@ -434,8 +488,8 @@ def _digest(model: Any) -> str | None:
         raise EdgecError(f"cannot read the model {model}: {error.strerror}") from error
 
 
-def _manifest(program: Program, code: Code, target: Target, lifetimes: Sequence[Lifetime]) -> dict[str, Any]:
-    """What the artifact says of itself."""
+def program_facts(program: Program, code: Code, target: Target, lifetimes: Sequence[Lifetime]) -> dict[str, Any]:
+    """What an artifact says of its program: its manifest, but for the model's facts and the weights' size."""
     from edgec import memory
     from edgec.artifact import tensor_entry
     from edgec.descriptor import ABI_VERSION

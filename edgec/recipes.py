@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +41,14 @@ _COMMENTS = {
 }
 
 
-def write_recipe(recipe: Recipe, layers: Sequence[LayerQuantization]) -> str:
-    """``recipe`` with the precision that each of ``layers`` was given, and what was found of it, as TOML."""
+def write_recipe(
+    recipe: Recipe, layers: Sequence[LayerQuantization], reasons: Mapping[str, str] | None = None
+) -> str:
+    """``recipe`` with the precision that each of ``layers`` was given, and what was found of it, as TOML.
+
+    ``reasons`` say of some layers why they have theirs.
+    """
+    reasons = reasons or {}
     lines = [
         "# How the model was quantised. Change a line and compile again with --recipe and this file.",
         "",
@@ -52,8 +58,9 @@ def write_recipe(recipe: Recipe, layers: Sequence[LayerQuantization]) -> str:
         "[layers]",
     ]
     for layer in layers:
-        if layer.tensors:
-            lines.append(f"{json.dumps(layer.name, ensure_ascii=False)} = {json.dumps(layer.bits)}  # {layer.op}")
+        if layer.tensors or layer.name in recipe.layers:
+            why = f"; {reasons[layer.name]}" if layer.name in reasons else ""
+            lines.append(f"{json.dumps(layer.name, ensure_ascii=False)} = {json.dumps(layer.bits)}  # {layer.op}{why}")
             lines += [f"#   {tensor}" for tensor in layer.tensors]
     return "\n".join(lines) + "\n"
 
