@@ -147,9 +147,11 @@ def compile(
     from edgec.static_object import check_form, is_static
     from edgec.summary import summarise
     from edgec.targets.cpu.backend import compile_program
+    from edgec.targets.floats import HALF
     from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
     from edgec.targets.gpu.target import GpuTarget
+    from edgec.targets.half import compute_in_half
     from edgec.targets.target import Target, resolve_target
     from edgec.toolchain import find_toolchain
     from edgec.vectors import make_vectors
@@ -238,6 +240,8 @@ def compile(
     processor = chosen.host if isinstance(chosen, GpuTarget) else chosen
     if gpu is None:
         (tiling.tile_for_memory if processor.bare_metal else tiling.tile)(program)
+        if processor.floats == HALF:
+            program = compute_in_half(program)
     planned = gpu is not None and gpu.program is program
     lifetimes = gpu.lifetimes if gpu and planned else memory.plan(program, chosen.arena_alignment)
     clock.lap("lowering")

@@ -18,11 +18,11 @@ from edgec.program import ARENA, CONSTANT, INPUT, OUTPUT, Buffer, Conv, Depthwis
 from edgec.records import Records
 from edgec.targets.binding import OperandBinder
 from edgec.targets.gpu import conv, depthwise, fill, loops
-from edgec.targets.gpu.half import store_in_half
 from edgec.targets.gpu.opencl import Source
 from edgec.targets.gpu.operators import supported
 from edgec.targets.gpu.source import program_source
 from edgec.targets.gpu.target import GpuTarget
+from edgec.targets.half import store_in_half
 from edgec.targets.template import Template
 
 KERNEL, HOST, TO_DEVICE, TO_HOST = "kernel", "host", "to_device", "to_host"
