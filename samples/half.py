@@ -22,9 +22,9 @@ import typer
 
 import edgec
 from edgec import reference
-from edgec.counting import count_instructions
-from edgec.data import Samples
-from edgec.devices import QemuDevice
+from edgec.data.samples import Samples
+from edgec.devices.counting import count_instructions
+from edgec.devices.device import QemuDevice
 from edgec.graph import load_graph
 from edgec.program import Program
 from edgec.targets.half import compute_in_half, store_in_half

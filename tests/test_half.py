@@ -13,8 +13,8 @@ import pytest
 from onnx import helper
 
 import edgec
-from edgec.data import Samples
-from edgec.devices import QemuDevice
+from edgec.data.samples import Samples
+from edgec.devices.device import QemuDevice
 from edgec.errors import EdgecError
 from edgec.targets.half import compute_in_half
 from edgec.targets.target import load_target, target_names
