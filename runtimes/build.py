@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgec.building.toolchain import ANDROID_FOLDER, Toolchain, find_toolchain
 from edgec.errors import EdgecError
-from edgec.toolchain import ANDROID_FOLDER, Toolchain, find_toolchain
 
 SOURCE_FOLDER = Path(__file__).parent / "c"
 

@@ -9,14 +9,14 @@ import onnx
 import pytest
 
 import edgec
-from edgec.data import Samples
-from edgec.devices import open_device
-from edgec.fixed_point import use_shifts
+from edgec.building.toolchain import find_toolchain
+from edgec.data.samples import Samples
+from edgec.devices.device import open_device
 from edgec.passes.quantize.grid import Grid, powers_of_two
 from edgec.passes.quantize.lowbit import fit_low_bit
-from edgec.quantisation import companions
+from edgec.planning.fixed_point import use_shifts
+from edgec.quantisation.quantise import companions
 from edgec.scalar import walk
-from edgec.toolchain import find_toolchain
 from tests import graphs
 from tests.operators import node
 from tests.programs import HostProgram, program_of, run_reference
