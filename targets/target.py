@@ -51,6 +51,7 @@ class Target:
         ram_bytes: what arena, inputs and outputs must fit into; 0 without such a limit.
         floats: dtype in which floats stand in memory and are computed: "float32", or "float16" (see
             :mod:`edgec.targets.half`).
+        float_unit: whether the processor computes with floats itself; else a library does, slowly.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Target:
     flash_bytes: int = 0
     ram_bytes: int = 0
     floats: str = FULL
+    float_unit: bool = True
 
     packs_weights: ClassVar[bool] = True
     """Whether products of floats read packed integer weights."""
