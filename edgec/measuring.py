@@ -34,7 +34,7 @@ from edgec.targets.gpu import backend as gpu
 from edgec.targets.gpu.target import GpuTarget
 from edgec.targets.target import Target
 from edgec.targets.template import Template
-from edgec.toolchain import find_toolchain
+from edgec.toolchain import find_toolchain, is_android
 from edgec.tvm_adapter import build_object
 
 PROGRAM_FOLDER = SOURCE_FOLDER.parent / "tuning"
@@ -52,7 +52,7 @@ _WEIGHT = 1
 
 def program_triple(target: Target) -> str:
     """The system that the measuring program is built for; kernels call nothing of a system."""
-    return target.triple if target.triple.endswith("-android") else TRIPLES[target.arch]
+    return target.triple if is_android(target.triple) else TRIPLES[target.arch]
 
 
 @dataclass

@@ -18,6 +18,7 @@ from edgec.machine import Machine
 from edgec.remote import NOT_FOUND, Ended, Transport, open_transport, workplace
 from edgec.remote_state import RUNS_ON, State, machine_of, read_state
 from edgec.runtimes.build import build_runtime
+from edgec.toolchain import is_android
 
 _NOT_EXECUTABLE = 126
 
@@ -81,9 +82,9 @@ class RemoteDevice(Device):
 
 def _check(transport: Transport, artifact: Path, manifest: dict[str, Any], state: State) -> None:
     """Refuse an artifact that is for another system, before anything is copied."""
-    triple, is_android = manifest["triple"], transport.url.startswith("adb:")
-    if triple.endswith("-android") != is_android:
-        kind, target = ("Android", "android-arm64") if is_android else ("no Android", "rpi4")
+    triple, wants_android = manifest["triple"], transport.url.startswith("adb:")
+    if is_android(triple) != wants_android:
+        kind, target = ("Android", "android-arm64") if wants_android else ("no Android", "rpi4")
         raise EdgecError(
             f"'{artifact}' is for {triple} and {transport.url} is {kind}; compile it for {target}, for example"
         )
