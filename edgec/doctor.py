@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
-from edgec import cortex_m
-from edgec.devices import EMULATORS
+from edgec.building.toolchain import ZIG_TARGETS, find_toolchain
+from edgec.devices import cortex_m
+from edgec.devices.device import EMULATORS
+from edgec.devices.opencl import device_names
 from edgec.errors import EdgecError
-from edgec.opencl import device_names
 from edgec.runtimes.build import cache_folder
 from edgec.targets.fpga.artifact import COMPILERS
 from edgec.targets.target import host_target, load_target, target_names
-from edgec.toolchain import ZIG_TARGETS, find_toolchain
 from edgec.tvm_adapter import TVM_PAIR
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)

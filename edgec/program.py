@@ -442,7 +442,7 @@ class Tensor:
 
 @dataclass
 class Program:
-    """The lowered model. Sizes in bytes and buffer offsets are set by :mod:`edgec.memory`.
+    """The lowered model. Sizes in bytes and buffer offsets are set by :mod:`edgec.planning.memory`.
 
     ``states`` (see :mod:`edgec.states`) lie in the first ``state_bytes`` of the arena.
     """

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgec.building.toolchain import ANDROID_FOLDER, Toolchain, find_toolchain, is_android
 from edgec.errors import EdgecError
-from edgec.toolchain import ANDROID_FOLDER, Toolchain, find_toolchain, is_android
 
 SOURCE_FOLDER = Path(__file__).parent / "c"
 

@@ -17,7 +17,7 @@ else:
     import tomli as tomllib
 
 from edgec.errors import EdgecError
-from edgec.memory import ALIGNMENT
+from edgec.planning.memory import ALIGNMENT
 from edgec.targets.formats import FORMATS, Format
 from edgec.targets.fpga.board import Board, board_names, load_board
 from edgec.targets.gpu.target import GpuTarget, gpu_names, load_gpu

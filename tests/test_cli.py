@@ -445,7 +445,7 @@ def test_whatever_the_system_refuses_is_one_sentence(tiny_board_artifact, data, 
     def refuse(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "inputs.bin")
 
-    monkeypatch.setattr("edgec.devices.LocalDevice.run", refuse)
+    monkeypatch.setattr("edgec.devices.device.LocalDevice.run", refuse)
     assert "'No space left on device' for 'inputs.bin'" in sentence_of("run", tiny_board_artifact, "--input", data)
 
 

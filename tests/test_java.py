@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 import edgec
+from edgec.building.toolchain import find_toolchain, host_triple
 from edgec.runtimes.build import SOURCE_FOLDER, build_runtime
 from edgec.runtimes.python.session import load
-from edgec.toolchain import find_toolchain, host_triple
 from tests.android import ARM64
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import edgec
-from edgec import toolchain
-from edgec.cortex_m import HARNESS
+from edgec.building import toolchain
+from edgec.building.prebuilt import build_all, variants
+from edgec.building.toolchain import find_toolchain
+from edgec.devices.cortex_m import HARNESS
 from edgec.errors import EdgecError
-from edgec.prebuilt import build_all, variants
 from edgec.targets.target import load_target
-from edgec.toolchain import find_toolchain
 from tests.android import PHONES
 
 pytestmark = pytest.mark.skipif(not shutil.which("cmake"), reason="cmake is not installed")

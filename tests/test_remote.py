@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 
 import edgec
-from edgec import measuring
 from edgec.benchmark import bench
-from edgec.data import Samples, load_npz, specs
-from edgec.devices import LocalDevice, open_device
+from edgec.data.samples import Samples, load_npz, specs
+from edgec.devices.device import LocalDevice, open_device
+from edgec.devices.remote import open_transport, workplace
+from edgec.devices.remote_device import RemoteDevice
+from edgec.devices.state import parse_state, read_state
 from edgec.errors import EdgecError
 from edgec.evaluation import evaluate
 from edgec.inspection import inspect_artifact
-from edgec.measuring import tasks_of
-from edgec.remote import open_transport, workplace
-from edgec.remote_device import RemoteDevice
-from edgec.remote_state import parse_state, read_state
 from edgec.targets.target import load_target
-from edgec.tuning import meter_for
+from edgec.tuning import measuring
+from edgec.tuning.measuring import tasks_of
+from edgec.tuning.tuner import meter_for
 from tests.android import ARM64
 from tests.loopback import Loopback, loopback
 from tests.test_cli import call, results_of, sentence_of

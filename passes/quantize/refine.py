@@ -15,12 +15,12 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.summary import summarise
+from edgec.frontend.values import shape_of
 from edgec.passes.quantize.emit import Emitted
 from edgec.passes.quantize.execution import ModelRunner, Sample
 from edgec.passes.quantize.prediction import Prediction
 from edgec.passes.quantize.ranges import EXACT, Range, Ranges
-from edgec.summary import summarise
-from edgec.values import shape_of
 
 _FACTORS = (0.93, 1.08)
 _MOST_STEPS = 3

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from edgec.lazy_tvm import tirx
+from edgec.building.lazy_tvm import tirx
 from edgec.nest import merged_loops
 from edgec.program import Conv
 from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, shape_name, starts, tiles

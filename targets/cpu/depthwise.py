@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgec.lazy_tvm import tirx
+from edgec.building.lazy_tvm import tirx
 from edgec.program import Depthwise
 from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, shape_name, tiles
 from edgec.targets.cpu.tir import Kernel, Special, nothing_special

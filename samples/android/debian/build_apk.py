@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import edgec
+from edgec.building.toolchain import find_toolchain
 from edgec.runtimes.build import SOURCE_FOLDER, build_runtime, cache_folder
 from edgec.targets.target import load_target
-from edgec.toolchain import find_toolchain
 
 HERE = Path(__file__).resolve().parent
 BINDING = SOURCE_FOLDER.parent / "java" / "src" / "main"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from edgec.lazy_tvm import stmt, tirx
+from edgec.building.lazy_tvm import stmt, tirx
 from edgec.targets.cpu.tir import Kernel
 
 REGISTERS = 32

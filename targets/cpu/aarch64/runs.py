@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from edgec.lazy_tvm import tirx
+from edgec.building.lazy_tvm import tirx
 from edgec.program import Conv
 from edgec.targets.cpu.aarch64.neon import half_of, special
 from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile

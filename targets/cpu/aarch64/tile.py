@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgec.lazy_tvm import tirx
+from edgec.building.lazy_tvm import tirx
 from edgec.scalar import Expr
 from edgec.targets.cpu.aarch64 import assembly
 from edgec.targets.cpu.tile import Accumulators, Point, Store

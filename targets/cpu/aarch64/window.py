@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgec.lazy_tvm import tirx
+from edgec.building.lazy_tvm import tirx
 from edgec.program import Depthwise
 from edgec.targets.cpu.aarch64 import assembly
 from edgec.targets.cpu.aarch64.assembly import FAR, KINDS, REGISTERS, Inline, parts

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from edgec.lazy_tvm import tirx
+from edgec.building.lazy_tvm import tirx
 from edgec.program import Conv
 from edgec.targets.cpu.contiguous import ContiguousPlan
 from edgec.targets.cpu.conv import ConvWriter
