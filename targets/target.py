@@ -46,6 +46,7 @@ class Target:
         arena_alignment: bytes of which every buffer's place in the arena is a multiple.
         flash_bytes: what the code and the weights must fit into; 0 where they lie in a file.
         ram_bytes: what arena, inputs and outputs must fit into; 0 without such a limit.
+        float_unit: whether the processor computes with floats itself; else a library does, slowly.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Target:
     arena_alignment: int = ALIGNMENT
     flash_bytes: int = 0
     ram_bytes: int = 0
+    float_unit: bool = True
 
     packs_weights: ClassVar[bool] = True
     """Whether products of floats read packed integer weights."""
