@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from edgec.building.toolchain import find_toolchain
+from edgec.building.toolchain import find_toolchain, is_android
 from edgec.devices.counting import CLOCK_CALLS, plugin
 from edgec.devices.device import EMULATORS
 from edgec.devices.machine import cpu_model
@@ -52,7 +52,7 @@ _WEIGHT = 1
 
 def program_triple(target: Target) -> str:
     """The system that the measuring program is built for; kernels call nothing of a system."""
-    return target.triple if target.triple.endswith("-android") else TRIPLES[target.arch]
+    return target.triple if is_android(target.triple) else TRIPLES[target.arch]
 
 
 @dataclass
