@@ -232,6 +232,14 @@ def compile_model(
             rich_help_panel=CONTENT,
         ),
     ] = False,
+    fixed_point: Annotated[
+        bool,
+        typer.Option(
+            "--fixed-point",
+            help="int8, w4a8: scales that are powers of two, for processors without a float unit.",
+            rich_help_panel=QUANTISING,
+        ),
+    ] = False,
     state: Annotated[
         list[str] | None,
         typer.Option(
@@ -320,9 +328,9 @@ def compile_model(
         compiled = compile(
             model, target, output, shapes=shapes, passes=names, check=checked, prune=prune, quantize=quantize,
             calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe,
-            group_size=group_size, max_ms=max_ms, max_bytes=max_bytes, nested=nested, states=parse_states(state or ()),
-            tune=tune, tune_db=tune_db, fps=fps, bundle_tests=bundle_tests, compress=compress,
-            integer_io=integer_io, progress=progress,
+            group_size=group_size, max_ms=max_ms, max_bytes=max_bytes, nested=nested, fixed_point=fixed_point,
+            states=parse_states(state or ()), tune=tune, tune_db=tune_db, fps=fps, bundle_tests=bundle_tests,
+            compress=compress, integer_io=integer_io, progress=progress,
         )  # fmt: skip
         if page:
             page.write_compiled(compiled, progress)

@@ -74,6 +74,7 @@ def compile(
     max_ms: float | None = None,
     max_bytes: int | None = None,
     nested: bool = False,
+    fixed_point: bool = False,
     states: Mapping[str, str] | str | None = None,
     tune: float | None = None,
     tune_db: str | os.PathLike[str] | None = None,
@@ -120,6 +121,8 @@ def compile(
         max_bytes: with "auto", bytes that the weights of products may take.
         nested: with "w4", keep the lower halves of 8-bit weights, too: ``session.set_width(4)`` then switches to the
             4-bit model, and 8 back (see :mod:`edgec.format.widths`).
+        fixed_point: with integer activations, make every scale a power of two, so that processors without a float unit
+            requantise by shifts (see :mod:`edgec.planning.fixed_point`).
         states: outputs, with the input of each, that the artifact keeps from one run to the next: see
             :mod:`edgec.states`. "auto" pairs ``present…`` with ``past…``. Samples are then successive runs, without
             arrays for these inputs.
@@ -151,19 +154,24 @@ def compile(
     from edgec.lowering import lower
     from edgec.passes.pipeline import select
     from edgec.planning import fusion, memory, tiling
+    from edgec.planning.fixed_point import use_shifts
     from edgec.quantisation.quantise import Options, check_precisions
     from edgec.states import keep_states
     from edgec.targets.cpu.backend import compile_program
+    from edgec.targets.floats import HALF
     from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
     from edgec.targets.gpu.target import GpuTarget
+    from edgec.targets.half import compute_in_half
     from edgec.targets.target import Target, resolve_target
 
     tell = progress or (lambda what, done, total: None)
     clock = _Clock()
     chosen = resolve_target(target)
     folder_rule = Path(preprocess) if preprocess is not None else None
-    options = Options(quantize, folder_rule, eval, max_drop, recipe, group_size, max_ms, max_bytes, nested)
+    options = Options(
+        quantize, folder_rule, eval, max_drop, recipe, group_size, max_ms, max_bytes, nested, fixed_point
+    )  # fmt: skip
     options.check(calib is not None, prune > 0, check is not None)
     if states and not isinstance(chosen, Target):
         raise EdgecError(f"{target} keeps no states between runs; leave --state out and carry them over yourself")
@@ -237,6 +245,8 @@ def compile(
     if nested:
         nest_widths(program)
     fusion.fuse(program)
+    if isinstance(chosen, Target) and not chosen.float_unit:
+        use_shifts(program)
     gpu = None
     if isinstance(chosen, GpuTarget):
         from edgec.targets.gpu.backend import GpuProgram
@@ -245,6 +255,8 @@ def compile(
     processor = chosen.host if isinstance(chosen, GpuTarget) else chosen
     if gpu is None:
         (tiling.tile_for_memory if processor.bare_metal else tiling.tile)(program)
+        if processor.floats == HALF:
+            program = compute_in_half(program)
     planned = gpu is not None and gpu.program is program
     lifetimes = gpu.lifetimes if gpu and planned else memory.plan(program, chosen.arena_alignment)
     clock.lap("lowering")

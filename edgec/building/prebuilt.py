@@ -50,7 +50,7 @@ def variants() -> tuple[Variant, ...]:
         Variant("android-arm64-v8a", "aarch64-linux-android", "aarch64"),
         Variant("android-armeabi-v7a", "armv7a-linux-androideabi", "arm"),
         Variant("android-x86_64", "x86_64-linux-android", "x86_64"),
-        *map(_cortex, ("cortex-m4", "cortex-m7", "cortex-m55")),
+        *map(_cortex, ("cortex-m3", "cortex-m4", "cortex-m7", "cortex-m55")),
     )
 
 

@@ -35,6 +35,7 @@ class Machine:
 
 
 MACHINES = {
+    "cortex-m3": Machine("mps2-an385", "mps2.ld"),
     "cortex-m4": Machine("mps2-an386", "mps2.ld"),
     "cortex-m7": Machine("mps2-an500", "mps2.ld"),
     "cortex-m55": Machine("mps3-an547", "an547.ld"),

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 MODES = ("none", "int8", "w8", "w4", "w3", "w2", "w4a8", "auto")
 """What ``--quantize`` takes: but for none, and for auto, which mixes them, the precision of layers by default."""
 
+INTEGER_MODES = ("int8", "w4a8")
+"""Those of them whose activations are integers."""
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -46,6 +49,7 @@ class Options:
         max_ms: for auto, milliseconds that a run may take on this machine.
         max_bytes: for auto, bytes that the weights may take.
         nested: for w4, four more bits below, so that a session can be switched between both widths.
+        fixed_point: scales are powers of two; the recipe may say so, too.
     """
 
     mode: str = "none"
@@ -57,6 +61,7 @@ class Options:
     max_ms: float | None = None
     max_bytes: int | None = None
     nested: bool = False
+    fixed_point: bool = False
 
     @property
     def quantises(self) -> bool:
@@ -97,6 +102,9 @@ class Options:
             raise EdgecError(f"{limits[0]} and {limits[1]} do not go together; give one of them")
         if self.nested and self.mode != "w4":
             raise EdgecError("--nested keeps a model of 8 bits around one of 4; add --quantize w4, or leave it out")
+        if self.fixed_point and self.mode not in INTEGER_MODES:
+            modes = " or ".join(INTEGER_MODES)
+            raise EdgecError(f"--fixed-point is for integer activations; add --quantize {modes}, or leave it out")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise EdgecError(f"--max-drop {self.max_drop:g} is no number of points from 0 to 100")
 
@@ -293,6 +301,8 @@ def _recipe(options: Options) -> Recipe:
         recipe = replace(recipe, group_size=options.group_size)
     if options.nested:  # what rounding to 4 bits shifts is not what rounding to 8 bits does
         recipe = replace(recipe, correct_bias=False)
+    if options.fixed_point:
+        recipe = replace(recipe, fixed_point=True)
     return replace(recipe, default="int8" if options.mode == "auto" else options.mode)
 
 

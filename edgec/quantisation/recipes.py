@@ -37,6 +37,7 @@ _COMMENTS = {
     f"{', '.join(map(str, GROUP_SIZES))}; 0 is a whole output channel",
     "keep": "share of the weights of 4 bits under integer activations that keeps 8 bits, where it is worth most; "
     "auto: as little as the prediction needs",
+    "fixed_point": "scales are powers of two, for processors without a float unit",
     "default": "of layers that are not named below",
 }
 

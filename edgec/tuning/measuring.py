@@ -21,7 +21,7 @@ import numpy as np
 
 from edgec.artifact import read_manifest
 from edgec.benchmark import profile_steps, random_inputs
-from edgec.building.toolchain import find_toolchain
+from edgec.building.toolchain import find_toolchain, is_android
 from edgec.data.samples import Array, Samples, specs
 from edgec.devices.counting import CLOCK_CALLS, count, plugin
 from edgec.devices.device import EMULATORS, QemuDevice
@@ -58,7 +58,7 @@ _WEIGHT = 1
 
 def program_triple(target: Target) -> str:
     """The system that the measuring program is built for; kernels call nothing of a system."""
-    return target.triple if target.triple.endswith("-android") else TRIPLES[target.arch]
+    return target.triple if is_android(target.triple) else TRIPLES[target.arch]
 
 
 @dataclass
