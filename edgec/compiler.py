@@ -153,16 +153,13 @@ def compile(
     from edgec.graph import load_graph
     from edgec.lowering import lower
     from edgec.passes.pipeline import select
-    from edgec.planning import fusion, memory, tiling
-    from edgec.planning.fixed_point import use_shifts
+    from edgec.planning import fusion, memory
     from edgec.quantisation.quantise import Options, check_precisions
     from edgec.states import keep_states
     from edgec.targets.cpu.backend import compile_program
-    from edgec.targets.floats import HALF
     from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
     from edgec.targets.gpu.target import GpuTarget
-    from edgec.targets.half import compute_in_half
     from edgec.targets.target import Target, resolve_target
 
     tell = progress or (lambda what, done, total: None)
@@ -244,19 +241,14 @@ def compile(
         keep_states(program, states)
     if nested:
         nest_widths(program)
-    fusion.fuse(program)
-    if isinstance(chosen, Target) and not chosen.float_unit:
-        use_shifts(program)
     gpu = None
     if isinstance(chosen, GpuTarget):
         from edgec.targets.gpu.backend import GpuProgram
 
-        gpu = GpuProgram(program, chosen)
-    processor = chosen.host if isinstance(chosen, GpuTarget) else chosen
-    if gpu is None:
-        (tiling.tile_for_memory if processor.bare_metal else tiling.tile)(program)
-        if processor.floats == HALF:
-            program = compute_in_half(program)
+        fusion.fuse(program)
+        gpu, processor = GpuProgram(program, chosen), chosen.host
+    else:
+        program, processor = fitted(program, chosen), chosen
     planned = gpu is not None and gpu.program is program
     lifetimes = gpu.lifetimes if gpu and planned else memory.plan(program, chosen.arena_alignment)
     clock.lap("lowering")
@@ -344,6 +336,20 @@ def _transformed(
     clock.lap("quantisation")
     grids = _edges(graph, integer_io)
     return graph, (*reports, *apply_passes(graph, integers, None)), quantisation, grids
+
+
+def fitted(program: Program, target: Target) -> Program:
+    """``program``, freshly lowered, with the steps that a processor runs; it is changed."""
+    from edgec.planning import fusion, tiling
+    from edgec.planning.fixed_point import use_shifts
+    from edgec.targets.floats import HALF
+    from edgec.targets.half import compute_in_half
+
+    fusion.fuse(program)
+    if not target.float_unit:
+        use_shifts(program)
+    (tiling.tile_for_memory if target.bare_metal else tiling.tile)(program)
+    return compute_in_half(program) if target.floats == HALF else program
 
 
 def _on_grid(tensor: Tensor, grid: Grid | None) -> Tensor:

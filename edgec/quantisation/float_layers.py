@@ -25,7 +25,7 @@ from edgec.passes.pipeline import integer_passes
 from edgec.passes.quantize import Recipe
 from edgec.passes.quantize.operators import Role, role_of
 from edgec.passes.quantize.outline import Outlines
-from edgec.planning import fusion, memory, tiling
+from edgec.planning import memory
 from edgec.program import Kernel, Program, Step
 from edgec.targets.cpu.backend import compile_program
 from edgec.targets.target import Target
@@ -228,14 +228,13 @@ class _Search:
 
     def program(self, layers: Mapping[str, str], default: str | None = None) -> Program:
         """What the model is lowered to if ``layers`` have these precisions."""
+        from edgec.compiler import fitted
+
         named = {**self.recipe.layers, **layers} if default != "float" else {}
         model = self.outlines.of(replace(self.recipe, default=default or self.recipe.default, layers=named))
         target = self.costs.target
         apply_passes(model, integer_passes(target.activation_dtype, target.packs_weights), None)
-        program = lower(model)
-        fusion.fuse(program)
-        tiling.tile(program)
-        return program
+        return fitted(lower(model), target)
 
     def run(self, way: Way, plain: Mapping[str, Program], found: Mapping[str, Sequence[float | None]]) -> FloatLayers:
         """Try islands, those that promise most first; where one is worth it, its neighbours, too."""
