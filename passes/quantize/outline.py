@@ -37,20 +37,21 @@ class Outlines:
     def of(self, recipe: Recipe) -> ir.Model:
         """A QDQ model with the precisions of ``recipe``, whose weights have 8 bits where they are integers."""
         placement = place(self.model.graph, recipe, self._seen, quantise_outputs=False)
-        ranges = self._ranges(placement)
+        ranges = self._ranges(placement, recipe.fixed_point)
         fits = {}
         for node in placement.weights:
             product = product_of(node)
             assert product is not None
-            fits[node] = nearest_fit(product, self._grid(node, placement, ranges))
+            fits[node] = nearest_fit(product, self._grid(node, placement, ranges), recipe.fixed_point)
         return emit(self.model, placement, ranges, fits).model
 
-    def _ranges(self, placement: Placement) -> Ranges:
+    def _ranges(self, placement: Placement, fixed_point: bool) -> Ranges:
         found: Ranges = {}
         for root, members in placement.members().items():
             low, high = (pick(self._range(value)[end] for value in members) for end, pick in enumerate((min, max)))
             for bits in {bits for member in members for bits in placement.grids_of(member)}:
-                found[root, bits] = Range(grid_of(low, high, bits), "minmax")
+                grid = grid_of(low, high, bits)
+                found[root, bits] = Range(grid.by_power_of_two(wider=True) if fixed_point else grid, "minmax")
         return found
 
     def _range(self, value: ir.Value) -> tuple[float, float]:
