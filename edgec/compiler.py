@@ -155,9 +155,11 @@ def compile(
     from edgec.quantisation.quantise import Options, check_precisions
     from edgec.states import keep_states
     from edgec.targets.cpu.backend import compile_program
+    from edgec.targets.floats import HALF
     from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
     from edgec.targets.gpu.target import GpuTarget
+    from edgec.targets.half import compute_in_half
     from edgec.targets.target import Target, resolve_target
 
     tell = progress or (lambda what, done, total: None)
@@ -247,6 +249,8 @@ def compile(
     processor = chosen.host if isinstance(chosen, GpuTarget) else chosen
     if gpu is None:
         (tiling.tile_for_memory if processor.bare_metal else tiling.tile)(program)
+        if processor.floats == HALF:
+            program = compute_in_half(program)
     planned = gpu is not None and gpu.program is program
     lifetimes = gpu.lifetimes if gpu and planned else memory.plan(program, chosen.arena_alignment)
     clock.lap("lowering")
