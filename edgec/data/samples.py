@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgec.errors import EdgecError
+from edgec.grid import quantise
 
 Array = np.ndarray[Any, Any]
 
@@ -43,9 +44,7 @@ class TensorSpec:
 
     def quantise(self, array: Array) -> Array:
         """float32 of any shape as the integers that stand for it."""
-        limits = np.iinfo(self.dtype)
-        whole = np.rint(array / np.float32(self.scale)) + np.float32(self.zero_point)
-        return np.clip(whole, limits.min, limits.max).astype(self.dtype)
+        return quantise(array, self.scale, self.zero_point, self.dtype)
 
 
 @dataclass(frozen=True)

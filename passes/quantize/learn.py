@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from edgec.grid import Grid, powers_of_two
 from edgec.passes.quantize.execution import NodeRunner, Sample
-from edgec.passes.quantize.grid import Grid, Weights, fitting_scales, powers_of_two, round_weights, weight_scales
+from edgec.passes.quantize.grid import Weights, fitting_scales, round_weights, weight_scales
 from edgec.passes.quantize.lowbit import LowBit, aimed, fit_low_bit, nearest_low_bit, shrunk
 from edgec.passes.quantize.operators import channel_axis, weight_axis
 from edgec.passes.quantize.placement import Placement

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from ml_dtypes import bfloat16
 
-from edgec.passes.quantize.grid import powers_of_two
+from edgec.grid import powers_of_two
 
 Stored = Callable[[np.ndarray], np.ndarray]
 """The nearest scales, float32 and not 0, that are to be had."""
