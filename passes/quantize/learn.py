@@ -114,7 +114,8 @@ def _fit(
         return fit, found
     shape = [1] * found[0].ndim
     shape[channel_axis(product.node) + 1] = -1
-    return fit, [found[0] + shift.reshape(shape)]
+    found[0] += shift.reshape(shape)
+    return fit, found
 
 
 def _low_bit(
