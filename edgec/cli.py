@@ -171,8 +171,8 @@ def compile_model(
     quantize: Annotated[
         str,
         typer.Option(
-            metavar="none|int8|w8|w4|w3|w2|w4a8|auto",
-            help="Make integers: of weights and activations, of weights only (w…), of 4 and 8 bits (w4a8), or mixed.",
+            metavar="none|int8|w8|w4|w3|w2|w4a8|p2|p1|auto",
+            help="Make integers: of weights and activations, of weights only (w…), of 4 and 8 bits (w4a8), of powers of two (p2, p1), or mixed.",
             autocompletion=completion.modes,
             rich_help_panel=QUANTISING,
         ),
@@ -236,7 +236,7 @@ def compile_model(
         bool,
         typer.Option(
             "--fixed-point",
-            help="int8, w4a8: scales that are powers of two, for processors without a float unit.",
+            help="int8, w4a8, p2, p1: scales that are powers of two, for processors without a float unit.",
             rich_help_panel=QUANTISING,
         ),
     ] = False,

@@ -100,8 +100,9 @@ def compile(
             arrays by input name.
         prune: the share of the MACs to remove by structured pruning, 0 to 0.9.
         quantize: "none"; "int8", 8-bit integers by post-training quantisation; "w8", "w4", "w3" or "w2", weights of
-            so many bits with float activations; "w4a8", weights of 4 bits and activations of 8; or "auto", bits for
-            each layer by :mod:`edgec.quantisation.mixing`, within ``max_drop``, ``max_ms`` or ``max_bytes``. The recipe
+            so many bits with float activations; "w4a8", weights of 4 bits and activations of 8; "p2" or "p1", 8-bit
+            integers whose weights are sums of two powers of two, or one, each; or "auto", bits for each layer by
+            :mod:`edgec.quantisation.mixing`, within ``max_drop``, ``max_ms`` or ``max_bytes``. The recipe
             and the ONNX models before and after it are written beside the artifact (see
             :func:`edgec.quantisation.quantise.companions`).
         calib: typical inputs to prune and to quantise by: an ``.npz``, a folder of images, or an iterable of arrays

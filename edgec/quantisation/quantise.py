@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import Target
 
-MODES = ("none", "int8", "w8", "w4", "w3", "w2", "w4a8", "auto")
+MODES = ("none", "int8", "w8", "w4", "w3", "w2", "w4a8", "p2", "p1", "auto")
 """What ``--quantize`` takes: but for none, and for auto, which mixes them, the precision of layers by default."""
 
-INTEGER_MODES = ("int8", "w4a8")
+INTEGER_MODES = ("int8", "w4a8", "p2", "p1")
 """Those of them whose activations are integers."""
 
 Progress = Callable[[str, int, int], None]

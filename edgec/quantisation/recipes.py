@@ -50,6 +50,7 @@ def write_recipe(recipe: Recipe, layers: Sequence[LayerQuantization]) -> str:
         *(f"{name} = {json.dumps(getattr(recipe, name))}  # {comment}" for name, comment in _COMMENTS.items()),
         "",
         "# int8; int16: activations of 16 bits, weights of 8; w4a8: of 8, of 4; w8, w4, w3, w2: only weights; or float",
+        "# p2, p1: as int8, each weight a sum of two powers of two, or one",
         "[layers]",
     ]
     for layer in layers:

@@ -12,16 +12,22 @@ ROUNDINGS = ("learned", "nearest")
 
 @dataclass(frozen=True)
 class Precision:
-    """The bits of a layer's activations and of its weights; None leaves them float."""
+    """The bits of a layer's activations and of its weights; None leaves them float.
+
+    With ``terms`` each weight is a sum of at most so many signed powers of two.
+    """
 
     activations: int | None
     weights: int | None
+    terms: int | None = None
 
 
 PRECISIONS: Mapping[str, Precision] = {
     "int8": Precision(8, 8),
     "int16": Precision(16, 8),
     "w4a8": Precision(8, 4),
+    "p2": Precision(8, 8, 2),
+    "p1": Precision(8, 8, 1),
     "w8": Precision(None, 8),
     "w4": Precision(None, 4),
     "w3": Precision(None, 3),
