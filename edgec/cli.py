@@ -172,7 +172,7 @@ def compile_model(
         str,
         typer.Option(
             metavar="none|int8|w8|w4|w3|w2|w4a8|p2|p1|auto",
-            help="Make integers: of weights and activations, of weights only (w…), of 4 and 8 bits (w4a8), of powers of two (p2, p1), or mixed.",
+            help="Make integers: of all (int8), of weights only (w…), w4a8; powers of two: p2, p1; or mixed.",
             autocompletion=completion.modes,
             rich_help_panel=QUANTISING,
         ),

@@ -1,4 +1,4 @@
-"""Weights that are sums of few powers of two: their rounding, their fit, the command, and what an FPGA saves by them."""
+"""Weights that are sums of few powers of two: rounding, fit, the command, and what an FPGA makes of them."""
 
 from __future__ import annotations
 
