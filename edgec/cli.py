@@ -214,6 +214,14 @@ def compile_model(
             rich_help_panel=QUANTISING,
         ),
     ] = None,
+    salient_groups: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FRACTION",
+            help="Of these groups, how many have more bits, where it is worth most.",
+            rich_help_panel=QUANTISING,
+        ),
+    ] = None,
     max_ms: Annotated[
         float | None,
         typer.Option(
@@ -328,9 +336,9 @@ def compile_model(
         compiled = compile(
             model, target, output, shapes=shapes, passes=names, check=checked, prune=prune, quantize=quantize,
             calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe,
-            group_size=group_size, max_ms=max_ms, max_bytes=max_bytes, nested=nested, fixed_point=fixed_point,
-            states=parse_states(state or ()), tune=tune, tune_db=tune_db, fps=fps, bundle_tests=bundle_tests,
-            compress=compress, integer_io=integer_io, progress=progress,
+            group_size=group_size, salient_groups=salient_groups, max_ms=max_ms, max_bytes=max_bytes, nested=nested,
+            fixed_point=fixed_point, states=parse_states(state or ()), tune=tune, tune_db=tune_db, fps=fps,
+            bundle_tests=bundle_tests, compress=compress, integer_io=integer_io, progress=progress,
         )  # fmt: skip
         if page:
             page.write_compiled(compiled, progress)

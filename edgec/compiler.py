@@ -68,6 +68,7 @@ def compile(
     max_drop: float | None = None,
     recipe: str | os.PathLike[str] | Recipe | None = None,
     group_size: int | None = None,
+    salient_groups: float | None = None,
     max_ms: float | None = None,
     max_bytes: int | None = None,
     nested: bool = False,
@@ -115,6 +116,8 @@ def compile(
         recipe: how to quantise: a :class:`edgec.passes.quantize.Recipe`, or a file of one.
         group_size: weights of less than 8 bits that share a scale where activations are float; 0 for those of a
             whole output channel.
+        salient_groups: the share of these groups that have more bits, 4 instead of 2 or 3 and 8 instead of 4, where
+            rounding changes the results most.
         max_ms: with "auto", milliseconds that a run may take on this machine.
         max_bytes: with "auto", bytes that the weights of products may take.
         nested: with "w4", keep the lower halves of 8-bit weights, too: ``session.set_width(4)`` then switches to the
@@ -166,7 +169,8 @@ def compile(
     chosen = resolve_target(target)
     folder_rule = Path(preprocess) if preprocess is not None else None
     options = Options(
-        quantize, folder_rule, eval, max_drop, recipe, group_size, max_ms, max_bytes, nested, fixed_point
+        quantize, folder_rule, eval, max_drop, recipe, group_size, salient_groups, max_ms, max_bytes, nested,
+        fixed_point,
     )  # fmt: skip
     options.check(calib is not None, prune > 0, check is not None)
     if states and not isinstance(chosen, Target):

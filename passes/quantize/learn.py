@@ -142,7 +142,8 @@ def _low_bit(
     patches, exact = (each[:, order] for each in seen)
     moment = shrunk(second_moment(patches[np.newaxis], centred)[0], len(patches))
     rows = aimed(rows, exact, patches, centred)
-    return fit_low_bit(rows, moment, bits, group, symmetric=x is not None, fixed_point=recipe.fixed_point)
+    salient = recipe.salient_groups if x is None and product.mixes_widths(group) else 0.0
+    return fit_low_bit(rows, moment, bits, group, x is not None, recipe.fixed_point, salient)
 
 
 def _learned(product: Product, patches: np.ndarray, x: Grid | None, recipe: Recipe, centred: bool) -> Weights:

@@ -108,6 +108,12 @@ class Product:
         window_of_few = self.node.op_type == "Conv" and depth != self.weight.shape[1] and self.weight.shape[1] % 8 != 0
         return depth if not wanted or wanted >= depth or window_of_few else wanted
 
+    def mixes_widths(self, group: int) -> bool:
+        """Whether kernels can tell widths of groups of ``group`` along the depth apart: see ``parts`` of a Packing."""
+        depth = self.rows(self.weight).shape[2]
+        channels = self.weight.shape[1] if self.node.op_type == "Conv" else depth
+        return depth % group == 0 and channels % 8 == 0 and group < depth
+
     def real_weight(self, weights: Weights | LowBit) -> np.ndarray:
         """The float32 weight, as the node has it, that integers stand for."""
         if isinstance(weights, Weights):
@@ -153,7 +159,8 @@ class Product:
         def view(image: np.ndarray) -> np.ndarray:
             padded = np.pad(image, [(0, 0), *w.pads])
             windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=tuple(range(1, image.ndim)))
-            return windows[(slice(None), *steps, *inner)]
+            wanted = (slice(None), *steps, *inner)
+            return windows[wanted]
 
         places = (len(x), *view(x[0]).shape[1 : x.ndim - 1])
         depth = int(np.prod(self.weight.shape[1:]))
