@@ -257,7 +257,7 @@ def test_progress_goes_to_a_terminal_only(tiny_model, tmp_path):
     ("words", "offered"),
     [
         ("edgec expl", ["explore"]),
-        ("edgec compile m.onnx --target rpi", ["rpi2", "rpi3", "rpi4", "rpi5"]),
+        ("edgec compile m.onnx --target rpi", ["rpi2", "rpi3", "rpi4", "rpi5", "rpi5-fp16"]),
         ("edgec compile m.onnx --quantize w4", ["w4", "w4a8"]),
         ("edgec compile m.onnx --passes simplify,fold-aff", ["simplify,fold-affine"]),
         ("edgec compile m.onnx --stop-after fuse-h", ["fuse-heads"]),

@@ -36,6 +36,8 @@ ZIG_TARGETS = {
     "aarch64-linux-gnu": "aarch64-linux-gnu.2.28",
     "arm-linux-gnueabihf": "arm-linux-gnueabihf.2.28",
     "aarch64-linux-android": "aarch64-linux-android.29",
+    "armv7a-linux-androideabi": "arm-linux-androideabi.29",
+    "x86_64-linux-android": "x86_64-linux-android.29",
 }
 """The oldest glibc an artifact shall run with is 2.28 (Debian 10), the oldest Android is 10."""
 
@@ -197,6 +199,11 @@ class Toolchain:
         return done.stdout
 
 
+def is_android(triple: str) -> bool:
+    """Whether the system is Android, whose 32-bit ARM has a name of its own (``androideabi``)."""
+    return "-android" in triple
+
+
 def host_triple() -> str:
     """The system triple of this machine.
 
@@ -252,7 +259,7 @@ def _from_system(triple: str) -> Toolchain | None:
 def _from_ndk(triple: str) -> Toolchain | None:
     """Android's own compiler, for the oldest system that has every function."""
     ndk = os.environ.get("ANDROID_NDK_HOME", "").strip()
-    if not ndk or "android" not in triple:
+    if not ndk or not is_android(triple):
         return None
     tools = Path(ndk) / "toolchains" / "llvm" / "prebuilt" / "linux-x86_64" / "bin"
     compiler = tools / f"{triple}{ANDROID_API}-clang"
@@ -265,7 +272,7 @@ def _from_zig(triple: str) -> Toolchain | None:
     if triple not in ZIG_TARGETS or importlib.util.find_spec("ziglang") is None:
         return None
     zig = (sys.executable, "-m", "ziglang")
-    android = triple.endswith("-android")
+    android = is_android(triple)
     cc = (*zig, "cc", "-target", ZIG_TARGETS[triple])
     return Toolchain(triple, cc, (*zig, "ar"), ANDROID_FLAGS if android else (), freestanding=android)
 
@@ -279,11 +286,10 @@ def _remedy(triple: str) -> str:
     }
     own = HOST_TRIPLES.get(platform.machine().lower()) == triple
     system = "gcc" if own else package.get(triple)
-    ways = [f"apt-get install {system}"] if system else []
-    ways += ["pip install ziglang"] if triple in ZIG_TARGETS else []
-    if "android" in triple:
-        return f"set ANDROID_NDK_HOME to an NDK, or {_variable(triple)} to a compiler"
-    return " or ".join([f"run: {way}" for way in ways] + [f"set {_variable(triple)} to one"])
+    ways = [f"run: apt-get install {system}"] if system else []
+    ways += ["run: pip install ziglang"] if triple in ZIG_TARGETS else []
+    ways += ["set ANDROID_NDK_HOME to an NDK"] if is_android(triple) else []
+    return " or ".join([*ways, f"set {_variable(triple)} to one"])
 
 
 def _failure(triple: str, command: Sequence[str], done: subprocess.CompletedProcess[str]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgec.artifact import read_manifest
+from edgec.building.toolchain import is_android
 from edgec.data.samples import Array, Samples, read_raw, specs, write_raw
 from edgec.devices.device import Device, Progress, Results, end_of, width_flags
 from edgec.devices.machine import Machine
@@ -81,9 +82,9 @@ class RemoteDevice(Device):
 
 def _check(transport: Transport, artifact: Path, manifest: dict[str, Any], state: State) -> None:
     """Refuse an artifact that is for another system, before anything is copied."""
-    triple, is_android = manifest["triple"], transport.url.startswith("adb:")
-    if triple.endswith("-android") != is_android:
-        kind, target = ("Android", "android-arm64") if is_android else ("no Android", "rpi4")
+    triple, wants_android = manifest["triple"], transport.url.startswith("adb:")
+    if is_android(triple) != wants_android:
+        kind, target = ("Android", "android-arm64") if wants_android else ("no Android", "rpi4")
         raise EdgecError(
             f"'{artifact}' is for {triple} and {transport.url} is {kind}; compile it for {target}, for example"
         )

@@ -32,7 +32,7 @@ FIRMWARE = {
 
 RUNS_ON = {
     "x86_64-linux-gnu": "x86_64", "aarch64-linux-gnu": "aarch64", "arm-linux-gnueabihf": "armv7l",
-    "aarch64-linux-android": "aarch64",
+    "aarch64-linux-android": "aarch64", "armv7a-linux-androideabi": "armv7l", "x86_64-linux-android": "x86_64",
 }  # fmt: skip
 """What the systems of these artifacts say of themselves, by triple."""
 

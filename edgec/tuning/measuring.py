@@ -19,11 +19,15 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from edgec.building.toolchain import find_toolchain
-from edgec.devices.counting import CLOCK_CALLS, plugin
-from edgec.devices.device import EMULATORS
+from edgec.artifact import read_manifest
+from edgec.benchmark import profile_steps, random_inputs
+from edgec.building.toolchain import find_toolchain, is_android
+from edgec.data.samples import Array, Samples, specs
+from edgec.devices.counting import CLOCK_CALLS, count, plugin
+from edgec.devices.device import EMULATORS, QemuDevice
 from edgec.devices.machine import cpu_model
 from edgec.devices.remote import Ended, Lost, Timeout, open_transport, workplace
+from edgec.devices.remote_device import RemoteDevice
 from edgec.devices.state import RUNS_ON, read_state
 from edgec.errors import EdgecError
 from edgec.nest import rebased
@@ -43,6 +47,8 @@ TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "armv7"
 BATCH_SECONDS = 0.4
 """About how long the calls of one batch of plans take together."""
 MOST_ROUNDS = 300
+STEP_ROUNDS = 60
+"""How often the steps of an artifact are measured; the fastest counts."""
 PATIENCE_SECONDS = 120
 """After so long a program that measures one batch is given up."""
 
@@ -52,7 +58,7 @@ _WEIGHT = 1
 
 def program_triple(target: Target) -> str:
     """The system that the measuring program is built for; kernels call nothing of a system."""
-    return target.triple if target.triple.endswith("-android") else TRIPLES[target.arch]
+    return target.triple if is_android(target.triple) else TRIPLES[target.arch]
 
 
 @dataclass
@@ -148,6 +154,14 @@ class ProgramMeter(Meter):
 
         Raises:
             Crashed: it ended before its time.
+        """
+
+    @abstractmethod
+    def steps(self, artifact: Path) -> list[float]:
+        """What each step of an artifact costs, one after the other as in use, of random inputs.
+
+        Raises:
+            EdgecError: it cannot be run.
         """
 
     def measure(self, task: Task, plans: Sequence[Any]) -> list[Outcome]:
@@ -261,6 +275,9 @@ class HostMeter(ProgramMeter):
         output = start([str(program), str(BATCH_SECONDS), str(MOST_ROUNDS)])
         return list(_best(output))
 
+    def steps(self, artifact: Path) -> list[float]:
+        return [float(max(1, step.min_ns)) for step in profile_steps(artifact, _inputs(artifact), STEP_ROUNDS)]
+
 
 class QemuMeter(ProgramMeter):
     """An emulated processor: the instructions of one call, which say more of a plan than nothing, but no time."""
@@ -283,6 +300,9 @@ class QemuMeter(ProgramMeter):
         marks = counts[-2 * plans - 1 : -1]
         return [float(end - begin) for begin, end in zip(marks[::2], marks[1::2], strict=True)]
 
+    def steps(self, artifact: Path) -> list[float]:
+        return [float(step.instructions) for step in count(artifact, QemuDevice(self.cpu)).steps]
+
 
 class RemoteMeter(ProgramMeter):
     """A device over ssh or adb, or those of a tracker: the program is copied there, and deleted after it."""
@@ -303,6 +323,12 @@ class RemoteMeter(ProgramMeter):
         if ended.code != 0:
             raise Crashed(ended.output, f"ended with code {ended.code}: {ended.errors.strip()[-200:]}")
         return list(_best(ended.output))
+
+    def steps(self, artifact: Path) -> list[float]:
+        inputs = _inputs(artifact)
+        samples, flags = Samples(1, None, lambda index: inputs), ["--warmup", "1", "--repeat", str(STEP_ROUNDS)]
+        found = retried(self.boards, lambda: RemoteDevice(self.url).profile(artifact, samples, flags))
+        return [float(max(1, step["min_ns"])) for step in found.steps]
 
     def _ended(self, program: Path, arguments: Sequence[str]) -> Ended:
         transport = open_transport(self.url)  # of its own: other threads have other boards
@@ -351,6 +377,11 @@ def start(
     if done.returncode != 0:
         raise Crashed(done.stdout, f"ended with code {done.returncode}: {done.stderr.strip()[-200:]}")
     return done.stdout
+
+
+def _inputs(artifact: Path) -> dict[str, Array]:
+    """Random ones."""
+    return random_inputs(specs(read_manifest(artifact)["inputs"]))
 
 
 def _best(output: str) -> Iterator[float]:
