@@ -49,7 +49,8 @@ class Check:
 
 def examine() -> list[Check]:
     """Every check, the needed ones first."""
-    checks = [*_python(), *_compilers(), _cache(), _processor(), *_emulator(), _analyser(), _gpu(), _simulator(), *_extras()]
+    here = [*_python(), *_compilers(), _cache(), _processor()]
+    checks = [*here, *_emulator(), _analyser(), _gpu(), _simulator(), *_extras()]
     return sorted(checks, key=lambda check: not check.needed)
 
 
