@@ -477,6 +477,20 @@ def tune(
             "(on all boards of the key at a time), or counted: qemu[:CPU].",
         ),
     ] = None,
+    quantize: Annotated[
+        str,
+        typer.Option(
+            metavar="MODE",
+            help="Tune the kernels of the model quantised so; with int8, measure its layers in floats, too.",
+            autocompletion=completion.modes,
+        ),
+    ] = "none",
+    calib: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Typical inputs to quantise by: an .npz, or a folder of images."),
+    ] = None,
+    preprocess: Preprocess = None,
+    recipe: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="How to quantise.")] = None,
     json: Json = False,
 ) -> None:
     """Search for faster plans of a model's kernels, and keep what was measured for edgec compile --tune-db."""
@@ -494,8 +508,9 @@ def tune(
         raise EdgecError("edgec tune needs a MODEL, or --merge FILE with --tune-db FILE; see edgec tune --help")
     with console.progress() as progress:
         found = search(
-            model, target, minutes, tune_db, shapes=parse_shape_flags(shape or ()), device=device, progress=progress
-        )
+            model, target, minutes, tune_db, shapes=parse_shape_flags(shape or ()), device=device, quantize=quantize,
+            calib=calib, preprocess=preprocess, recipe=recipe, progress=progress,
+        )  # fmt: skip
     _show(found.as_dict(), json, lambda: tables.print_tuned(found))
 
 

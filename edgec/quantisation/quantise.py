@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgec.calibration import Calibration, Source
     from edgec.data.samples import Array
     from edgec.passes.quantize import LayerQuantization, Lifted, Quantized, Recipe
+    from edgec.quantisation.float_layers import Costs, FloatLayers, Unknown
     from edgec.quantisation.guard import Guarded, Judge
     from edgec.quantisation.mixing import Mix
     from edgec.targets.formats import Format
@@ -125,6 +126,8 @@ class Quantisation:
         mix: what ``auto`` chose, of which options.
         kept: layers that keep weights of 8 bits, since 4 would cost most there.
         lifted: what activations of 16 bits were chosen for.
+        speed: the layers that stay float because integers take longer there, or why that is not known; None where
+            nothing was measured.
     """
 
     layers: tuple[LayerQuantization, ...]
@@ -139,6 +142,7 @@ class Quantisation:
     mix: Mix | None = None
     kept: tuple[str, ...] = ()
     lifted: Lifted | None = None
+    speed: FloatLayers | Unknown | None = None
 
     def files(self, artifact: Path) -> dict[Path, bytes]:
         """What is written beside the artifact: the recipe, and the models before and after the quantisation."""
@@ -156,13 +160,14 @@ class Quantisation:
             "kept": list(self.kept),
             "mix": asdict(self.mix) if self.mix else None,
             "lifted": asdict(self.lifted) if self.lifted else None,
+            "speed": asdict(self.speed) if self.speed else None,
         }
 
     def __str__(self) -> str:
         from edgec.passes.quantize.report import counts
 
         lines = [f"quantised by {self.samples} samples: {counts(self.layers)}; {self.equalised} tensors equalised"]
-        lines += [str(self.lifted)] if self.lifted else []
+        lines += [str(each) for each in (self.lifted, self.speed) if each]
         return "\n".join([*lines, *self.warnings, *([str(self.guarded)] if self.guarded else [])])
 
 
@@ -175,7 +180,7 @@ def companions(artifact: Path) -> tuple[Path, Path, Path]:
 
 def quantise_graph(
     graph: ir.Model, options: Options, calibration: Calibration, target: Target | GpuTarget | Board | Format,
-    tell: Progress,
+    costs: Costs | None, tell: Progress,
 ) -> tuple[ir.Model, Quantisation]:  # fmt: skip
     """Quantise a graph that the float passes have left.
 
@@ -184,6 +189,7 @@ def quantise_graph(
         options: what was asked for; checked.
         calibration: the samples.
         target: what is compiled for.
+        costs: of kernels on the target; None where none are known.
         tell: told (what, done, total).
 
     Returns:
@@ -206,6 +212,9 @@ def quantise_graph(
     mixed = _mixed(graph, options, recipe, calibration, target, tell) if options.mode == "auto" else None
     if mixed is not None:
         recipe = replace(recipe, default=mixed.default, layers={**recipe.layers, **mixed.chosen})
+    speed = None
+    if costs is not None and recipe.default == "int8" and mixed is None:
+        speed, recipe = _with_float_layers(graph, recipe, calibration, costs, tell)
     judge, samples = _judge(graph, options, calibration)
 
     attempts: list[ir.Model] = []
@@ -224,15 +233,37 @@ def quantise_graph(
         found, guarded = quantised(recipe), None
     else:
         found, guarded = guard(judge, quantised, recipe, options.max_drop, ranked)
-    text = write_recipe(recipe, found.layers)
+    put_back = guarded.put_back if guarded else {}
+    text = write_recipe(replace(recipe, layers={**recipe.layers, **put_back}), found.layers, _reasons(speed))
     for each in (found.twin, found.model):
         RemoveUnusedNodesPass()(each)
     protos = [ir.to_proto(each).SerializeToString() for each in (found.twin, found.model)]
     done = Quantisation(
         found.layers, found.equalised, len(samples), calibration.warnings, guarded, text, protos[0], protos[1],
-        tuple(attempts), mixed, found.kept, found.lifted,
+        tuple(attempts), mixed, found.kept, found.lifted, speed,
     )  # fmt: skip
     return found.model, done
+
+
+def _with_float_layers(
+    graph: ir.Model, recipe: Recipe, calibration: Calibration, costs: Costs, tell: Progress
+) -> tuple[FloatLayers | Unknown, Recipe]:
+    """The layers that stay float for their speed, and ``recipe`` with them."""
+    from edgec.quantisation.float_layers import FloatLayers, find_float_layers
+
+    found = find_float_layers(graph, calibration.samples, recipe, costs, tell)
+    if isinstance(found, FloatLayers):
+        recipe = replace(recipe, layers={**recipe.layers, **dict.fromkeys(found.layers, "float")})
+    return found, recipe
+
+
+def _reasons(speed: FloatLayers | Unknown | None) -> dict[str, str]:
+    """Why layers stay float, by name."""
+    from edgec.quantisation.float_layers import FloatLayers
+
+    if not isinstance(speed, FloatLayers):
+        return {}
+    return {name: reason for name in speed.layers if (reason := speed.reason(name))}
 
 
 def check_precisions(options: Options, target: Target | GpuTarget | Board | Format) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgec.data.toml_files import read_settings
 from edgec.errors import EdgecError
 from edgec.passes.quantize.recipe import GROUP_SIZES, OBSERVERS, PRECISIONS, ROUNDINGS, Recipe
 
@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgec.passes.quantize import LayerQuantization
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _CHOICES: dict[str, Sequence[str | int]] = {
     "observer": OBSERVERS, "rounding": ROUNDINGS, "group_size": GROUP_SIZES, "default": tuple(PRECISIONS),
@@ -42,8 +37,14 @@ _COMMENTS = {
 }
 
 
-def write_recipe(recipe: Recipe, layers: Sequence[LayerQuantization]) -> str:
-    """``recipe`` with the precision that each of ``layers`` was given, and what was found of it, as TOML."""
+def write_recipe(
+    recipe: Recipe, layers: Sequence[LayerQuantization], reasons: Mapping[str, str] | None = None
+) -> str:
+    """``recipe`` with the precision that each of ``layers`` was given, and what was found of it, as TOML.
+
+    ``reasons`` say of some layers why they have theirs.
+    """
+    reasons = reasons or {}
     lines = [
         "# How the model was quantised. Change a line and compile again with --recipe and this file.",
         "",
@@ -53,8 +54,9 @@ def write_recipe(recipe: Recipe, layers: Sequence[LayerQuantization]) -> str:
         "[layers]",
     ]
     for layer in layers:
-        if layer.tensors:
-            lines.append(f"{json.dumps(layer.name, ensure_ascii=False)} = {json.dumps(layer.bits)}  # {layer.op}")
+        if layer.tensors or layer.name in recipe.layers:
+            why = f"; {reasons[layer.name]}" if layer.name in reasons else ""
+            lines.append(f"{json.dumps(layer.name, ensure_ascii=False)} = {json.dumps(layer.bits)}  # {layer.op}{why}")
             lines += [f"#   {tensor}" for tensor in layer.tensors]
     return "\n".join(lines) + "\n"
 
@@ -65,14 +67,7 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         EdgecError: the file cannot be read, or a key or its value is not one of a recipe's.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise EdgecError(f"the recipe '{path}' cannot be read: {error}") from error
-    known = [field.name for field in fields(Recipe)]
-    for key in values:
-        if key not in known:
-            raise EdgecError(f"the recipe '{path}' has a key '{key}'; the keys are {', '.join(known)}")
+    values = read_settings(path, [field.name for field in fields(Recipe)])
     return Recipe(**{key: _value(path, key, value) for key, value in values.items()})
 
 

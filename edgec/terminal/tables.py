@@ -153,8 +153,9 @@ def print_quantisation(done: Quantisation, explain: bool) -> None:
             for layer in layers
         ),
     )  # fmt: skip
-    if done.lifted:
-        print_text(str(done.lifted))
+    for found in (done.lifted, done.speed):
+        if found:
+            print_text(str(found))
     for warning in done.warnings:
         print_text(f"warning: {warning}")
     if done.guarded:

@@ -19,11 +19,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from edgec.artifact import read_manifest
+from edgec.benchmark import profile_steps, random_inputs
 from edgec.building.toolchain import find_toolchain, is_android
-from edgec.devices.counting import CLOCK_CALLS, plugin
-from edgec.devices.device import EMULATORS
+from edgec.data.samples import Array, Samples, specs
+from edgec.devices.counting import CLOCK_CALLS, count, plugin
+from edgec.devices.device import EMULATORS, QemuDevice
 from edgec.devices.machine import cpu_model
 from edgec.devices.remote import Ended, Lost, Timeout, open_transport, workplace
+from edgec.devices.remote_device import RemoteDevice
 from edgec.devices.state import RUNS_ON, read_state
 from edgec.errors import EdgecError
 from edgec.nest import rebased
@@ -44,6 +48,8 @@ TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "armv7"
 BATCH_SECONDS = 0.4
 """About how long the calls of one batch of plans take together."""
 MOST_ROUNDS = 300
+STEP_ROUNDS = 60
+"""How often the steps of an artifact are measured; the fastest counts."""
 PATIENCE_SECONDS = 120
 """After so long a program that measures one batch is given up."""
 
@@ -151,6 +157,14 @@ class ProgramMeter(Meter):
 
         Raises:
             Crashed: it ended before its time.
+        """
+
+    @abstractmethod
+    def steps(self, artifact: Path) -> list[float]:
+        """What each step of an artifact costs, one after the other as in use, of random inputs.
+
+        Raises:
+            EdgecError: it cannot be run.
         """
 
     def measure(self, task: Task, plans: Sequence[Any]) -> list[Outcome]:
@@ -264,6 +278,9 @@ class HostMeter(ProgramMeter):
         output = start([str(program), str(BATCH_SECONDS), str(MOST_ROUNDS)])
         return list(_best(output))
 
+    def steps(self, artifact: Path) -> list[float]:
+        return [float(max(1, step.min_ns)) for step in profile_steps(artifact, _inputs(artifact), STEP_ROUNDS)]
+
 
 class QemuMeter(ProgramMeter):
     """An emulated processor: the instructions of one call, times the cycles that each takes in the plan's hottest loop
@@ -300,6 +317,9 @@ class QemuMeter(ProgramMeter):
         marks = counts[-2 * plans - 1 : -1]
         return [float(end - begin) for begin, end in zip(marks[::2], marks[1::2], strict=True)]
 
+    def steps(self, artifact: Path) -> list[float]:
+        return [float(step.instructions) for step in count(artifact, QemuDevice(self.cpu)).steps]
+
 
 def _in_cycles(instructions: float, analyser: Analyser, text: str) -> Outcome:
     try:
@@ -327,6 +347,12 @@ class RemoteMeter(ProgramMeter):
         if ended.code != 0:
             raise Crashed(ended.output, f"ended with code {ended.code}: {ended.errors.strip()[-200:]}")
         return list(_best(ended.output))
+
+    def steps(self, artifact: Path) -> list[float]:
+        inputs = _inputs(artifact)
+        samples, flags = Samples(1, None, lambda index: inputs), ["--warmup", "1", "--repeat", str(STEP_ROUNDS)]
+        found = retried(self.boards, lambda: RemoteDevice(self.url).profile(artifact, samples, flags))
+        return [float(max(1, step["min_ns"])) for step in found.steps]
 
     def _ended(self, program: Path, arguments: Sequence[str]) -> Ended:
         transport = open_transport(self.url)  # of its own: other threads have other boards
@@ -375,6 +401,11 @@ def start(
     if done.returncode != 0:
         raise Crashed(done.stdout, f"ended with code {done.returncode}: {done.stderr.strip()[-200:]}")
     return done.stdout
+
+
+def _inputs(artifact: Path) -> dict[str, Array]:
+    """Random ones."""
+    return random_inputs(specs(read_manifest(artifact)["inputs"]))
 
 
 def _best(output: str) -> Iterator[float]:

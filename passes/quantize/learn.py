@@ -83,6 +83,12 @@ def learn(
     return fits
 
 
+def nearest_fit(product: Product, x: Grid | None, fixed_point: bool) -> Fit:
+    """8-bit weights rounded to the nearest, for an input on the grid ``x``, and the bias as it is."""
+    scales = _scales(product, x, fixed_point)
+    return Fit(round_weights(product.weight, scales, weight_axis(product.node)), product.bias)
+
+
 def _fit(
     product: Product, sight: _Sight, x: Grid | None, bits: int, recipe: Recipe, runner: NodeRunner
 ) -> tuple[Fit, list[np.ndarray]]:

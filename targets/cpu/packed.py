@@ -29,7 +29,7 @@ from edgec.building.lazy_tvm import tirx
 from edgec.program import SCALE_CHANNELS, Conv
 from edgec.targets.cpu.conv import ConvPlan, ConvWriter, cost, register_tiles
 from edgec.targets.cpu.conv import contract as contract_floats
-from edgec.targets.cpu.tile import Accumulators, Point, load_channels, starts, tiles
+from edgec.targets.cpu.tile import Accumulators, Point, load_channels, reduce_over, starts, tiles
 from edgec.targets.cpu.tir import Kernel, widen
 from edgec.targets.target import Target
 
@@ -195,16 +195,10 @@ class _PackedWriter(ConvWriter):
         outer, run, step = self.plan.runs
         row = self.plan.run_bytes * sum(acc.widths)
 
-        def level(depth: int, source: Any, index: Any) -> None:
-            if depth == len(outer):
-                self._run(acc, source, panel + index * row, index * run, step)
-                return
-            extent, stride = outer[depth]
-            inner = prod(e for e, _ in outer[depth + 1 :])
-            with self.body.loop(extent) as i:
-                level(depth + 1, source + i * stride, index + i * inner)
+        def multiply(source: Any, index: Any) -> None:
+            self._run(acc, source, panel + index * row, index * run, step)
 
-        level(0, corner, tirx.const(0, "int32"))
+        reduce_over(self.body, outer, corner, multiply)
 
     def _run(self, acc: Accumulators, source: Any, weights: Any, start: Any, step: int) -> None:
         """The products of one run, whose first element is ``start`` along the depth."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from edgec import scalar
@@ -174,6 +175,25 @@ def share_rows(kernel: Kernel, extent: int, size: int, inner: Callable[[Any, int
         else:
             with kernel.body.when(tirx.EQ(kernel.thread, kernel.threads - 1)):
                 inner(tirx.const(start, "int32"), rows)
+
+
+def reduce_over(body: Body, loops: Sequence[tuple[int, int]], source: Any, visit: Callable[[Any, Any], None]) -> None:
+    """``visit`` inside the loops over a sum, with the input element (from ``source`` on) and the number of the round.
+
+    The loops, (extent, input elements a round) each, are not unrolled: the compiler then hoists input loads out of
+    order and spills the register tile.
+    """
+
+    def level(depth: int, element: Any, index: Any) -> None:
+        if depth == len(loops):
+            visit(element, index)
+            return
+        extent, step = loops[depth]
+        inner = prod(extent for extent, _ in loops[depth + 1 :])
+        with body.loop(extent) as round_:
+            level(depth + 1, element + round_ * step, index + round_ * inner)
+
+    level(0, source, tirx.const(0, "int32"))
 
 
 def shape_name(conv: Conv | Depthwise, kind: str) -> str:
