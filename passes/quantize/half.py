@@ -28,12 +28,12 @@ def widened(model: ir.Model) -> ir.Model:
     return copy
 
 
-def widened_samples(samples: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+def widened_samples(samples: Sequence[Mapping[str, np.ndarray]]) -> tuple[dict[str, np.ndarray], ...]:
     """``samples`` with float32 in the place of float16."""
-    return [
+    return tuple(
         {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in sample.items()}
         for sample in samples
-    ]
+    )
 
 
 def narrow(model: ir.Model) -> None:
