@@ -71,6 +71,7 @@ def compile(
     max_drop: float | None = None,
     recipe: str | os.PathLike[str] | Recipe | None = None,
     group_size: int | None = None,
+    salient_groups: float | None = None,
     max_ms: float | None = None,
     max_bytes: int | None = None,
     nested: bool = False,
@@ -103,8 +104,9 @@ def compile(
             arrays by input name.
         prune: the share of the MACs to remove by structured pruning, 0 to 0.9.
         quantize: "none"; "int8", 8-bit integers by post-training quantisation; "w8", "w4", "w3" or "w2", weights of
-            so many bits with float activations; "w4a8", weights of 4 bits and activations of 8; or "auto", bits for
-            each layer by :mod:`edgec.quantisation.mixing`, within ``max_drop``, ``max_ms`` or ``max_bytes``. The recipe
+            so many bits with float activations; "w4a8", weights of 4 bits and activations of 8; "p2" or "p1", 8-bit
+            integers whose weights are sums of two powers of two, or one, each; or "auto", bits for each layer by
+            :mod:`edgec.quantisation.mixing`, within ``max_drop``, ``max_ms`` or ``max_bytes``. The recipe
             and the ONNX models before and after it are written beside the artifact (see
             :func:`edgec.quantisation.quantise.companions`).
         calib: typical inputs to prune and to quantise by: an ``.npz``, a folder of images, or an iterable of arrays
@@ -117,6 +119,8 @@ def compile(
         recipe: how to quantise: a :class:`edgec.passes.quantize.Recipe`, or a file of one.
         group_size: weights of less than 8 bits that share a scale where activations are float; 0 for those of a
             whole output channel.
+        salient_groups: the share of these groups that have more bits, 4 instead of 2 or 3 and 8 instead of 4, where
+            rounding changes the results most.
         max_ms: with "auto", milliseconds that a run may take on this machine.
         max_bytes: with "auto", bytes that the weights of products may take.
         nested: with "w4", keep the lower halves of 8-bit weights, too: ``session.set_width(4)`` then switches to the
@@ -167,7 +171,8 @@ def compile(
     chosen = resolve_target(target)
     folder_rule = Path(preprocess) if preprocess is not None else None
     options = Options(
-        quantize, folder_rule, eval, max_drop, recipe, group_size, max_ms, max_bytes, nested, fixed_point
+        quantize, folder_rule, eval, max_drop, recipe, group_size, salient_groups, max_ms, max_bytes, nested,
+        fixed_point,
     )  # fmt: skip
     options.check(calib is not None, prune > 0, check is not None)
     if states and not isinstance(chosen, Target):

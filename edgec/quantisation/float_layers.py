@@ -54,7 +54,7 @@ _OWN = (Role.PRODUCT, Role.SUM, Role.POOL, Role.POINTWISE)
 _NAMED = 6
 """Layers that are named in a sentence."""
 
-_UNITS = {"time": (1e3, "µs"), "instructions": (1e6, "M instructions")}
+_UNITS = {"time": (1e3, "µs"), "cycles": (1e6, "M cycles"), "instructions": (1e6, "M instructions")}
 """By the method: what costs are shown in."""
 
 

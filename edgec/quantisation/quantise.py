@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import Target
 
-MODES = ("none", "int8", "w8", "w4", "w3", "w2", "w4a8", "auto")
+MODES = ("none", "int8", "w8", "w4", "w3", "w2", "w4a8", "p2", "p1", "auto")
 """What ``--quantize`` takes: but for none, and for auto, which mixes them, the precision of layers by default."""
 
-INTEGER_MODES = ("int8", "w4a8")
+INTEGER_MODES = ("int8", "w4a8", "p2", "p1")
 """Those of them whose activations are integers."""
 
 Progress = Callable[[str, int, int], None]
@@ -46,6 +46,7 @@ class Options:
         max_drop: points that may be lost (see :mod:`edgec.quantisation.guard`).
         recipe: a recipe, or the file of one.
         group_size: weights that share a scale; None leaves it to the recipe.
+        salient_groups: the share of groups that have more bits; None leaves it to the recipe.
         max_ms: for auto, milliseconds that a run may take on this machine.
         max_bytes: for auto, bytes that the weights may take.
         nested: for w4, four more bits below, so that a session can be switched between both widths.
@@ -58,6 +59,7 @@ class Options:
     max_drop: float | None = None
     recipe: str | os.PathLike[str] | Recipe | None = None
     group_size: int | None = None
+    salient_groups: float | None = None
     max_ms: float | None = None
     max_bytes: int | None = None
     nested: bool = False
@@ -83,7 +85,7 @@ class Options:
             raise EdgecError(f"--quantize {self.mode} is not known; it can be {', '.join(MODES)}")
         given = {
             "--eval": None if compares else self.eval, "--max-drop": self.max_drop, "--recipe": self.recipe,
-            "--group-size": self.group_size,
+            "--group-size": self.group_size, "--salient-groups": self.salient_groups,
         }  # fmt: skip
         used = [flag for flag, value in given.items() if value is not None]
         if calibrated and not self.quantises and not prunes:
@@ -102,6 +104,8 @@ class Options:
             raise EdgecError(f"{limits[0]} and {limits[1]} do not go together; give one of them")
         if self.nested and self.mode != "w4":
             raise EdgecError("--nested keeps a model of 8 bits around one of 4; add --quantize w4, or leave it out")
+        if self.nested and self.salient_groups:
+            raise EdgecError("--nested has one width for all groups of a layer; leave --salient-groups out")
         if self.fixed_point and self.mode not in INTEGER_MODES:
             modes = " or ".join(INTEGER_MODES)
             raise EdgecError(f"--fixed-point is for integer activations; add --quantize {modes}, or leave it out")
@@ -202,12 +206,17 @@ def quantise_graph(
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     from edgec.passes.quantize import quantize
+    from edgec.passes.quantize.half import computes_in_half, narrow, widened, widened_samples
     from edgec.passes.quantize.nested import nest
     from edgec.quantisation.guard import guard
     from edgec.quantisation.layer_errors import LayerErrors, measure_layers
     from edgec.quantisation.recipes import check_layers, write_recipe
 
     recipe = _recipe(options)
+    half = computes_in_half(graph)
+    if half:
+        _check_weights_only(recipe, options)
+        graph, calibration = widened(graph), replace(calibration, samples=widened_samples(calibration.samples))
     check_layers(recipe, graph)
     mixed = _mixed(graph, options, recipe, calibration, target, tell) if options.mode == "auto" else None
     if mixed is not None:
@@ -237,12 +246,23 @@ def quantise_graph(
     text = write_recipe(replace(recipe, layers={**recipe.layers, **put_back}), found.layers, _reasons(speed))
     for each in (found.twin, found.model):
         RemoveUnusedNodesPass()(each)
+    if half:
+        narrow(found.model)
     protos = [ir.to_proto(each).SerializeToString() for each in (found.twin, found.model)]
     done = Quantisation(
         found.layers, found.equalised, len(samples), calibration.warnings, guarded, text, protos[0], protos[1],
         tuple(attempts), mixed, found.kept, found.lifted, speed,
     )  # fmt: skip
     return found.model, done
+
+
+def _check_weights_only(recipe: Recipe, options: Options) -> None:
+    """Refuse integer activations, for a model whose floats are float16."""
+    if options.mode == "auto" or not recipe.keeps_activations:
+        raise EdgecError(
+            f"the model computes in float16, and --quantize {options.mode} makes integers of float32 activations; "
+            "export it in float32, or quantise its weights only, with w8, w4, w3 or w2"
+        )
 
 
 def _with_float_layers(
@@ -299,6 +319,10 @@ def _recipe(options: Options) -> Recipe:
             sizes = ", ".join(map(str, GROUP_SIZES))
             raise EdgecError(f"--group-size {options.group_size} is none of {sizes} (0: a whole output channel)")
         recipe = replace(recipe, group_size=options.group_size)
+    if options.salient_groups is not None:
+        if not 0 <= options.salient_groups <= 1:
+            raise EdgecError(f"--salient-groups {options.salient_groups:g} is no share from 0 to 1")
+        recipe = replace(recipe, salient_groups=options.salient_groups)
     if options.nested:  # what rounding to 4 bits shifts is not what rounding to 8 bits does
         recipe = replace(recipe, correct_bias=False)
     if options.fixed_point:

@@ -30,6 +30,7 @@ _COMMENTS = {
     "refine": "adjust the scales of activations to the change of the network's prediction",
     "group_size": "weights of less than 8 bits that share a scale where activations are float: "
     f"{', '.join(map(str, GROUP_SIZES))}; 0 is a whole output channel",
+    "salient_groups": "share of them that have 4 bits instead of 2 or 3, 8 instead of 4, where it is worth most",
     "keep": "share of the weights of 4 bits under integer activations that keeps 8 bits, where it is worth most; "
     "auto: as little as the prediction needs",
     "fixed_point": "scales are powers of two, for processors without a float unit",
@@ -51,6 +52,7 @@ def write_recipe(
         *(f"{name} = {json.dumps(getattr(recipe, name))}  # {comment}" for name, comment in _COMMENTS.items()),
         "",
         "# int8; int16: activations of 16 bits, weights of 8; w4a8: of 8, of 4; w8, w4, w3, w2: only weights; or float",
+        "# p2, p1: as int8, each weight a sum of two powers of two, or one",
         "[layers]",
     ]
     for layer in layers:
@@ -74,12 +76,13 @@ def read_recipe(path: Path) -> Recipe:
 def _value(path: Path, key: str, value: Any) -> Any:
     if key in _CHOICES:
         return _choice(path, key, value, _CHOICES[key])
-    if key == "keep":
-        if value == "auto":
+    if key in ("keep", "salient_groups"):
+        if value == "auto" and key == "keep":
             return value
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
             return float(value)
-        raise EdgecError(f"the recipe '{path}' has keep = {value!r}; it must be auto or a share from 0 to 1")
+        allowed = "auto or a share" if key == "keep" else "a share"
+        raise EdgecError(f"the recipe '{path}' has {key} = {value!r}; it must be {allowed} from 0 to 1")
     if key != "layers":
         if isinstance(value, bool):
             return value

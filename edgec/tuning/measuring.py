@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -38,8 +38,9 @@ from edgec.targets.gpu import backend as gpu
 from edgec.targets.gpu.target import GpuTarget
 from edgec.targets.target import Target
 from edgec.targets.template import Template
+from edgec.tuning.cycles import Analyser, find_analyser, functions
 from edgec.tuning.records import signature
-from edgec.tvm_adapter import build_object
+from edgec.tvm_adapter import assembly, build_object
 
 PROGRAM_FOLDER = SOURCE_FOLDER.parent / "tuning"
 TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "armv7": "arm-linux-gnueabihf"}
@@ -123,8 +124,10 @@ class Outcome:
 class Meter(ABC):
     """Finds the cost of plans. ``method`` is one of :data:`edgec.tuning.records.METHODS`; ``machine`` says where."""
 
-    method: ClassVar[str]
+    method: str
     machine: str | None
+    note: str = ""
+    """What is to be said of the costs, in a sentence."""
     boards: int = 1
     """How many tasks can be measured at a time, by as many threads."""
 
@@ -280,9 +283,8 @@ class HostMeter(ProgramMeter):
 
 
 class QemuMeter(ProgramMeter):
-    """An emulated processor: the instructions of one call, which say more of a plan than nothing, but no time."""
-
-    method = "instructions"
+    """An emulated processor: the instructions of one call, times the cycles that each takes in the plan's hottest loop
+    (see :mod:`.cycles`) where those can be told. It is no time."""
 
     def __init__(self, target: Target, cpu: str | None = None) -> None:
         super().__init__(target)
@@ -290,6 +292,21 @@ class QemuMeter(ProgramMeter):
         self.emulator.require()
         self.cpu = cpu or target.cpu
         self.machine = f"qemu {self.cpu}"
+        self.analyser, self.note = find_analyser(target, self.cpu)
+        self.method = "cycles" if self.analyser else "instructions"
+
+    def measure(self, task: Task, plans: Sequence[Any]) -> list[Outcome]:
+        outcomes = super().measure(task, plans)
+        if self.analyser is None:
+            return outcomes
+        good = {f"k{place}": plans[place] for place, outcome in enumerate(outcomes) if outcome.cost is not None}
+        with self._building:
+            generated = {symbol: task.template.generate(plan, task.dtypes) for symbol, plan in good.items()}
+            texts = functions(assembly(generated, self.target)) if good else {}
+        for place, outcome in enumerate(outcomes):
+            if outcome.cost is not None:
+                outcomes[place] = _in_cycles(outcome.cost, self.analyser, texts[f"k{place}"])
+        return outcomes
 
     def costs(self, program: Path, plans: int) -> list[float]:
         mark = CLOCK_CALLS[self.emulator.triple]
@@ -302,6 +319,13 @@ class QemuMeter(ProgramMeter):
 
     def steps(self, artifact: Path) -> list[float]:
         return [float(step.instructions) for step in count(artifact, QemuDevice(self.cpu)).steps]
+
+
+def _in_cycles(instructions: float, analyser: Analyser, text: str) -> Outcome:
+    try:
+        return Outcome(instructions * analyser.per_instruction(text))
+    except ValueError as error:
+        return Outcome(error=reason_of(error))
 
 
 class RemoteMeter(ProgramMeter):

@@ -33,8 +33,9 @@ SCHEMA = 2
 SHIPPED = TARGET_FOLDER / "records.jsonl"
 """The records that come with the package."""
 
-METHODS = ("time", "instructions")
-"""How costs were found: nanoseconds on the processor or instructions under an emulator; the first is trusted more."""
+METHODS = ("time", "cycles", "instructions")
+"""How costs were found, the most trusted first: nanoseconds on the processor, instructions under an emulator times the
+cycles that each takes in the hottest loop by LLVM's analyser, and those instructions alone."""
 
 WORTH = 0.98
 """A plan replaces the untuned one when it costs at most this much of it: less is noise."""
@@ -69,7 +70,7 @@ class Record:
         plan: the class of the plan, or :data:`STEP`.
         parameters: what the plan chose.
         method: one of :data:`METHODS`.
-        cost: nanoseconds or instructions of one call; None for a plan that failed.
+        cost: nanoseconds, cycles or instructions of one call; None for a plan that failed.
         untuned: the same of the plan that is taken without records.
         error: why the plan failed.
         machine: what it was measured on.

@@ -68,6 +68,7 @@ class Tuned:
         seconds: it took.
         ended: why it ended: ``nothing improved`` or ``the budget was spent``.
         records: the file, or None.
+        note: what is to be said of the costs, or nothing.
     """
 
     method: str
@@ -77,6 +78,7 @@ class Tuned:
     seconds: float
     ended: str
     records: Path | None
+    note: str = ""
 
     @property
     def ratio(self) -> float:
@@ -183,7 +185,7 @@ def tune_program(
                 records.append(path, found)
     choices = tuple(search.choice() for search in tuner.searches)
     ended = "the budget was spent" if any(not search.done for search in tuner.searches) else "nothing improved"
-    return Tuned(meter.method, meter.machine, choices, tuner.measured, tuner.seconds, ended, path)
+    return Tuned(meter.method, meter.machine, choices, tuner.measured, tuner.seconds, ended, path, meter.note)
 
 
 def require_budget(minutes: float) -> None:

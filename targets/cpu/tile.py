@@ -140,6 +140,21 @@ def _words(value: Any) -> Any:
     return value.astype(f"int16x{lanes}" if lanes else "int16") if kind in ("int8", "uint8") else value
 
 
+def window_uses(
+    rows: int, columns: int, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> dict[tuple[int, int], list[tuple[int, int]]]:
+    """For every input of a tile of ``rows`` × ``columns`` pixels, by its row and column from the tile's corner and in
+    their order: the pixels and taps of the window that it is multiplied for."""
+    found: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for pixel in range(rows * columns):
+        row, column = divmod(pixel, columns)
+        for tap in range(kernel[0] * kernel[1]):
+            down, right = divmod(tap, kernel[1])
+            place = row * stride[0] + down * dilation[0], column * stride[1] + right * dilation[1]
+            found.setdefault(place, []).append((pixel, tap))
+    return {place: found[place] for place in sorted(found)}
+
+
 def tiles(extent: int, size: int) -> list[tuple[int, int, int]]:
     """``extent`` cut into tiles: (start, tile size, how many) for the whole tiles and for the rest."""
     whole = extent // size
