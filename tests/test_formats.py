@@ -130,11 +130,52 @@ def test_the_commands_take_them(sample_model, quantised, target):
     assert measured.timings[0].name == f"edgec in {FORMATS[target].runtime}" and measured.timings[1].agrees
 
 
-def test_diff_takes_them(sample_model, tmp_path):
+@pytest.mark.parametrize("target", NAMES)
+def test_diff_takes_them(sample_model, tmp_path, target):
     calib = sample_model.with_name("digits_calib.npz")
-    path = edgec.compile(sample_model, "tflite", tmp_path / "m.tflite", quantize="int8", calib=calib).path
+    path = edgec.compile(sample_model, target, tmp_path / f"m{suffix(target)}", quantize="int8", calib=calib).path
     found = results_of("diff", sample_model, path, "--calib", calib)
     assert len(found["layers"]) > 8 and found["whole"] > 20
+
+
+@pytest.mark.parametrize("target", NAMES)
+def test_integers_at_the_edges(sample_model, quantised, sample_data, tmp_path, target):
+    """The file takes integers then; the commands take floats as before, and compare what the integers stand for."""
+    part, data = tmp_path / "part.onnx", sample_model.with_name("digits_eval.npz")
+    last = last_integers(onnx.load(quantised["twin"])).output[0]
+    onnx.utils.extract_model(quantised["twin"], part, ["image"], [last])
+    ours = edgec.compile(part, output=tmp_path / "ours.so", integer_io=True)
+    theirs = edgec.compile(part, target, tmp_path / f"theirs{suffix(target)}", integer_io=True)
+    dtype = FORMATS[target].activation_dtype
+    for each in ("inputs", "outputs"):
+        (entry,), (own,) = theirs.manifest[each], ours.manifest[each]
+        assert entry["dtype"] == dtype and entry["scale"] == own["scale"] and entry["shape"] == own["shape"]
+    wanted, found = (
+        reals(outputs_of(made.path, [integers(made, "image", image[None]) for image in sample_data["image"]]), made)
+        for made in (ours, theirs)
+    )
+    np.testing.assert_array_equal(found, wanted)
+    measured = results_of("eval", theirs.path, "--data", data, "--reference", part)
+    assert measured["agreement"]["relative_error"] == {last: 0}
+    assert bench(theirs.path, against=["onnxruntime"], model=part, rounds=2).timings[1].agrees
+
+
+def integers(made: edgec.Compiled, name: str, array: np.ndarray) -> dict[str, np.ndarray]:
+    """An input as what is computed with."""
+    (spec,) = specs(made.manifest["inputs"])
+    return {name: spec.quantise(array)}
+
+
+def reals(outputs: dict[str, np.ndarray], made: edgec.Compiled) -> np.ndarray:
+    """What the only output stands for."""
+    (spec,) = specs(made.manifest["outputs"])
+    return spec.reals(outputs[spec.name])
+
+
+def last_integers(proto: onnx.ModelProto) -> onnx.NodeProto:
+    """Where the last activation of a QDQ model is dequantised."""
+    constants = {each.name for each in proto.graph.initializer}
+    return [n for n in proto.graph.node if n.op_type == "DequantizeLinear" and n.input[0] not in constants][-1]
 
 
 CONVOLUTIONS = {
@@ -376,7 +417,7 @@ def test_shared_models_in_8_bits(shared, tmp_path, model: SharedModel):
     twin = onnx.shape_inference.infer_shapes(onnx.load(companions(ours)[2]))
     onnx.save(twin, tmp_path / "twin.onnx")
     constants = {each.name: numpy_helper.to_array(each) for each in twin.graph.initializer}
-    last = [n for n in twin.graph.node if n.op_type == "DequantizeLinear" and n.input[0] not in constants][-1]
+    last = last_integers(twin)
     part = tmp_path / "part.onnx"
     onnx.utils.extract_model(tmp_path / "twin.onnx", part, [model.input], [last.output[0]])
     wanted = outputs_of(edgec.compile(part, output=tmp_path / "part.so").path, feeds)[last.output[0]]
