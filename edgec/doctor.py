@@ -18,8 +18,10 @@ from edgec.devices.device import EMULATORS
 from edgec.devices.opencl import device_names
 from edgec.errors import EdgecError
 from edgec.runtimes.build import cache_folder
+from edgec.targets.floats import FULL
 from edgec.targets.fpga.artifact import COMPILERS
 from edgec.targets.target import host_target, load_target, target_names
+from edgec.tuning.cycles import COMMAND
 from edgec.tvm_adapter import TVM_PAIR
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
@@ -47,7 +49,8 @@ class Check:
 
 def examine() -> list[Check]:
     """Every check, the needed ones first."""
-    checks = [*_python(), *_compilers(), _cache(), _processor(), *_emulator(), _gpu(), _simulator(), *_extras()]
+    here = [*_python(), *_compilers(), _cache(), _processor()]
+    checks = [*here, *_emulator(), _analyser(), _gpu(), _simulator(), *_extras()]
     return sorted(checks, key=lambda check: not check.needed)
 
 
@@ -75,8 +78,10 @@ def _compilers() -> Iterator[Check]:
     """A C compiler for this machine, and for every other system among the targets."""
     own = host_target().triple
     triples = {own: "host"}
-    for name in target_names()[1:]:
-        triple = load_target(name).triple
+    for target in map(load_target, target_names()[1:]):
+        if target.floats != FULL:  # the same processor once more
+            continue
+        name, triple = target.name, target.triple
         triples[triple] = f"{triples[triple]}, {name}" if triple in triples else name
     for triple, targets in triples.items():
         yield _compiler(triple, targets, needed=triple == own)
@@ -106,6 +111,13 @@ def _processor() -> Check:
         return Check("CPU features", True, " ".join(host_target().features) or "none that kernels use", True)
     except EdgecError as error:
         return Check("CPU features", False, platform.machine(), True, str(error))
+
+
+def _analyser() -> Check:
+    """What tells the tuner cycles of a board that is not here."""
+    there = shutil.which(COMMAND) is not None
+    return Check(f"{COMMAND} (edgec tune --device qemu)", there, "found" if there else "missing", False,
+                 "" if there else "apt-get install llvm")  # fmt: skip
 
 
 def _emulator() -> Iterator[Check]:

@@ -207,8 +207,10 @@ OVERREAD = 64
 """Bytes past the end of its input that an integer convolution may read and not use; the arena has as many to spare."""
 
 
-def _accumulator_dtype(input_dtype: str) -> str:
-    return "float32" if input_dtype.startswith("float") else "int32"
+def _accumulator_dtype(kernel: Conv | Depthwise) -> str:
+    if kernel.sum_dtype is not None:
+        return kernel.sum_dtype
+    return "float32" if kernel.input_dtype.startswith("float") else "int32"
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,10 @@ class Packing:
     :data:`SCALE_CHANNELS`: float32, or the upper halves of those as uint16, which is bfloat16. Otherwise scales are
     the epilogue's affair.
 
+    ``parts`` are groups of several widths: (bits, how many groups), one after the other; ``bits`` is the largest. The
+    depth of operand 1 is then in that order, group by group, and operand 3 has, int32, which group of the input each of
+    them multiplies. Scales stay in the order of the input, of which eight neighbours share a tap of the window.
+
     ``nested`` weights are stored as two signed nibbles, 16 · upper + lower, the lower ones behind all upper ones: a
     kernel of 8 bits reads both, and one of 4 bits the upper ones alone, as 16 · upper.
     """
@@ -227,6 +233,7 @@ class Packing:
     bits: int
     group: int = 0
     nested: bool = False
+    parts: tuple[tuple[int, int], ...] = ()
 
 
 SCALE_CHANNELS = 16
@@ -239,10 +246,10 @@ class Conv:
 
     out[n,h,w,c] = epilogue(sum over kh,kw,ci of in[n, h·sh + kh·dh, w·sw + kw·dw, ci] · weight[kh,kw,ci,c])
 
-    A float32 input is summed up in float32, and so is a float16 one, which only GPUs have code for. An int8, uint8
-    or int16 input, with int8 weights, is summed up exactly in int32; zero points are the lowering's affair (a constant
-    in the epilogue, and the value in the padding). Such a kernel may read up to :data:`OVERREAD` bytes past its input,
-    which therefore lies in the arena.
+    A float32 input is summed up in float32; a float16 one, too (on GPUs), or with ``sum_dtype`` in float16 (on
+    processors that compute in it, see :mod:`edgec.targets.half`). An int8, uint8 or int16 input, with int8 weights, is
+    summed up exactly in int32; zero points are the lowering's affair (a constant in the epilogue, and the value in the
+    padding). Such a kernel may read up to :data:`OVERREAD` bytes past its input, which therefore lies in the arena.
 
     Operand 0 is the input (offset ``input_offset``; strides of n, h, w, c), operand 1 the weight: constant,
     dense [kh, kw, ci, co], packed by the target. With ``packing`` it is int8, also for a float32
@@ -268,16 +275,19 @@ class Conv:
     weight_strides: tuple[int, int] | None = None
     weight_offset: int = 0
     packing: Packing | None = None
+    sum_dtype: str | None = None
 
     @property
     def accumulator_dtype(self) -> str:
         """dtype of the sums."""
-        return _accumulator_dtype(self.input_dtype)
+        return _accumulator_dtype(self)
 
     @property
     def own_operands(self) -> int:
         """How many operands the sums take; the epilogue's follow."""
-        return 3 if self.packing and self.packing.group else 2
+        if self.packing is None or not self.packing.group:
+            return 2
+        return 4 if self.packing.parts else 3
 
     @property
     def taps(self) -> list[tuple[int, int]]:
@@ -325,12 +335,13 @@ class Depthwise:
     dtype: str = "float32"
     input_dtype: str = "float32"
     weight_dtype: str | None = None
+    sum_dtype: str | None = None
     own_operands: ClassVar[int] = 2
 
     @property
     def accumulator_dtype(self) -> str:
         """dtype of the sums."""
-        return _accumulator_dtype(self.input_dtype)
+        return _accumulator_dtype(self)
 
     @property
     def extents(self) -> tuple[int, ...]:

@@ -203,7 +203,7 @@ def test_doctor_says_what_mends_a_wrong_pair_and_a_missing_compiler(monkeypatch)
     assert checks["numpy"] == {
         "name": "numpy", "ok": False, "found": "missing", "needed": True, "remedy": "pip install numpy"
     }  # fmt: skip
-    assert next(c for name, c in checks.items() if name.endswith("(host)"))["remedy"] == "apt-get install gcc"
+    assert next(c for name, c in checks.items() if "(host" in name)["remedy"] == "apt-get install gcc"
     assert not any(c["needed"] for name, c in checks.items() if "qemu" in name)
     assert "MISSING" in call("doctor").stdout
 
@@ -257,7 +257,7 @@ def test_progress_goes_to_a_terminal_only(tiny_model, tmp_path):
     ("words", "offered"),
     [
         ("edgec expl", ["explore"]),
-        ("edgec compile m.onnx --target rpi", ["rpi2", "rpi3", "rpi4", "rpi5"]),
+        ("edgec compile m.onnx --target rpi", ["rpi2", "rpi3", "rpi4", "rpi5", "rpi5-fp16"]),
         ("edgec compile m.onnx --quantize w4", ["w4", "w4a8"]),
         ("edgec compile m.onnx --passes simplify,fold-aff", ["simplify,fold-affine"]),
         ("edgec compile m.onnx --stop-after fuse-h", ["fuse-heads"]),

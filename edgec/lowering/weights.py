@@ -1,6 +1,7 @@
 """Products of float activations with integer weights, which stay packed: see :mod:`edgec.passes.fuse_weights`.
 
-A weight takes as few bits as its product's largest needs. Scales are float32 numbers; where all of a product's are
+A weight takes as few bits as its product's largest needs, and where scales are of groups, as few as the largest of its
+group along the depth needs. Scales are float32 numbers; where all of a product's are
 numbers of bfloat16, as edgec's own quantiser makes them, two bytes hold each. One scale an output channel multiplies
 the sum, scales of groups multiply the weights.
 """
@@ -19,6 +20,9 @@ from edgec.program import SCALE_CHANNELS, Packing, View
 from edgec.scalar import Expr, binary
 
 _WIDTHS = (2, 3, 4, 8)
+_EIGHT = 8
+_WORTH = 0.97
+"""Share of the bits up to which groups of several widths are worth another kernel."""
 
 
 def least_bits(values: np.ndarray) -> int:
@@ -34,6 +38,34 @@ def _stored(scales: np.ndarray) -> np.ndarray:
     padded_scales[:, :channels] = scales
     halves = padded_scales.view(np.uint32)
     return padded_scales if (halves & 0xFFFF).any() else (halves >> 16).astype(np.uint16)
+
+
+def _packed(
+    ctx: Lowering, values: np.ndarray, scales: np.ndarray, size: int, channels: int
+) -> tuple[np.ndarray, Packing, list[View]]:
+    """How ``values`` [depth, outputs] are stored, in what order, and the operands that go with it.
+
+    Args:
+        ctx: the model in hand.
+        values: int8.
+        scales: float32 [groups, outputs].
+        size: neighbours along the depth that share a scale; 0 where an output channel does.
+        channels: of the input, which are innermost in the depth.
+    """
+    bits = least_bits(values)
+    if not size:
+        return values, Packing(bits), []
+    extra = [ctx.constant(_stored(scales), "scales")]
+    if len(values) % size or channels % _EIGHT:
+        return values, Packing(bits, size), extra
+    groups = values.reshape(-1, size, values.shape[1])
+    widths = np.array([least_bits(group) for group in groups])
+    if widths.sum() > _WORTH * bits * len(widths):
+        return values, Packing(bits, size), extra
+    order = np.argsort(-widths, kind="stable")
+    parts = tuple((width, int((widths == width).sum())) for width in sorted(set(widths.tolist()), reverse=True))
+    extra.append(ctx.constant(order.astype(np.int32), "groups"))
+    return groups[order].reshape(values.shape), Packing(bits, size, parts=parts), extra
 
 
 def _scaled(ctx: Lowering, scales: np.ndarray, bias: View) -> Finish:
@@ -66,11 +98,11 @@ def lower_matmul_of_weights(ctx: Lowering, node: ir.Node) -> None:
     x = x if x.shape[-1] == 1 or x.strides[-1] == 1 else ctx.dense(x)
     depth, channels = values.shape
     grouped = scales.shape[0] > 1
-    packing = Packing(least_bits(values), int(attribute(node, "block_size", depth)) if grouped else 0)
     finish = _scaled(ctx, scales[0] if not grouped else np.empty(0, np.float32), bias)
     out = ctx.new((*x.shape[:-1], channels), x.dtype, name=str(node.outputs[0].name))
-    stored = ctx.constant(_stored(scales), "scales") if grouped else None
-    emit_product(ctx, out, x, ctx.constant(values, "weights"), lambda ops: finish(ops, 0, channels), packing, stored)
+    size = int(attribute(node, "block_size", depth)) if grouped else 0
+    values, packing, extra = _packed(ctx, values, scales, size, depth)
+    emit_product(ctx, out, x, ctx.constant(values, "weights"), lambda ops: finish(ops, 0, channels), packing, extra)
     ctx.set(node.outputs[0], ctx.reshape(out, shape_of(node.outputs[0])))
 
 
@@ -83,16 +115,16 @@ def lower_conv_of_weights(ctx: Lowering, node: ir.Node) -> None:
     assert shape is not None
     if x.dtype != "float32":
         refuse(f"its activations are {x.dtype}", "leave them float32")
-    kernel = np.moveaxis(values.reshape(shape), -1, 1)
-    own = window(node, x.shape[2:], kernel.shape[2:])
+    own = window(node, x.shape[2:], tuple(map(int, shape[1:-1])))
     w, groups = window_2d(own), int(attribute(node, "group", 1))
-    kernel = kernel[:, :, None, :] if kernel.ndim == 3 else kernel
     out = ctx.new_for(node.outputs[0], channels_last(len(x.shape)))
     grouped = scales.shape[1] > 1
     if grouped and groups > 1:
         refuse("its scales and its channels are both in groups", "give its weights one scale an output channel")
     finish = _scaled(ctx, scales[:, 0] if not grouped else np.empty(0, np.float32), bias)
-    packing = Packing(least_bits(values), int(attribute(node, "block_size", 0)) if grouped else 0)
+    size = int(attribute(node, "block_size", 0)) if grouped else 0
+    rows, packing, extra = _packed(ctx, values.T, scales.T, size, int(shape[-1]))
+    kernel = np.moveaxis(rows.T.reshape(shape), -1, 1)
+    kernel = kernel[:, :, None, :] if kernel.ndim == 3 else kernel
     source = padded(ctx, as_2d(x), w.pads, False)
-    stored = ctx.constant(_stored(scales.T), "scales") if grouped else None
-    emit_convolution(ctx, source, kernel, w, groups, as_2d(out), finish, packing, stored)
+    emit_convolution(ctx, source, kernel, w, groups, as_2d(out), finish, packing, extra)

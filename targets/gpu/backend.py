@@ -18,11 +18,11 @@ from edgec.planning import memory
 from edgec.program import ARENA, CONSTANT, INPUT, OUTPUT, Buffer, Conv, Depthwise, Fill, Kernel, Loops, Program, Step
 from edgec.targets.binding import OperandBinder
 from edgec.targets.gpu import conv, depthwise, fill, loops
-from edgec.targets.gpu.half import store_in_half
 from edgec.targets.gpu.opencl import Source
 from edgec.targets.gpu.operators import supported
 from edgec.targets.gpu.source import program_source
 from edgec.targets.gpu.target import GpuTarget
+from edgec.targets.half import store_in_half
 from edgec.targets.template import Template
 from edgec.tuning.records import Records
 
