@@ -2,7 +2,7 @@
 
 The descriptor (``runtimes/c/include/edgert/model.h``) is written as a C file and compiled by the target's C
 compiler together with the kernels' object and the weights; the linker exports nothing else. What is linked into a
-program instead is made in :mod:`edgec.static_object`.
+program instead is made in :mod:`edgec.format.static_object`.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgec.coding import code_weights
-from edgec.descriptor import SYMBOL, Sources, lay_out, write_sources
+from edgec.building.kernel_cache import KernelCache, source_key
+from edgec.building.toolchain import Toolchain, find_toolchain
 from edgec.errors import EdgecError
-from edgec.kernel_cache import KernelCache, source_key
-from edgec.manifest import manifest_text, parse_manifest
+from edgec.format.coding import code_weights
+from edgec.format.descriptor import SYMBOL, Sources, lay_out, write_sources
+from edgec.format.manifest import manifest_text, parse_manifest
 from edgec.program import INPUT, Program, Tensor
 from edgec.runtimes.build import SOURCE_FOLDER
 from edgec.targets.formats import is_tflite, read_format_manifest
 from edgec.targets.fpga.artifact import is_project, read_project
-from edgec.toolchain import Toolchain, find_toolchain
 
 if TYPE_CHECKING:
+    from edgec.format.vectors import Vectors
     from edgec.targets.cpu.backend import Code
     from edgec.targets.gpu.backend import GpuCode
     from edgec.targets.target import Target
-    from edgec.vectors import Vectors
 
 ELF_MAGIC = b"\x7fELF"
 DESCRIPTOR_FLAGS = ("-std=c11", "-Os", "-fno-asynchronous-unwind-tables", f"-I{SOURCE_FOLDER / 'include'}")
@@ -39,7 +39,7 @@ TRAILER = struct.Struct("<16sQQ32s")
 """Magic, the manifest's offset and size in the file, and the SHA-256 of all bytes before the digest."""
 SIGNATURE_MAGIC = b"EDGERT-SIGNED-01"
 SIGNATURE = struct.Struct("<64s16s")
-"""Ed25519 signature and magic, behind the trailer of a signed artifact (see :mod:`edgec.signing`)."""
+"""Ed25519 signature and magic, behind the trailer of a signed artifact (see :mod:`edgec.format.signing`)."""
 
 
 def build_artifact(

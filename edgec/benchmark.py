@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from edgec.artifact import read_manifest
-from edgec.data import Array, Samples, TensorSpec, load_npz, specs
-from edgec.devices import Progress, open_device
+from edgec.data.samples import Array, Samples, TensorSpec, load_npz, specs
+from edgec.devices.device import Progress, open_device
+from edgec.devices.machine import Machine, observed
 from edgec.errors import EdgecError
 from edgec.evaluation import relative_error
-from edgec.machine import Machine, observed
 from edgec.runtimes.peers import open_peer
 from edgec.targets.formats import Format, format_of
 
@@ -229,7 +229,7 @@ def _remote(
 ) -> Benchmark:  # fmt: skip
     """The artifact alone, on a machine over ssh or adb: as many calls as rounds here have."""
     import edgec
-    from edgec.remote_device import RemoteDevice
+    from edgec.devices.remote_device import RemoteDevice
     from edgec.runtimes.python.session import StepProfile
 
     device, sample = RemoteDevice(url), Samples(1, None, lambda index: values)

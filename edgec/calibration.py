@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgec.data import Array, TensorSpec, load_samples
+from edgec.data.samples import Array, TensorSpec, load_samples
 from edgec.errors import EdgecError
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edgec import completion, console, tables
-from edgec.deferred import defer
 from edgec.errors import EdgecError
+from edgec.terminal import completion, console, tables
+from edgec.terminal.deferred import defer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -232,6 +232,14 @@ def compile_model(
             rich_help_panel=CONTENT,
         ),
     ] = False,
+    fixed_point: Annotated[
+        bool,
+        typer.Option(
+            "--fixed-point",
+            help="int8, w4a8: scales that are powers of two, for processors without a float unit.",
+            rich_help_panel=QUANTISING,
+        ),
+    ] = False,
     state: Annotated[
         list[str] | None,
         typer.Option(
@@ -285,15 +293,15 @@ def compile_model(
 ) -> None:
     """Compile a model into one shared object, or an HLS project for an FPGA board, and write a report as OUT.json."""
     from edgec.compiler import compile
+    from edgec.frontend.shapes import parse_shape_flags
     from edgec.html import order_page
-    from edgec.shapes import parse_shape_flags
     from edgec.states import parse_states
     from edgec.transformation import transform
 
     names = None if passes is None else [name.strip() for name in passes.split(",") if name.strip()]
     shapes = parse_shape_flags(shape or ())
     if from_front is not None:
-        from edgec.front import load_front
+        from edgec.exploration.front import load_front
 
         if prune or quantize != "none" or calib or shapes or target != "host":
             raise EdgecError("--from-front says how to compile; leave out target, pruning, quantisation and shapes")
@@ -320,9 +328,9 @@ def compile_model(
         compiled = compile(
             model, target, output, shapes=shapes, passes=names, check=checked, prune=prune, quantize=quantize,
             calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe,
-            group_size=group_size, max_ms=max_ms, max_bytes=max_bytes, nested=nested, states=parse_states(state or ()),
-            tune=tune, tune_db=tune_db, fps=fps, bundle_tests=bundle_tests, compress=compress,
-            integer_io=integer_io, progress=progress,
+            group_size=group_size, max_ms=max_ms, max_bytes=max_bytes, nested=nested, fixed_point=fixed_point,
+            states=parse_states(state or ()), tune=tune, tune_db=tune_db, fps=fps, bundle_tests=bundle_tests,
+            compress=compress, integer_io=integer_io, progress=progress,
         )  # fmt: skip
         if page:
             page.write_compiled(compiled, progress)
@@ -367,8 +375,8 @@ def prune_model(
     json: Json = False,
 ) -> None:
     """Prune channels of a model, write the smaller ONNX model, and compare the two."""
+    from edgec.frontend.shapes import parse_shape_flags
     from edgec.pruning import Comparison, compare_pruned, plot_curve, settings_for
-    from edgec.shapes import parse_shape_flags
     from edgec.targets.target import resolve_target
 
     shapes = parse_shape_flags(shape or ())
@@ -405,8 +413,8 @@ def run(
 ) -> None:
     """Run an artifact on the samples of a file, and save or summarise its outputs."""
     from edgec.artifact import check_writable, read_manifest
-    from edgec.data import batch_size, load_npz, save_npz, specs, summarise_array
-    from edgec.devices import LocalDevice, open_device
+    from edgec.data.samples import batch_size, load_npz, save_npz, specs, summarise_array
+    from edgec.devices.device import LocalDevice, open_device
 
     where = open_device(device, artifact)
     if fallback is not None:
@@ -472,9 +480,9 @@ def tune(
     json: Json = False,
 ) -> None:
     """Search for faster plans of a model's kernels, and keep what was measured for edgec compile --tune-db."""
-    from edgec import records
     from edgec.compiler import tune as search
-    from edgec.shapes import parse_shape_flags
+    from edgec.frontend.shapes import parse_shape_flags
+    from edgec.tuning import records
 
     if merge:
         if model is not None or tune_db is None:
@@ -513,7 +521,7 @@ def evaluate_model(
 ) -> None:
     """Measure the accuracy of an artifact, or of an ONNX model in ONNX Runtime, and its agreement with another."""
     from edgec.evaluation import evaluate
-    from edgec.shapes import parse_shape_flags
+    from edgec.frontend.shapes import parse_shape_flags
 
     with console.progress() as progress:
         found = evaluate(
@@ -558,8 +566,8 @@ def bench(
     """Measure an artifact's latency, side by side with other runtimes, or count its instructions on an emulator."""
     from edgec.benchmark import bench as measure
     from edgec.benchmark import peer_files
-    from edgec.counting import count
-    from edgec.devices import QemuDevice, open_device
+    from edgec.devices.counting import count
+    from edgec.devices.device import QemuDevice, open_device
 
     board = open_device(device, artifact)
     if isinstance(board, QemuDevice):
@@ -611,9 +619,9 @@ def explore(
     json: Json = False,
 ) -> None:
     """Compile a model in many versions, and draw the front of accuracy, latency and size; goes on where it stopped."""
-    from edgec import exploration
+    from edgec.exploration import search as exploration
+    from edgec.frontend.shapes import parse_shape_flags
     from edgec.html.page import check_page, command
-    from edgec.shapes import parse_shape_flags
 
     folder = output or Path(f"{model.stem}-front")
     check_page(folder.resolve().parent / "front.html", "edgec explore", "explore")
@@ -639,9 +647,9 @@ def inspect(
 ) -> None:
     """Show layers, parameters, MACs and the memory plan, without running anything."""
     from edgec.artifact import is_artifact
+    from edgec.frontend.shapes import parse_shape_flags
     from edgec.inspection import inspect_artifact, inspect_model
     from edgec.pruning import find_prunable
-    from edgec.shapes import parse_shape_flags
 
     if prunable:
         groups = find_prunable(path, parse_shape_flags(shape or ()))
@@ -670,9 +678,9 @@ def diff(
     json: Json = False,
 ) -> None:
     """Show what each layer's quantisation costs, and name the layer that lost most."""
+    from edgec.frontend.shapes import parse_shape_flags
     from edgec.html import order_page
-    from edgec.layer_errors import compare_layers
-    from edgec.shapes import parse_shape_flags
+    from edgec.quantisation.layer_errors import compare_layers
 
     shapes = parse_shape_flags(shape or ())
     with console.progress() as progress:
@@ -692,7 +700,7 @@ def generate_key(
     ] = Path("edgec.key"),
 ) -> None:
     """Make an Ed25519 key pair to sign artifacts with (as openssl genpkey -algorithm ed25519 does)."""
-    from edgec import signing
+    from edgec.format import signing
 
     public = signing.generate_key(output)
     raw = ", ".join(f"0x{byte:02x}" for byte in signing.public_bytes(public))
@@ -708,7 +716,7 @@ def sign_artifact(
     ] = None,
 ) -> None:
     """Sign an artifact, so that edgert_open_signed opens it."""
-    from edgec import signing
+    from edgec.format import signing
 
     print(f"signed {signing.sign(artifact, key, output)}")
 
@@ -719,7 +727,7 @@ def verify_artifact(
     key: Annotated[Path, typer.Option(metavar="KEY.pub", help="The public Ed25519 key, PEM.")],
 ) -> None:
     """Check the signature of an artifact."""
-    from edgec import signing
+    from edgec.format import signing
 
     signing.verify(artifact, key)
     print(f"{artifact} bears the signature of {key}")
@@ -737,7 +745,7 @@ def build_runtimes(
     json: Json = False,
 ) -> None:
     """Build libedgert, its headers and tools for every system that a C compiler is found for."""
-    from edgec.prebuilt import build_all
+    from edgec.building.prebuilt import build_all
 
     with console.progress():
         built = build_all(output.resolve(), system or ())
@@ -752,7 +760,7 @@ def build_wheels(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the wheels go.")] = Path(),
 ) -> None:
     """Build the Python package edgert, which runs artifacts on a device with numpy alone."""
-    from edgec.wheels import TRIPLES, build_wheel
+    from edgec.building.wheels import TRIPLES, build_wheel
 
     for each in machine or TRIPLES:
         print(build_wheel(each, output))

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgec.calibration import Calibration, Source
-    from edgec.memory import Lifetime
+    from edgec.format.vectors import Vectors
     from edgec.passes.base import Pass, PassReport
     from edgec.passes.grids import Grid
     from edgec.passes.quantize import Recipe
+    from edgec.planning.memory import Lifetime
     from edgec.program import Program, Tensor
-    from edgec.quantisation import Options, Quantisation
-    from edgec.records import Records
+    from edgec.quantisation.quantise import Options, Quantisation
     from edgec.targets.cpu.backend import Code
     from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import Target
     from edgec.transformation import Check
-    from edgec.tuning import Tuned
-    from edgec.vectors import Vectors
+    from edgec.tuning.records import Records
+    from edgec.tuning.tuner import Tuned
 
 Progress = Callable[[str, int, int], None]
 """Told (what, done, total) while work goes on."""
@@ -71,6 +71,7 @@ def compile(
     max_ms: float | None = None,
     max_bytes: int | None = None,
     nested: bool = False,
+    fixed_point: bool = False,
     states: Mapping[str, str] | str | None = None,
     tune: float | None = None,
     tune_db: str | os.PathLike[str] | None = None,
@@ -90,8 +91,8 @@ def compile(
         target: one of ``edgec targets``.
         output: the artifact; ``<model>.so`` in the working folder by default, for a microcontroller ``<model>.o``,
             and for an FPGA board the folder ``<model>-<target>``. A name that ends in ``.o`` makes an object to link
-            into a program, and a header beside it (see :mod:`edgec.static_object`). The manifest and the report are
-            written beside the artifact, as ``<output>.json``.
+            into a program, and a header beside it (see :mod:`edgec.format.static_object`). The manifest and the report
+            are written beside the artifact, as ``<output>.json``.
         shapes: pins dynamic inputs, e.g. ``{"input": (1, 3, 224, 224)}``.
         passes: names of passes, in the order in which they run; all of them by default.
         check: samples on which ONNX Runtime compares the model after each pass with the original (with the
@@ -100,34 +101,37 @@ def compile(
         prune: the share of the MACs to remove by structured pruning, 0 to 0.9.
         quantize: "none"; "int8", 8-bit integers by post-training quantisation; "w8", "w4", "w3" or "w2", weights of
             so many bits with float activations; "w4a8", weights of 4 bits and activations of 8; or "auto", bits for
-            each layer by :mod:`edgec.mixing`, within ``max_drop``, ``max_ms`` or ``max_bytes``. The recipe and the ONNX
-            models before and after it are written beside the artifact (see :func:`edgec.quantisation.companions`).
+            each layer by :mod:`edgec.quantisation.mixing`, within ``max_drop``, ``max_ms`` or ``max_bytes``. The recipe
+            and the ONNX models before and after it are written beside the artifact (see
+            :func:`edgec.quantisation.quantise.companions`).
         calib: typical inputs to prune and to quantise by: an ``.npz``, a folder of images, or an iterable of arrays
             by input name. Without any, pruning goes by the weights alone.
         preprocess: how images become inputs (TOML), for folders of them.
         eval: samples, with labels in a file, to measure the quantised model's loss on, and with ``check`` how good
             the model is after each pass.
         max_drop: points that quantisation may lose; layers go back to more bits until it is enough (see
-            :mod:`edgec.guard`).
+            :mod:`edgec.quantisation.guard`).
         recipe: how to quantise: a :class:`edgec.passes.quantize.Recipe`, or a file of one.
         group_size: weights of less than 8 bits that share a scale where activations are float; 0 for those of a
             whole output channel.
         max_ms: with "auto", milliseconds that a run may take on this machine.
         max_bytes: with "auto", bytes that the weights of products may take.
         nested: with "w4", keep the lower halves of 8-bit weights, too: ``session.set_width(4)`` then switches to the
-            4-bit model, and 8 back (see :mod:`edgec.widths`).
+            4-bit model, and 8 back (see :mod:`edgec.format.widths`).
+        fixed_point: with integer activations, make every scale a power of two, so that processors without a float unit
+            requantise by shifts (see :mod:`edgec.planning.fixed_point`).
         states: outputs, with the input of each, that the artifact keeps from one run to the next: see
             :mod:`edgec.states`. "auto" pairs ``present…`` with ``past…``. Samples are then successive runs, without
             arrays for these inputs.
         tune: minutes to spend on measuring plans of the kernels; none by default.
         tune_db: the file of tuning records that plans are chosen by, and that new ones are added to; by default
             those that come with edgec, and with ``tune`` a file in the user's cache.
-        device: where plans are measured (see :func:`edgec.tuning.meter_for`).
+        device: where plans are measured (see :func:`edgec.tuning.tuner.meter_for`).
         fps: frames a second that an FPGA is to reach with as little as possible; by default as many as fit.
         bundle_tests: samples whose inputs and outputs, by the reference, the artifact is to hold, the first few of
-            them: ``edgert-selftest`` runs them on the device (see :mod:`edgec.vectors`).
-        compress: store the weights of a processor's shared object entropy-coded (see :mod:`edgec.coding`): a smaller
-            file with the same results, whose weights every session decodes into its own memory.
+            them: ``edgert-selftest`` runs them on the device (see :mod:`edgec.format.vectors`).
+        compress: store the weights of a processor's shared object entropy-coded (see :mod:`edgec.format.coding`): a
+            smaller file with the same results, whose weights every session decodes into its own memory.
         integer_io: take inputs as the integers that they are quantised to, and give outputs before they are
             dequantised (see :mod:`edgec.passes.integer_edges`). The manifest has their scales and zero points.
         progress: told (what, done, total) as the work goes on.
@@ -136,30 +140,35 @@ def compile(
         EdgecError: in one sentence what is wrong with the model, the target or the output. Nothing is
             written then.
     """
-    from edgec import fusion, memory, tiling
     from edgec.artifact import check_writable, write_atomically
+    from edgec.building.toolchain import find_toolchain
     from edgec.calibration import load_calibration
+    from edgec.format.static_object import check_form, is_static
+    from edgec.format.vectors import make_vectors
+    from edgec.format.widths import nest_widths
+    from edgec.frontend.summary import summarise
     from edgec.graph import load_graph
     from edgec.lowering import lower
     from edgec.passes.pipeline import select
-    from edgec.quantisation import Options, check_precisions
+    from edgec.planning import fusion, memory, tiling
+    from edgec.planning.fixed_point import use_shifts
+    from edgec.quantisation.quantise import Options, check_precisions
     from edgec.states import keep_states
-    from edgec.static_object import check_form, is_static
-    from edgec.summary import summarise
     from edgec.targets.cpu.backend import compile_program
+    from edgec.targets.floats import HALF
     from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
     from edgec.targets.gpu.target import GpuTarget
+    from edgec.targets.half import compute_in_half
     from edgec.targets.target import Target, resolve_target
-    from edgec.toolchain import find_toolchain
-    from edgec.vectors import make_vectors
-    from edgec.widths import nest_widths
 
     tell = progress or (lambda what, done, total: None)
     clock = _Clock()
     chosen = resolve_target(target)
     folder_rule = Path(preprocess) if preprocess is not None else None
-    options = Options(quantize, folder_rule, eval, max_drop, recipe, group_size, max_ms, max_bytes, nested)
+    options = Options(
+        quantize, folder_rule, eval, max_drop, recipe, group_size, max_ms, max_bytes, nested, fixed_point
+    )  # fmt: skip
     options.check(calib is not None, prune > 0, check is not None)
     if states and not isinstance(chosen, Target):
         raise EdgecError(f"{target} keeps no states between runs; leave --state out and carry them over yourself")
@@ -230,6 +239,8 @@ def compile(
     if nested:
         nest_widths(program)
     fusion.fuse(program)
+    if isinstance(chosen, Target) and not chosen.float_unit:
+        use_shifts(program)
     gpu = None
     if isinstance(chosen, GpuTarget):
         from edgec.targets.gpu.backend import GpuProgram
@@ -238,6 +249,8 @@ def compile(
     processor = chosen.host if isinstance(chosen, GpuTarget) else chosen
     if gpu is None:
         (tiling.tile_for_memory if processor.bare_metal else tiling.tile)(program)
+        if processor.floats == HALF:
+            program = compute_in_half(program)
     planned = gpu is not None and gpu.program is program
     lifetimes = gpu.lifetimes if gpu and planned else memory.plan(program, chosen.arena_alignment)
     clock.lap("lowering")
@@ -299,7 +312,7 @@ def _transformed(
     """
     from edgec.passes.pipeline import FLOAT, integer_passes, storage_passes
     from edgec.pruning import prune_graph, settings_for
-    from edgec.quantisation import judge_by, quantise_graph
+    from edgec.quantisation.quantise import judge_by, quantise_graph
     from edgec.targets.formats import Format
     from edgec.transformation import apply_passes
 
@@ -352,10 +365,10 @@ def _records(
 ) -> tuple[Records, Tuned | None]:  # fmt: skip
     """The records that the kernels are planned by, and what the tuner found if it was asked for."""
     if minutes is None:
-        from edgec.records import for_target
+        from edgec.tuning.records import for_target
 
         return for_target(target, path), None
-    from edgec.tuning import tune_with_records
+    from edgec.tuning.tuner import tune_with_records
 
     return tune_with_records(program, target, minutes, path, device, tell)
 
@@ -366,7 +379,7 @@ def _linked(
 ) -> tuple[bytes, dict[str, Any], dict[Path, bytes]]:  # fmt: skip
     """The artifact as its file name asks for it, its manifest, and the files that belong beside it."""
     from edgec.artifact import build_artifact
-    from edgec.static_object import build_static, is_static
+    from edgec.format.static_object import build_static, is_static
 
     if not is_static(path):
         return *build_artifact(program, code, target, manifest, gpu, vectors, compress), {}
@@ -436,10 +449,10 @@ def _digest(model: Any) -> str | None:
 
 def _manifest(program: Program, code: Code, target: Target, lifetimes: Sequence[Lifetime]) -> dict[str, Any]:
     """What the artifact says of itself."""
-    from edgec import memory
     from edgec.artifact import tensor_entry
-    from edgec.descriptor import ABI_VERSION
-    from edgec.widths import WIDTHS
+    from edgec.format.descriptor import ABI_VERSION
+    from edgec.format.widths import WIDTHS
+    from edgec.planning import memory
 
     return {
         "edgec": metadata.version("edgec"),

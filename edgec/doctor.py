@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
-from edgec import cortex_m
-from edgec.devices import EMULATORS
+from edgec.building.toolchain import ZIG_TARGETS, find_toolchain
+from edgec.devices import cortex_m
+from edgec.devices.device import EMULATORS
+from edgec.devices.opencl import device_names
 from edgec.errors import EdgecError
-from edgec.opencl import device_names
 from edgec.runtimes.build import cache_folder
+from edgec.targets.floats import FULL
 from edgec.targets.fpga.artifact import COMPILERS
 from edgec.targets.target import host_target, load_target, target_names
-from edgec.toolchain import ZIG_TARGETS, find_toolchain
 from edgec.tvm_adapter import TVM_PAIR
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
@@ -75,8 +76,10 @@ def _compilers() -> Iterator[Check]:
     """A C compiler for this machine, and for every other system among the targets."""
     own = host_target().triple
     triples = {own: "host"}
-    for name in target_names()[1:]:
-        triple = load_target(name).triple
+    for target in map(load_target, target_names()[1:]):
+        if target.floats != FULL:  # the same processor once more
+            continue
+        name, triple = target.name, target.triple
         triples[triple] = f"{triples[triple]}, {name}" if triple in triples else name
     for triple, targets in triples.items():
         yield _compiler(triple, targets, needed=triple == own)

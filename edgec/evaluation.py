@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from edgec.artifact import is_artifact, read_manifest
-from edgec.data import Array, Samples, TensorSpec, batch_size, load_samples, specs
-from edgec.devices import Device, LocalDevice, Progress, Results, open_device
+from edgec.data.samples import Array, Samples, TensorSpec, batch_size, load_samples, specs
+from edgec.devices.device import Device, LocalDevice, Progress, Results, open_device
+from edgec.devices.machine import Machine
 from edgec.errors import EdgecError
-from edgec.machine import Machine
 from edgec.runtimes.peers import Peer, open_peer
 from edgec.targets.formats import format_of
 
@@ -67,7 +67,7 @@ def evaluate(
 
     Args:
         path: the artifact or the model.
-        data: what :func:`edgec.data.load_samples` takes.
+        data: what :func:`edgec.data.samples.load_samples` takes.
         shapes: pins dynamic inputs of the ONNX models.
         device: where an artifact runs.
         preprocess: the recipe for a folder of images.

@@ -21,11 +21,11 @@ from onnx.inliner import inline_selected_functions
 from onnx.shape_inference import InferenceError
 from onnx.version_converter import ConvertError
 
-from edgec.consistency import reject_inconsistent_nodes
 from edgec.errors import EdgecError
+from edgec.frontend.consistency import reject_inconsistent_nodes
+from edgec.frontend.shapes import forget_shapes, infer_shapes, one_sentence, pin_inputs
+from edgec.frontend.values import constant_of
 from edgec.passes.functions import is_own
-from edgec.shapes import forget_shapes, infer_shapes, one_sentence, pin_inputs
-from edgec.values import constant_of
 
 OLDEST_OPSET = 18
 """Older models are converted up to this opset, so that passes and lowering know one form of each operator."""

@@ -15,7 +15,7 @@ from edgec.errors import Refusal, UnsupportedModelError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgec.summary import GraphSummary
+    from edgec.frontend.summary import GraphSummary
 
 MAP_ROWS, MAP_COLUMNS = 16, 96
 """Largest size of the memory plan's drawing, in characters."""
@@ -62,9 +62,9 @@ def inspect_model(path: Path, shapes: Mapping[str, Sequence[int]] | None = None)
     Raises:
         EdgecError: the file is no valid model, or a shape in it cannot be known.
     """
+    from edgec.frontend.summary import summarise
     from edgec.graph import load_graph
     from edgec.passes.pipeline import run as run_passes
-    from edgec.summary import summarise
 
     model = load_graph(path, shapes=shapes)
     transformed = model.clone()
@@ -130,8 +130,8 @@ def _value(value: ir.Value) -> Value:
 
 
 def _layer(node: ir.Node) -> Layer:
-    from edgec.summary import node_macs
-    from edgec.values import node_shapes
+    from edgec.frontend.summary import node_macs
+    from edgec.frontend.values import node_shapes
 
     return Layer(str(node.name), node.op_type, node_shapes(node), sum(_parameters(node)), node_macs(node))
 

@@ -207,8 +207,10 @@ OVERREAD = 64
 """Bytes past the end of its input that an integer convolution may read and not use; the arena has as many to spare."""
 
 
-def _accumulator_dtype(input_dtype: str) -> str:
-    return "float32" if input_dtype.startswith("float") else "int32"
+def _accumulator_dtype(kernel: Conv | Depthwise) -> str:
+    if kernel.sum_dtype is not None:
+        return kernel.sum_dtype
+    return "float32" if kernel.input_dtype.startswith("float") else "int32"
 
 
 @dataclass(frozen=True)
@@ -239,10 +241,10 @@ class Conv:
 
     out[n,h,w,c] = epilogue(sum over kh,kw,ci of in[n, h·sh + kh·dh, w·sw + kw·dw, ci] · weight[kh,kw,ci,c])
 
-    A float32 input is summed up in float32, and so is a float16 one, which only GPUs have code for. An int8, uint8
-    or int16 input, with int8 weights, is summed up exactly in int32; zero points are the lowering's affair (a constant
-    in the epilogue, and the value in the padding). Such a kernel may read up to :data:`OVERREAD` bytes past its input,
-    which therefore lies in the arena.
+    A float32 input is summed up in float32; a float16 one, too (on GPUs), or with ``sum_dtype`` in float16 (on
+    processors that compute in it, see :mod:`edgec.targets.half`). An int8, uint8 or int16 input, with int8 weights, is
+    summed up exactly in int32; zero points are the lowering's affair (a constant in the epilogue, and the value in the
+    padding). Such a kernel may read up to :data:`OVERREAD` bytes past its input, which therefore lies in the arena.
 
     Operand 0 is the input (offset ``input_offset``; strides of n, h, w, c), operand 1 the weight: constant,
     dense [kh, kw, ci, co], packed by the target. With ``packing`` it is int8, also for a float32
@@ -268,11 +270,12 @@ class Conv:
     weight_strides: tuple[int, int] | None = None
     weight_offset: int = 0
     packing: Packing | None = None
+    sum_dtype: str | None = None
 
     @property
     def accumulator_dtype(self) -> str:
         """dtype of the sums."""
-        return _accumulator_dtype(self.input_dtype)
+        return _accumulator_dtype(self)
 
     @property
     def own_operands(self) -> int:
@@ -325,12 +328,13 @@ class Depthwise:
     dtype: str = "float32"
     input_dtype: str = "float32"
     weight_dtype: str | None = None
+    sum_dtype: str | None = None
     own_operands: ClassVar[int] = 2
 
     @property
     def accumulator_dtype(self) -> str:
         """dtype of the sums."""
-        return _accumulator_dtype(self.input_dtype)
+        return _accumulator_dtype(self)
 
     @property
     def extents(self) -> tuple[int, ...]:
@@ -442,7 +446,7 @@ class Tensor:
 
 @dataclass
 class Program:
-    """The lowered model. Sizes in bytes and buffer offsets are set by :mod:`edgec.memory`.
+    """The lowered model. Sizes in bytes and buffer offsets are set by :mod:`edgec.planning.memory`.
 
     ``states`` (see :mod:`edgec.states`) lie in the first ``state_bytes`` of the arena.
     """

@@ -223,8 +223,8 @@ def prune_to_latency(original: ir.Model, settings: Settings, calib: Source | Non
 
 def _versions(original: ir.Model, pruned: Sequence[ir.Model], data: Path | None) -> tuple[Version, ...]:
     """The original as the passes fold it, which is what shares are of, and its pruned versions."""
+    from edgec.frontend.summary import summarise
     from edgec.passes.pipeline import FLOAT, run
-    from edgec.summary import summarise
 
     folded = original.clone()
     run(folded, FLOAT)
@@ -257,7 +257,7 @@ def _latencies(models: Sequence[ir.Model]) -> list[float]:
     """The fastest inference of each model on this machine in ms: compiled for it, measured in turn."""
     from edgec.artifact import read_manifest
     from edgec.compiler import compile
-    from edgec.data import specs
+    from edgec.data.samples import specs
     from edgec.runtimes.python.session import load
 
     best = [float("inf")] * len(models)
@@ -280,7 +280,7 @@ def _rates(original: ir.Model) -> dict[str, float]:
     from edgec.artifact import read_manifest
     from edgec.benchmark import profile_steps
     from edgec.compiler import compile
-    from edgec.data import specs
+    from edgec.data.samples import specs
 
     with tempfile.TemporaryDirectory() as folder:
         path = compile(original, "host", Path(folder) / "original.so").path

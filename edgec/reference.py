@@ -6,7 +6,7 @@ program here before and after.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -104,8 +104,19 @@ def _conv(conv: Conv, operands: Sequence[Array], output: Array) -> None:
         batch_step, k_step = conv.weight_strides
         matrix = operands[1][conv.weight_offset + batch * batch_step + k * k_step + column]
     rows = taps.reshape(conv.batch, conv.out_height * conv.out_width, -1)
-    acc = (rows.astype(np.float64) @ matrix.astype(np.float64)).reshape(conv.extents)
-    _finish(conv, acc.astype(conv.accumulator_dtype), operands, output)
+    if conv.accumulator_dtype == "float16":
+        acc = _sums_in_half((rows[:, :, k, None], matrix[:, k, None]) for k in range(rows.shape[2]))
+    else:
+        acc = rows.astype(np.float64) @ matrix.astype(np.float64)
+    _finish(conv, acc.reshape(conv.extents).astype(conv.accumulator_dtype), operands, output)
+
+
+def _sums_in_half(products: Iterable[tuple[Array, Array]]) -> Array:
+    """Sums of products of float16, each product exact and each sum rounded to float16, in order."""
+    total: Array = np.zeros((), np.float16)
+    for left, right in products:
+        total = (total + left.astype(np.float32) * right.astype(np.float32)).astype(np.float16)
+    return total
 
 
 def _spread_scales(conv: Conv, scales: Array) -> Array:
@@ -120,8 +131,11 @@ def _spread_scales(conv: Conv, scales: Array) -> Array:
 
 def _depthwise(conv: Depthwise, operands: Sequence[Array], output: Array) -> None:
     weight = operands[1].reshape(*conv.kernel, conv.channels)
-    taps = _taps(conv, operands[0], conv.channels).astype(np.float64)
-    acc = np.einsum("nhwyxc,yxc->nhwc", taps, weight.astype(np.float64))
+    taps = _taps(conv, operands[0], conv.channels)
+    if conv.accumulator_dtype == "float16":
+        acc = _sums_in_half((taps[:, :, :, y, x], weight[y, x]) for y, x in np.ndindex(*conv.kernel))
+    else:
+        acc = np.einsum("nhwyxc,yxc->nhwc", taps.astype(np.float64), weight.astype(np.float64))
     _finish(conv, acc.astype(conv.accumulator_dtype), operands, output)
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgec.passes.base import PassReport
-    from edgec.quantisation import Quantisation
-    from edgec.tuning import Tuned
+    from edgec.quantisation.quantise import Quantisation
+    from edgec.tuning.tuner import Tuned
 
 
 def told(passes: Sequence[PassReport]) -> list[str]:

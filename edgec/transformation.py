@@ -92,7 +92,7 @@ def apply_passes(
 
 
 def _samples(graph: ir.Model, check: Check) -> Iterable[Mapping[str, np.ndarray]]:
-    from edgec.data import TensorSpec, load_npz
+    from edgec.data.samples import TensorSpec, load_npz
 
     if not isinstance(check, str | os.PathLike):
         return check

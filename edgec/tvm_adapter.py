@@ -11,8 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgec.building.lazy_tvm import load_tvm
 from edgec.errors import EdgecError
-from edgec.lazy_tvm import load_tvm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,10 +16,10 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgec.errors import Refusal
+from edgec.frontend.shapes import infer_shapes
 from edgec.passes.base import Pass
 from edgec.passes.fuse import initializer
 from edgec.passes.grids import BYTES, Grid, grid_of
-from edgec.shapes import infer_shapes
 
 
 @dataclass(frozen=True)

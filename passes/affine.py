@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.values import constant_of
 from edgec.passes.rewriting import Refused
-from edgec.values import constant_of
 
 
 @dataclass(frozen=True)

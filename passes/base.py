@@ -12,9 +12,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.rewriter import MatchingTracer, MatchResult, MatchStatus, RewriteRule, RewriteRuleSet
 
 from edgec.errors import Refusal
-from edgec.shapes import infer_shapes
-from edgec.summary import GraphSummary, summarise
-from edgec.values import node_shapes
+from edgec.frontend.shapes import infer_shapes
+from edgec.frontend.summary import GraphSummary, summarise
+from edgec.frontend.values import node_shapes
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class PassReport:
         difference: the largest difference of the outputs from the original model's, over their range on
             samples; None where there were none.
         score: how good the graph it left is on samples with labels or without, 100 at best (see
-            :class:`edgec.guard.Judge`); None where there were none.
+            :class:`edgec.quantisation.guard.Judge`); None where there were none.
     """
 
     name: str

@@ -21,12 +21,12 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgec.errors import Refusal
+from edgec.frontend.shapes import infer_shapes
+from edgec.frontend.values import constant_of, is_static, shape_of
 from edgec.passes.affine import Channels, read_affine
 from edgec.passes.base import Pass
 from edgec.passes.no_ops import bypass_no_ops
 from edgec.passes.rewriting import new_constant, replace_node
-from edgec.shapes import infer_shapes
-from edgec.values import constant_of, is_static, shape_of
 
 _ELEMENTWISE = frozenset(
     {

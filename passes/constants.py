@@ -17,8 +17,8 @@ import onnx
 import onnx_ir as ir
 from onnxscript.optimizer import fold_constants as fold_with_onnxscript
 
-from edgec.shapes import RANDOM_OPERATORS
-from edgec.values import is_static, shape_of
+from edgec.frontend.shapes import RANDOM_OPERATORS
+from edgec.frontend.values import is_static, shape_of
 
 _UNLIMITED = 2**62
 _PRODUCTS = ("Conv", "Gemm", "MatMul")

@@ -24,10 +24,10 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleClassBase
 
+from edgec.frontend.values import constant_of, input_of, shape_of
 from edgec.passes.affine import AFFINE_OPERATORS, Channels, read_affine, varying_operand
 from edgec.passes.base import RulePass
 from edgec.passes.rewriting import Refused, free_name, named, require_single_reader, rounded
-from edgec.values import constant_of, input_of, shape_of
 
 
 class FoldAffine(RulePass):

@@ -19,9 +19,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.values import constant_of, input_of, shape_of
 from edgec.passes.fuse import FusePass, Match, initializer, producer
 from edgec.passes.rewriting import Refused, named
-from edgec.values import constant_of, input_of, shape_of
 
 TOLERANCE = 1e-5
 

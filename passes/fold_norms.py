@@ -24,10 +24,10 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgec.errors import Refusal
+from edgec.frontend.values import constant_of, input_of, node_shapes, shape_of
 from edgec.passes.base import Pass
 from edgec.passes.functions import call
 from edgec.passes.rewriting import Refused, named, new_constant, replace_node
-from edgec.values import constant_of, input_of, node_shapes, shape_of
 
 _SUMS = ("Add", "Sum")
 

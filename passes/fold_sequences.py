@@ -24,6 +24,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgec.errors import Refusal
+from edgec.frontend.values import node_shapes
 from edgec.passes.affine import AFFINE_OPERATORS
 from edgec.passes.base import Pass
 from edgec.passes.filters import Filter, Geometry, composed_geometry
@@ -39,7 +40,6 @@ from edgec.passes.linear import (
     trace,
 )
 from edgec.passes.rewriting import Refused, is_private, replace_node
-from edgec.values import node_shapes
 
 _FAMILIES: tuple[Family, ...] = (Convolutions(), Products())
 

@@ -17,10 +17,10 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgec.errors import Refusal
+from edgec.frontend.shapes import infer_shapes
+from edgec.frontend.values import constant_of, node_shapes
 from edgec.passes.base import Pass
 from edgec.passes.rewriting import Refused
-from edgec.shapes import infer_shapes
-from edgec.values import constant_of, node_shapes
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.values import constant_of, is_static, shape_of
 from edgec.passes.functions import call
 from edgec.passes.fuse import FusePass, Match, initializer, outside_use
-from edgec.values import constant_of, is_static, shape_of
 
 Function = Callable[..., np.ndarray]
 

@@ -22,10 +22,10 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.values import constant_of, shape_of
 from edgec.passes.functions import call
 from edgec.passes.fuse import FusePass, Match, initializer, operands, producer, scalar_of
 from edgec.passes.rewriting import Refused
-from edgec.values import constant_of, shape_of
 
 
 class FuseAttention(FusePass):

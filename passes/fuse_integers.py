@@ -29,13 +29,13 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgec.errors import Refusal
+from edgec.frontend.shapes import infer_shapes
+from edgec.frontend.values import constant_of, input_of, shape_of
 from edgec.passes.affine import Channels, read_affine, varying_operand
 from edgec.passes.functions import call
 from edgec.passes.fuse import FusePass, Match, initializer, scalar_of
 from edgec.passes.grids import Grid, dequantised, grid_of, weights_of
 from edgec.passes.rewriting import Refused, is_private, named
-from edgec.shapes import infer_shapes
-from edgec.values import constant_of, input_of, shape_of
 
 _CLAMPS = frozenset({"Relu", "Clip"})
 _UNARY = frozenset(

@@ -21,9 +21,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.values import constant_of, input_of, shape_of
 from edgec.passes.functions import DOMAIN, call
 from edgec.passes.fuse import FusePass, Match, initializer, operands, producer
-from edgec.values import constant_of, input_of, shape_of
 
 _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 

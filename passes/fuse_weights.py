@@ -15,12 +15,12 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.values import constant_of, input_of, shape_of
 from edgec.passes.functions import call
 from edgec.passes.fuse import FusePass, Match, initializer
 from edgec.passes.grids import dequantised
 from edgec.passes.integer_weights import IntegerWeights, integer_weights
 from edgec.passes.rewriting import Refused, named
-from edgec.values import constant_of, input_of, shape_of
 
 _BLOCKS_OPSET = 21
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.values import constant_of, input_of
 from edgec.passes.fuse import initializer
-from edgec.values import constant_of, input_of
 
 BYTES = ("int8", "uint8")
 WORDS = ("int16", "uint16")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.values import constant_of, input_of, shape_of
 from edgec.passes.rewriting import Refused, is_private, named
-from edgec.values import constant_of, input_of, shape_of
 
 _INTEGERS = frozenset({"int8", "uint8", "int4", "uint4", "int2", "uint2"})
 

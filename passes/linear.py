@@ -17,11 +17,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.summary import node_macs
+from edgec.frontend.values import constant_of, input_of, shape_of
 from edgec.passes.affine import AFFINE_OPERATORS, Channels, read_affine, varying_operand
 from edgec.passes.filters import Filter, Geometry, border_conflict, compose, diagonal
 from edgec.passes.rewriting import Refused, named, new_constant, require_single_reader, rounded
-from edgec.summary import node_macs
-from edgec.values import constant_of, input_of, shape_of
 
 
 class Family(ABC):

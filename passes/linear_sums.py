@@ -25,6 +25,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgec.errors import Refusal
+from edgec.frontend.values import constant_of, node_shapes, shape_of
 from edgec.passes.affine import AFFINE_OPERATORS, read_affine
 from edgec.passes.base import Pass
 from edgec.passes.filters import Filter, add, diagonal, united_geometry
@@ -40,7 +41,6 @@ from edgec.passes.linear import (
     yielding,
 )
 from edgec.passes.rewriting import Refused, is_private, named, replace_node
-from edgec.values import constant_of, node_shapes, shape_of
 
 _SUMS = ("Add", "Sub", "Sum")
 

@@ -25,6 +25,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgec.errors import Refusal
+from edgec.frontend.values import constant_of, input_of, is_static, node_shapes, shape_of
 from edgec.passes.affine import AFFINE_OPERATORS, Affine, Channels, read_affine, varying_operand
 from edgec.passes.base import Pass
 from edgec.passes.rewriting import (
@@ -36,7 +37,6 @@ from edgec.passes.rewriting import (
     require_single_reader,
     rounded,
 )
-from edgec.values import constant_of, input_of, is_static, node_shapes, shape_of
 
 _LINEAR = ("Conv", "ConvTranspose", "Gemm")
 

@@ -19,12 +19,12 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgec.errors import Refusal
+from edgec.frontend.shapes import infer_shapes
+from edgec.frontend.values import constant_of, input_of, is_static
 from edgec.passes.base import Pass
 from edgec.passes.fuse import initializer
 from edgec.passes.grids import Grid, dequantised, grid_of
 from edgec.passes.rewriting import replace_node
-from edgec.shapes import infer_shapes
-from edgec.values import constant_of, input_of, is_static
 
 _MOVES = frozenset(
     {

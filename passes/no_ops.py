@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from edgec.values import constant_of, input_of, is_static, shape_of
+from edgec.frontend.values import constant_of, input_of, is_static, shape_of
 
 
 def bypass_no_ops(graph: ir.Graph) -> None:

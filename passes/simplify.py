@@ -25,10 +25,10 @@ from onnxscript.rewriter.rules.common import (
 )
 
 from edgec.errors import Refusal
+from edgec.frontend.shapes import infer_shapes
 from edgec.passes.base import Pass
 from edgec.passes.constants import fold_constants
 from edgec.passes.no_ops import bypass_no_ops
-from edgec.shapes import infer_shapes
 
 _LARGEST_MERGED = 2**24
 """Elements up to which equal initialisers are looked for; comparing takes a second copy in memory."""

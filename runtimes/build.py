@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgec.building.toolchain import ANDROID_FOLDER, Toolchain, find_toolchain, is_android
 from edgec.errors import EdgecError
-from edgec.toolchain import ANDROID_FOLDER, Toolchain, find_toolchain
 
 SOURCE_FOLDER = Path(__file__).parent / "c"
 
@@ -128,7 +128,7 @@ def _build_into(toolchain: Toolchain, files: RuntimeFiles) -> None:
     compile_flags = [*FLAGS, f"-I{files.include}", f"-I{SOURCE_FOLDER / 'src'}"]
     toolchain.archive(_sources(), files.static, flags=compile_flags)
     # Android's C library has the threads in it
-    link_flags = [*LINK_FLAGS, *([] if toolchain.triple.endswith("-android") else ["-lpthread"])]
+    link_flags = [*LINK_FLAGS, *([] if is_android(toolchain.triple) else ["-lpthread"])]
     soname = f"-Wl,-soname,{files.shared.name}"
     toolchain.compile(_sources(), files.shared, flags=[*compile_flags, soname, *link_flags])
     for tool in (files.runner, files.selftest):

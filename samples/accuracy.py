@@ -154,7 +154,7 @@ def measure(model: SharedModel, shared: Path, folder: Path, against: Sequence[st
     samples = model.samples(shared, model.evaluation)
     exact = onnxruntime_predictor(str(model.onnx(shared)))(samples)
     found = own(samples)
-    name, score = _measure_of(model, shared, exact)
+    name, score = measure_of(model, shared, exact)
     scores: dict[str, float | None] = {"float": score(exact), "edgec": score(found)}
     for peer in against:
         predict = _attempt(peer, model, shared, folder)
@@ -174,7 +174,8 @@ def _attempt(peer: str, model: SharedModel, shared: Path, folder: Path) -> Predi
         return None
 
 
-def _measure_of(model: SharedModel, shared: Path, exact: np.ndarray) -> tuple[str, Callable[[np.ndarray], float]]:
+def measure_of(model: SharedModel, shared: Path, exact: np.ndarray) -> tuple[str, Callable[[np.ndarray], float]]:
+    """What is measured of outputs, and the score of some; ``exact`` are those in float32."""
     if model.labels is not None:
         labels = model.labels(shared)[: len(exact)]
         return "top-1 %", lambda found: 100 * float((_classes(found) == labels).mean())

@@ -108,9 +108,9 @@ def main(
     count: Annotated[bool, typer.Option("--count", help="Count instructions, too, in the emulator.")] = False,
 ) -> None:
     """Print a table."""
-    from edgec.counting import count_instructions
-    from edgec.data import specs
-    from edgec.devices import QemuDevice
+    from edgec.data.samples import specs
+    from edgec.devices.counting import count_instructions
+    from edgec.devices.device import QemuDevice
 
     print("| model | core | flash, bytes | of it code | RAM, bytes | M instructions |\n|---|---|---|---|---|---|")
     for name, model, samples in models(names or [], shared):

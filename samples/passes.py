@@ -19,11 +19,11 @@ from compare import pinned
 
 import edgec
 from edgec.benchmark import random_inputs
-from edgec.data import specs
+from edgec.data.samples import specs
+from edgec.frontend.summary import summarise
 from edgec.graph import load_graph
 from edgec.passes.pipeline import run
 from edgec.runtimes.python.session import Session
-from edgec.summary import summarise
 
 CALLS = 20
 """Calls per turn; the fastest counts."""

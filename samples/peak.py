@@ -22,10 +22,10 @@ from rich.table import Table
 
 from edgec import scalar
 from edgec.program import CONSTANT, INPUT, OUTPUT, Buffer, Conv, Depthwise, Program, Step, Tensor
-from edgec.roofline import copy_rate, fastest, measure_peak
 from edgec.scalar import Expr, binary, cast
 from edgec.targets.cpu.backend import compile_program
 from edgec.targets.target import Target, load_target
+from edgec.tuning.roofline import copy_rate, fastest, measure_peak
 
 Layer = tuple[str, int, int, int, int, int]
 """Name, output height = width, output channels, input channels, kernel, stride."""

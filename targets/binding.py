@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from edgec.program import CONSTANT, Buffer, Kernel
-from edgec.records import Records
 from edgec.targets.template import Template
+from edgec.tuning.records import Records
 
 
 class OperandBinder:

@@ -170,8 +170,8 @@ def _spelled_out(graph: ir.Model) -> ir.Model:
     """A copy in ONNX's own operators: other tools know no functions of edgec's."""
     import onnx_ir.passes.common as common
 
+    from edgec.frontend.shapes import infer_shapes
     from edgec.passes.pipeline import select
-    from edgec.shapes import infer_shapes
     from edgec.transformation import apply_passes
 
     copy = graph.clone()

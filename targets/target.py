@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,12 +17,15 @@ else:
     import tomli as tomllib
 
 from edgec.errors import EdgecError
-from edgec.memory import ALIGNMENT
+from edgec.planning.memory import ALIGNMENT
+from edgec.targets.floats import FULL, HALF, SUFFIX
 from edgec.targets.formats import FORMATS, Format
 from edgec.targets.fpga.board import Board, board_names, load_board
 from edgec.targets.gpu.target import GpuTarget, gpu_names, load_gpu
 
 TARGET_FOLDER = Path(__file__).parent
+HALF_FEATURE = "fullfp16"
+"""LLVM's name of FEAT_FP16, arithmetic in 16-bit floats."""
 
 X86_FEATURES = ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx512vbmi")
 """x86 features that kernels use, as LLVM and (with underscores) /proc/cpuinfo name them."""
@@ -46,6 +49,9 @@ class Target:
         arena_alignment: bytes of which every buffer's place in the arena is a multiple.
         flash_bytes: what the code and the weights must fit into; 0 where they lie in a file.
         ram_bytes: what arena, inputs and outputs must fit into; 0 without such a limit.
+        floats: dtype in which floats stand in memory and are computed: "float32", or "float16" (see
+            :mod:`edgec.targets.half`).
+        float_unit: whether the processor computes with floats itself; else a library does, slowly.
     """
 
     name: str
@@ -61,6 +67,8 @@ class Target:
     arena_alignment: int = ALIGNMENT
     flash_bytes: int = 0
     ram_bytes: int = 0
+    floats: str = FULL
+    float_unit: bool = True
 
     packs_weights: ClassVar[bool] = True
     """Whether products of floats read packed integer weights."""
@@ -101,7 +109,20 @@ class Target:
 def target_names() -> list[str]:
     """Every processor that ``--target`` takes; it also takes the GPUs of
     :func:`edgec.targets.gpu.target.gpu_names` and the boards of :func:`edgec.targets.fpga.board.board_names`."""
-    return ["host", *sorted(path.stem for path in TARGET_FOLDER.glob("*.toml"))]
+    plain = ["host", *_files()]
+    return [each for name in plain for each in (name, *([name + SUFFIX] if _computes_in_half(name) else []))]
+
+
+def _files() -> list[str]:
+    return sorted(path.stem for path in TARGET_FOLDER.glob("*.toml"))
+
+
+def _computes_in_half(name: str) -> bool:
+    """Whether the processor ``name`` has arithmetic in 16-bit floats; that of a host without kernels has not."""
+    try:
+        return HALF_FEATURE in load_target(name).features
+    except EdgecError:
+        return False
 
 
 def resolve_target(name: str) -> Target | GpuTarget | Board | Format:
@@ -118,20 +139,34 @@ def resolve_target(name: str) -> Target | GpuTarget | Board | Format:
 
 
 def load_target(name: str) -> Target:
-    """The processor called ``name``.
+    """The processor called ``name``; with "-fp16" behind it, computing in 16-bit floats.
 
     Raises:
-        EdgecError: if there is none, with the names of all targets.
+        EdgecError: if there is none, with the names of all targets, or it does not compute in 16-bit floats, with the
+            names of those that do.
     """
     if name == "host":
         return host_target()
-    path = TARGET_FOLDER / f"{name}.toml"
-    if name not in target_names():
+    plain = name.removesuffix(SUFFIX)
+    if plain != name and plain in ("host", *_files()):
+        return _in_half(load_target(plain))
+    if name not in _files():
         known = [*target_names(), *gpu_names(), *board_names(), *FORMATS]
         raise EdgecError(f"there is no target '{name}'; edgec knows {', '.join(known)} (see: edgec targets)")
-    fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    fields = tomllib.loads((TARGET_FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     return Target(name=name, **values)
+
+
+def _in_half(target: Target) -> Target:
+    if HALF_FEATURE not in target.features:
+        able = ", ".join(each for each in target_names() if each.endswith(SUFFIX))
+        raise EdgecError(
+            f"{target.name} has no arithmetic in 16-bit floats (FEAT_FP16), which {target.name}{SUFFIX} asks for; "
+            f"compile for {target.name}, or for one of {able}"
+        )
+    description = f"{target.description}; computes in 16-bit floats"
+    return replace(target, name=target.name + SUFFIX, floats=HALF, description=description)
 
 
 def host_target() -> Target:

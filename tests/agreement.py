@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from edgec.data import Samples
-from edgec.devices import open_device
+from edgec.data.samples import Samples
+from edgec.devices.device import open_device
 
 TOLERANCE = 1e-4
 """Of the output's range: both sides round float32 sums in an order of their own."""

@@ -70,8 +70,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 def wait_for_boards(made: Farm, boards: int) -> None:
     """Until so many report."""
+    from edgec.devices.rpc import Tracker
     from edgec.errors import EdgecError
-    from edgec.remote_rpc import Tracker
 
     begin = time.monotonic()
     while time.monotonic() - begin < PATIENCE_SECONDS:

@@ -31,12 +31,12 @@ import onnx_ir as ir
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented
 
-from edgec import fusion, memory, tiling
+from edgec.building.lazy_tvm import load_tvm
 from edgec.errors import EdgecError
 from edgec.graph import load_graph
-from edgec.lazy_tvm import load_tvm
 from edgec.lowering import lower
 from edgec.passes.pipeline import pass_names, run, select
+from edgec.planning import fusion, memory, tiling
 from edgec.program import Program
 from tests.programs import HostProgram, assert_close, run_reference
 from tests.random_graphs import damaged, float_model, mutated, quantised_model

@@ -29,13 +29,13 @@ import numpy as np
 from onnx import helper
 
 import edgec
-from edgec import tables
 from edgec.artifact import TRAILER, TRAILER_MAGIC, read_manifest
-from edgec.data import specs
+from edgec.building.toolchain import find_toolchain, host_triple
+from edgec.data.samples import specs
 from edgec.errors import EdgecError
 from edgec.inspection import draw_memory, inspect_artifact
 from edgec.runtimes.build import SOURCE_FOLDER
-from edgec.toolchain import find_toolchain, host_triple
+from edgec.terminal import tables
 from tests import toy
 from tests.programs import model
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgec import memory
 from edgec.artifact import build_artifact, tensor_entry
-from edgec.opencl import device_names
+from edgec.devices.opencl import device_names
+from edgec.planning import memory
 from edgec.program import Program
-from edgec.records import Records
 from edgec.runtimes.python.session import Session
 from edgec.targets.cpu.backend import compile_program
 from edgec.targets.gpu.backend import GpuCode, GpuProgram
 from edgec.targets.gpu.target import GpuTarget, load_gpu
+from edgec.tuning.records import Records
 
 needs_device = pytest.mark.skipif(not device_names(), reason="no OpenCL device; .ci/install-tools installs PoCL")
 

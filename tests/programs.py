@@ -14,16 +14,17 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from edgec import fusion, memory, reference
+from edgec import reference
 from edgec.graph import load_graph
 from edgec.lowering import lower
 from edgec.passes.pipeline import run as run_passes
 from edgec.passes.pipeline import select
+from edgec.planning import fusion, memory
 from edgec.program import CONSTANT, Buffer, Program
-from edgec.records import Records
 from edgec.runtimes.build import SOURCE_FOLDER
 from edgec.targets.cpu.backend import compile_program
 from edgec.targets.target import Target, load_target
+from edgec.tuning.records import Records
 
 
 def model(

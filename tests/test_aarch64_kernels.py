@@ -14,8 +14,8 @@ import pytest
 from onnx import compose, helper
 
 import edgec
-from edgec.data import Samples
-from edgec.devices import LocalDevice, QemuDevice
+from edgec.data.samples import Samples
+from edgec.devices.device import LocalDevice, QemuDevice
 from tests import graphs
 from tests.operators import node
 from tests.programs import assert_close, model, program_of, run_reference

@@ -19,6 +19,7 @@ from PIL import Image
 import edgec
 from edgec.artifact import read_manifest
 from edgec.runtimes.build import build_runtime
+from tests.android import PHONES, Phone
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,76 +27,114 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-TRIPLE = "aarch64-linux-android"
-SYSROOT = Path("/usr/aarch64-linux-gnu")
+DIGITS = 4
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ziglang") is None, reason="ziglang is not installed; run: pip install ziglang"
 )
 
 
-@pytest.fixture(scope="module")
-def artifact(sample_model, tmp_path_factory) -> Path:
-    """The sample model for Android."""
-    return edgec.compile(sample_model, "android-arm64", tmp_path_factory.mktemp("android") / "libdigits.so").path
+@pytest.fixture(scope="module", params=PHONES, ids=lambda phone: phone.abi)
+def phone(request) -> Phone:
+    """Each of Android's systems."""
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def bionic(emulator, tmp_path_factory) -> Path:
-    """A folder of libraries with Android's names, on top of glibc."""
-    folder = tmp_path_factory.mktemp("bionic")
-    source = Path(__file__).with_name("bionic.c")
-    link = ["aarch64-linux-gnu-gcc", "-shared", "-fPIC", "-o"]
-    subprocess.run([*link, folder / "libc.so", source, "-Wl,-soname,libc.so"], check=True)
-    for name in ("libm.so", "libdl.so"):
-        subprocess.run([*link, folder / name, "-x", "c", "/dev/null", f"-Wl,-soname,{name}", "-lm"], check=True)
-    return folder
+def libraries(phone, tmp_path_factory) -> Path:
+    """A folder of libraries with Android's names."""
+    phone.require()
+    return phone.libraries(tmp_path_factory.mktemp("bionic"))
 
 
-def android(bionic: Path, program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a program for Android under the emulator and glibc's loader."""
-    loader = [SYSROOT / "lib" / "ld-linux-aarch64.so.1", "--library-path", f"{bionic}:{SYSROOT}/lib"]
-    command = ["qemu-aarch64", "-cpu", "cortex-a76", "-L", SYSROOT, *loader, program, *arguments]
-    return subprocess.run([str(each) for each in command], capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def artifact(phone, sample_model, tmp_path_factory) -> Path:
+    """The sample model."""
+    return edgec.compile(sample_model, phone.target, tmp_path_factory.mktemp("android") / "libdigits.so").path
 
 
-def test_the_runtime_for_android_is_built_without_the_ndk():
-    files = build_runtime(TRIPLE)
+def test_the_runtime_is_built_without_the_ndk(phone):
+    files = build_runtime(phone.triple)
     listing = subprocess.run(["readelf", "-dlW", files.runner], capture_output=True, text=True, check=True).stdout
-    assert "/system/bin/linker64" in listing and listing.count("0x4000\n") >= 3
+    assert f"{phone.interpreter}]" in listing and listing.count("0x4000\n") >= 3
     assert all(name in listing for name in ("[libc.so]", "[libdl.so]")) and "libpthread" not in listing
     assert files.shared.stat().st_size < 64_000
-    symbols = subprocess.run(["nm", "-uD", files.shared], capture_output=True, text=True, check=True).stdout
-    assert "__errno" in symbols and "__aarch64" not in symbols and "__emutls" not in symbols
+    for file in (files.shared, files.runner, files.selftest):
+        assert undefined(file) <= BIONIC
+
+
+def test_artifacts_call_nothing_but_androids_libraries(phone, artifact):
+    listing = subprocess.run(["readelf", "-hdW", artifact], capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"NEEDED.*\[(.*)\]", listing)) <= {"libc.so", "libm.so"}
+    assert "hard-float" not in listing and undefined(artifact) <= BIONIC
+
+
+def undefined(file: Path) -> set[str]:
+    """The functions and variables that a file takes from others."""
+    lines = subprocess.run(["nm", "-uD", file], capture_output=True, text=True, check=True).stdout.splitlines()
+    return {line.split()[-1] for line in lines}
+
+
+BIONIC = set(
+    """
+    __errno __libc_init __sched_cpucount __tls_get_addr calloc clock_gettime close dladdr dlclose dlerror dlopen dlsym
+    exit expf fclose fcntl ferror fileno fopen fprintf fputc fputs fread free fscanf fseek fstat ftell fwrite getauxval
+    getenv getpid malloc memchr memcmp memcpy memmove memset mkdir open posix_memalign pread printf
+    pthread_cond_broadcast pthread_cond_destroy pthread_cond_init pthread_cond_signal pthread_cond_wait pthread_create
+    pthread_join pthread_mutex_destroy pthread_mutex_init pthread_mutex_lock pthread_mutex_unlock puts remove rename
+    sched_getaffinity sched_setaffinity snprintf stderr stdout strchr strcmp strcpy strerror strlen strncmp strstr
+    strtoul syscall vfprintf write
+    """.split()  # noqa: SIM905 - a list of so many quotes would not be read
+)
+"""What is used of what Android 10 has on every processor."""
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_runner_gives_the_bits_of_a_board(bionic, artifact, sample_model, sample_data, tmp_path, threads):
-    samples = sample_data["image"][:4]
+def test_digits_are_told_apart(phone, libraries, artifact, sample_data, tmp_path, threads):
+    samples = sample_data["image"][:DIGITS]
     samples.tofile(tmp_path / "in.bin")
     files = ["--inputs", tmp_path / "in.bin", "--outputs", tmp_path / "out.bin", "--threads", threads]
-    done = android(bionic, build_runtime(TRIPLE).runner, artifact, *files)
+    done = phone.run(libraries, build_runtime(phone.triple).runner, artifact, *files)
     assert done.returncode == 0, done.stderr
-    found = np.fromfile(tmp_path / "out.bin", np.float32).reshape(4, 10)
-    assert (found.argmax(axis=1) == sample_data["labels"][:4]).all()
-    board = edgec.compile(sample_model, "rpi4", tmp_path / "board.so").path
-    subprocess.run(
-        ["qemu-aarch64", "-L", SYSROOT, build_runtime("aarch64-linux-gnu").runner, board, *map(str, files[:2]),
-         "--outputs", tmp_path / "board.bin"], check=True,
-    )  # fmt: skip
-    assert (tmp_path / "out.bin").read_bytes() == (tmp_path / "board.bin").read_bytes()
+    found = np.fromfile(tmp_path / "out.bin", np.float32).reshape(DIGITS, 10)
+    assert (found.argmax(axis=1) == sample_data["labels"][:DIGITS]).all()
 
 
-def test_the_runner_for_android_says_what_is_wrong(bionic, artifact, tmp_path):
+@pytest.fixture(scope="module")
+def integers(sample_model) -> dict[str, object]:
+    """Arguments for the sample model in 8 bits."""
+    return {"quantize": "int8", "calib": sample_model.with_name("digits_calib.npz")}
+
+
+@pytest.fixture(scope="module")
+def bits_here(sample_model, sample_data, integers, tmp_path_factory) -> bytes:
+    """What it answers on this machine."""
+    path = edgec.compile(sample_model, "host", tmp_path_factory.mktemp("host") / "digits.so", **integers).path
+    with edgec.load(path) as session:
+        found = [session.run({"image": image[None]})["logits"] for image in sample_data["image"][:DIGITS]]
+    return np.concatenate(found).tobytes()
+
+
+def test_integers_are_those_of_this_machine(phone, libraries, sample_model, sample_data, integers, bits_here, tmp_path):
+    artifact = edgec.compile(sample_model, phone.target, tmp_path / "digits.so", **integers).path
+    sample_data["image"][:DIGITS].tofile(tmp_path / "in.bin")
+    files = ["--inputs", tmp_path / "in.bin", "--outputs", tmp_path / "out.bin"]
+    done = phone.run(libraries, build_runtime(phone.triple).runner, artifact, *files)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.bin").read_bytes() == bits_here
+
+
+def test_the_runner_says_what_is_wrong(phone, libraries, artifact, tmp_path):
     (tmp_path / "in.bin").write_bytes(b"")
     damaged = tmp_path / "damaged.so"
     damaged.write_bytes(artifact.read_bytes()[:-1])
     files = ["--inputs", tmp_path / "in.bin", "--outputs", tmp_path / "out.bin"]
     for model, sentence in ((damaged, "is truncated"), (tmp_path / "none.so", "No such file")):
-        done = android(bionic, build_runtime(TRIPLE).runner, model, *files)
+        done = phone.run(libraries, build_runtime(phone.triple).runner, model, *files)
         assert done.returncode == 2 and sentence in done.stderr
 
 
+NATIVE = ("libedgert_jni.so", "libmodel_cpu.so")
 PI, SAMPLE = ROOT / "samples" / "raspberry_pi", ROOT / "samples" / "android"
 
 
@@ -114,15 +153,18 @@ def test_a_package_is_built_and_signed(sample_model, sample_data, tmp_path):
     for check in (["apksigner", "verify", package], ["zipalign", "-c", "4", package]):
         assert subprocess.run(check, capture_output=True, check=False).returncode == 0, check
     badging = subprocess.run(["aapt", "dump", "badging", package], capture_output=True, text=True, check=True).stdout
-    for line in ("name='org.edgec.sample'", "sdkVersion:'29'", "org.edgec.sample.PictureActivity", "'arm64-v8a'"):
+    for line in ("name='org.edgec.sample'", "sdkVersion:'29'", "org.edgec.sample.PictureActivity"):
         assert line in badging
+    assert "native-code: 'arm64-v8a' 'armeabi-v7a' 'x86_64'" in badging
     with zipfile.ZipFile(package) as archive:
         names = archive.namelist()
-        archive.extract("lib/arm64-v8a/libmodel_cpu.so", tmp_path)
+        for phone in PHONES:
+            library, model = (archive.extract(f"lib/{phone.abi}/{name}", tmp_path) for name in NATIVE)
+            assert undefined(Path(library)) <= BIONIC
+            assert read_manifest(Path(model))["target"] == phone.target
         classes = archive.read("classes.dex")
-    assert {"lib/arm64-v8a/libedgert_jni.so", "assets/recipe.toml", "assets/labels.txt"} <= set(names)
+    assert {"assets/recipe.toml", "assets/labels.txt"} <= set(names)
     assert classes[:4] == b"dex\n" and b"Lorg/edgec/edgert/Session;" in classes
-    assert read_manifest(tmp_path / "lib" / "arm64-v8a" / "libmodel_cpu.so")["target"] == "android-arm64"
     package.write_bytes(package.read_bytes().replace(b"assets/labels.txt", b"assets/labelz.txt"))
     assert subprocess.run(["apksigner", "verify", package], capture_output=True, check=False).returncode != 0
 
@@ -146,8 +188,9 @@ def test_a_model_is_added_to_the_project(sample_model, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     main = copy / "app" / "src" / "main"
-    assert [path.name for path in (main / "jniLibs" / "arm64-v8a").iterdir()] == ["libmodel_cpu.so"]
-    assert read_manifest(main / "jniLibs" / "arm64-v8a" / "libmodel_cpu.so")["triple"] == TRIPLE
+    for phone in PHONES:
+        (model,) = (main / "jniLibs" / phone.abi).iterdir()
+        assert model.name == "libmodel_cpu.so" and read_manifest(model)["triple"] == phone.triple
     assert sorted(path.name for path in (main / "assets").iterdir()) == ["labels.txt", "recipe.toml"]
 
 

@@ -11,17 +11,22 @@ import pytest
 from tests.conftest import ROOT
 
 FOLDERS = {"edgec": "edgec", "passes": "edgec.passes", "runtimes": "edgec.runtimes", "targets": "edgec.targets"}
-TOP = ("edgec.cli", "edgec.compiler", "edgec.tables", "edgec.html")
+TOP = ("edgec.cli", "edgec.compiler", "edgec.terminal", "edgec.html")
 """What puts everything together: nothing below it may lean on it."""
 PROGRAM = tuple(
     f"edgec.{name}"
-    for name in ("scalar", "nest", "program", "reference", "lowering", "fusion", "tiling", "memory", "states")
+    for name in ("scalar", "nest", "program", "reference", "lowering", "planning", "states")
 )
 
 FORBIDDEN = {
+    "edgec.frontend": (*TOP, *PROGRAM, "edgec.graph", "edgec.passes", "edgec.targets", "edgec.runtimes"),
     "edgec.graph": (*TOP, *PROGRAM, "edgec.targets", "edgec.runtimes", "edgec.artifact"),
     "edgec.passes": (*TOP, *PROGRAM, "edgec.targets", "edgec.runtimes", "edgec.artifact"),
     **dict.fromkeys(PROGRAM, (*TOP, "edgec.targets", "edgec.runtimes", "edgec.artifact", "edgec.tvm_adapter")),
+    "edgec.data": (*TOP, *PROGRAM, "edgec.graph", "edgec.passes", "edgec.targets", "edgec.runtimes"),
+    "edgec.format": (*TOP, "edgec.graph", "edgec.passes", "edgec.devices", "edgec.tuning", "edgec.quantisation"),
+    "edgec.devices": (*TOP, "edgec.graph", "edgec.passes", "edgec.tuning", "edgec.quantisation", "edgec.exploration"),
+    "edgec.tuning": (*TOP, "edgec.graph", "edgec.passes", "edgec.quantisation", "edgec.exploration"),
     "edgec.targets": TOP,
     "edgec.targets.cpu": ("edgec.passes", "edgec.graph", "edgec.targets.gpu", "edgec.targets.fpga", "onnx", "onnx_ir"),
     "edgec.targets.gpu": ("edgec.passes", "edgec.graph", "edgec.targets.fpga", "onnx", "onnx_ir"),

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgec.frontend.summary import summarise
 from edgec.graph import load_graph
-from edgec.summary import summarise
 from tests import graphs
 from tests.operators import Array, assert_agrees, compiled_outputs, node, normal
 

@@ -13,11 +13,11 @@ from onnx import helper
 
 import edgec
 from edgec.benchmark import Benchmark, Timing, bench, peer_files, random_inputs
-from edgec.data import TensorSpec
+from edgec.data.samples import TensorSpec
+from edgec.devices.machine import Machine, observed
 from edgec.errors import EdgecError
 from edgec.evaluation import classes, evaluate, relative_error
 from edgec.inspection import buffer_letter, draw_memory, inspect_artifact, inspect_model
-from edgec.machine import Machine, observed
 from edgec.runtimes.peers import PEERS, open_peer, static_shape
 from edgec.runtimes.peers.conversion import prepare
 from tests.programs import model

@@ -257,7 +257,7 @@ def test_progress_goes_to_a_terminal_only(tiny_model, tmp_path):
     ("words", "offered"),
     [
         ("edgec expl", ["explore"]),
-        ("edgec compile m.onnx --target rpi", ["rpi2", "rpi3", "rpi4", "rpi5"]),
+        ("edgec compile m.onnx --target rpi", ["rpi2", "rpi3", "rpi4", "rpi5", "rpi5-fp16"]),
         ("edgec compile m.onnx --quantize w4", ["w4", "w4a8"]),
         ("edgec compile m.onnx --passes simplify,fold-aff", ["simplify,fold-affine"]),
         ("edgec compile m.onnx --stop-after fuse-h", ["fuse-heads"]),
@@ -445,7 +445,7 @@ def test_whatever_the_system_refuses_is_one_sentence(tiny_board_artifact, data, 
     def refuse(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "inputs.bin")
 
-    monkeypatch.setattr("edgec.devices.LocalDevice.run", refuse)
+    monkeypatch.setattr("edgec.devices.device.LocalDevice.run", refuse)
     assert "'No space left on device' for 'inputs.bin'" in sentence_of("run", tiny_board_artifact, "--input", data)
 
 

@@ -11,14 +11,14 @@ import pytest
 
 import edgec
 from edgec.artifact import read_manifest
-from edgec.coding import HEADER, LONGEST, code_lengths, code_weights
-from edgec.data import Samples
-from edgec.descriptor import lay_out
-from edgec.devices import open_device
+from edgec.building.toolchain import find_toolchain, host_triple
+from edgec.data.samples import Samples
+from edgec.devices.device import open_device
 from edgec.errors import EdgecError
+from edgec.format.coding import HEADER, LONGEST, code_lengths, code_weights
+from edgec.format.descriptor import lay_out
 from edgec.program import CONSTANT, Buffer
 from edgec.runtimes.build import SOURCE_FOLDER
-from edgec.toolchain import find_toolchain, host_triple
 from tests import graphs
 from tests.operators import node
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import pytest
 from rich.console import Console
 
-from edgec import console
-from edgec.console import print_table, short_number
+from edgec.terminal import console
+from edgec.terminal.console import print_table, short_number
 
 Show = Callable[..., list[str]]
 NAME = "/model.22/branches.0/branches.0.0/Conv"

@@ -12,13 +12,13 @@ import pytest
 
 import edgec
 from edgec.artifact import read_manifest
-from edgec.cortex_m import emulate
-from edgec.counting import count_instructions
-from edgec.data import Samples, specs
-from edgec.devices import QemuDevice, open_device
-from edgec.quantisation import companions
+from edgec.building.toolchain import find_toolchain, host_triple
+from edgec.data.samples import Samples, specs
+from edgec.devices.cortex_m import emulate
+from edgec.devices.counting import count_instructions
+from edgec.devices.device import QemuDevice, open_device
+from edgec.quantisation.quantise import companions
 from edgec.runtimes.build import SOURCE_FOLDER, build_runtime
-from edgec.toolchain import find_toolchain, host_triple
 from tests.programs import assert_close, program_of, run_reference
 from tests.shared_models import AUTOENCODER, KWS, RESNET8, VWW, SharedModel
 from tests.test_aarch64_kernels import FLOAT_SHAPES, LAYERS, float_layer, together

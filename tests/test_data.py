@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgec.data import TensorSpec, load_npz, load_samples, save_npz, summarise_array
+from edgec.data.images import Recipe, load_recipe, read_image
+from edgec.data.samples import TensorSpec, load_npz, load_samples, save_npz, summarise_array
 from edgec.errors import EdgecError
-from edgec.images import Recipe, load_recipe, read_image
 
 F32 = np.dtype("float32")
 ONE = (TensorSpec("x", (1, 3, 7, 5), F32),)

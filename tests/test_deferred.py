@@ -10,7 +10,7 @@ import pytest
 
 USE = """
 import sys
-from edgec.deferred import RARELY_USED, defer
+from edgec.terminal.deferred import RARELY_USED, defer
 
 def loaded():
     return [name for name in RARELY_USED if type(sys.modules.get(name)).__name__ == "module"]

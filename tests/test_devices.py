@@ -9,9 +9,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from edgec import devices
-from edgec.data import Samples, load_npz, specs
-from edgec.devices import LocalDevice, QemuDevice, Results, open_device
+from edgec.data.samples import Samples, load_npz, specs
+from edgec.devices import device as devices
+from edgec.devices.device import LocalDevice, QemuDevice, Results, open_device
 from edgec.errors import EdgecError
 from edgec.inspection import inspect_artifact
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import html5lib
 import pytest
 
-from edgec import exploration
 from edgec.errors import EdgecError
-from edgec.front import Front, Point, Result, load_front
+from edgec.exploration import search as exploration
+from edgec.exploration.front import Front, Point, Result, load_front
 from tests.test_cli import call, results_of, sentence_of
 
 
@@ -165,6 +165,6 @@ def test_recipe_is_scaled(tmp_path: Path) -> None:
     recipe.write_text('layout = "NCHW"\nresize = 256\ncrop = 224\nscale = 0.5\n')
     scaled = tmp_path / "scaled.toml"
     scaled.write_text(exploration.scaled_recipe(recipe, 112))
-    from edgec.images import load_recipe
+    from edgec.data.images import load_recipe
 
     assert load_recipe(scaled).resize == 128 and load_recipe(scaled).crop == (112, 112)

@@ -16,11 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edgec
 from edgec.benchmark import bench
-from edgec.data import Samples, specs
-from edgec.devices import open_device
+from edgec.data.samples import Samples, specs
+from edgec.devices.device import open_device
 from edgec.errors import EdgecError
 from edgec.inspection import inspect_artifact
-from edgec.quantisation import companions
+from edgec.quantisation.quantise import companions
 from edgec.targets.formats import FORMATS, format_of
 from tests.programs import model
 from tests.shared_models import AUTOENCODER, KWS, MNIST, REPVGG, RESNET8, VWW, SharedModel

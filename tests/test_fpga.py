@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import edgec
-from edgec import fusion
 from edgec.cli import app
-from edgec.data import Samples
-from edgec.devices import open_device
+from edgec.data.samples import Samples
+from edgec.devices.device import open_device
 from edgec.errors import EdgecError, UnsupportedModelError
 from edgec.graph import load_graph
 from edgec.lowering import lower
 from edgec.passes.pipeline import FLOAT, run, select
 from edgec.passes.quantize import quantize
+from edgec.planning import fusion
 from edgec.targets.fpga import resources, rounding
 from edgec.targets.fpga.artifact import write_project
 from edgec.targets.fpga.backend import as_bytes, manifest_of, whole_graph

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
+from edgec.frontend.summary import summarise
 from edgec.lowering import lower
 from edgec.passes.base import PassReport
 from edgec.passes.fold_affine import FoldAffine
@@ -25,7 +26,6 @@ from edgec.passes.fuse_norms import FuseNorms
 from edgec.passes.fuse_squeeze_excite import FuseSqueezeExcite
 from edgec.passes.pipeline import run as run_passes
 from edgec.passes.simplify import Simplify
-from edgec.summary import summarise
 from tests.graphs import assert_same, build, load, operators, run
 from tests.programs import HostProgram, assert_close, run_reference
 

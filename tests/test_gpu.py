@@ -17,7 +17,7 @@ from edgec.artifact import read_manifest
 from edgec.benchmark import ON_CPU, bench
 from edgec.errors import EdgecError
 from edgec.runtimes.python.session import Session
-from edgec.tables import print_benchmark
+from edgec.terminal.tables import print_benchmark
 from tests.agreement import onnxruntime_outputs
 from tests.gpu import needs_device
 

@@ -14,9 +14,9 @@ from onnx import helper
 
 from edgec import reference, scalar
 from edgec.program import Kernel, Program
-from edgec.records import Record, Records
 from edgec.scalar import Expr
 from edgec.targets.gpu.target import load_gpu
+from edgec.tuning.records import Record, Records
 from tests.gpu import gpu_session, needs_device, run_on_gpu
 from tests.programs import assert_close, model, program_of, random_inputs, run_reference
 from tests.random_models import RandomModel

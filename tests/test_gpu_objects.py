@@ -15,13 +15,13 @@ import pytest
 
 import edgec
 from edgec.artifact import build_artifact, tensor_entry
+from edgec.building.toolchain import host_triple
 from edgec.errors import EdgecError
 from edgec.runtimes.build import SOURCE_FOLDER, build_runtime
 from edgec.runtimes.python.session import Session
 from edgec.targets.cpu.backend import compile_program
 from edgec.targets.gpu.backend import GpuProgram
 from edgec.targets.gpu.target import load_gpu
-from edgec.toolchain import host_triple
 from tests.gpu import gpu_session, needs_device, quiet
 from tests.programs import program_of
 

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 import edgec
-from edgec.quantisation import companions
+from edgec.quantisation.quantise import companions
 from edgec.runtimes.python.session import Session
 from tests.agreement import onnxruntime_outputs, worst_error
 from tests.gpu import needs_device

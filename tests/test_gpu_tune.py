@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 import edgec
-from edgec import records, tuning
 from edgec.errors import EdgecError
-from edgec.gpu_measuring import LocalGpuMeter
-from edgec.measuring import Task, tasks_of
 from edgec.program import Conv
 from edgec.runtimes.python.session import Session
 from edgec.targets.gpu.backend import GpuProgram
 from edgec.targets.gpu.target import load_gpu
-from edgec.tuning import meter_for
+from edgec.tuning import records
+from edgec.tuning import tuner as tuning
+from edgec.tuning.gpu_measuring import LocalGpuMeter
+from edgec.tuning.measuring import Task, tasks_of
+from edgec.tuning.tuner import meter_for
 from tests.gpu import needs_device
 from tests.loopback import loopback
 from tests.programs import program_of

@@ -13,10 +13,10 @@ import pytest
 from onnx import helper
 
 from edgec.errors import EdgecError, UnsupportedModelError
+from edgec.frontend.shapes import parse_shape_flags
+from edgec.frontend.summary import summarise
+from edgec.frontend.values import is_static
 from edgec.graph import load_graph
-from edgec.shapes import parse_shape_flags
-from edgec.summary import summarise
-from edgec.values import is_static
 from tests import graphs
 from tests.graphs import BOOL, INT64, assert_same, build, load, node, operators
 

@@ -11,10 +11,10 @@ import pytest
 
 import edgec
 from edgec.artifact import read_manifest
-from edgec.data import TensorSpec, load_npz, specs
+from edgec.data.samples import TensorSpec, load_npz, specs
 from edgec.errors import EdgecError
+from edgec.format.manifest import manifest_text, parse_manifest
 from edgec.graph import load_graph
-from edgec.manifest import manifest_text, parse_manifest
 from edgec.passes.integer_edges import edge_grids, make_edges_integers
 from tests.quantised import Graph
 from tests.test_cli import call, results_of, sentence_of

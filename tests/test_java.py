@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 import edgec
+from edgec.building.toolchain import find_toolchain, host_triple
 from edgec.runtimes.build import SOURCE_FOLDER, build_runtime
 from edgec.runtimes.python.session import load
-from edgec.toolchain import find_toolchain, host_triple
-from tests.test_android import bionic  # noqa: F401
+from tests.android import ARM64
 
 ROOT = Path(__file__).resolve().parent.parent
 BINDING = SOURCE_FOLDER.parent / "java" / "src" / "main"
@@ -139,7 +139,7 @@ def test_the_samples_classes_name_digits_as_the_other_samples_do(
 
 
 @pytest.mark.heavy
-def test_java_on_an_emulated_arm_machine(jdk, classes, bionic, sample_model, sample_data, tmp_path):  # noqa: F811
+def test_java_on_an_emulated_arm_machine(jdk, classes, emulator, sample_model, sample_data, tmp_path):
     """The library for Android in a Java machine for arm64: what is nearest to a phone here."""
     if shutil.which("mmdebstrap") is None:
         pytest.skip("mmdebstrap is not installed; run: apt-get install mmdebstrap")
@@ -154,7 +154,8 @@ def test_java_on_an_emulated_arm_machine(jdk, classes, bionic, sample_model, sam
     find_toolchain("aarch64-linux-android").compile([BINDING / "cpp" / "edgert_jni.c", files.static], jni, flags=flags)
     artifact = edgec.compile(sample_model, "android-arm64", tmp_path / "digits.so").path
     write_samples(tmp_path, sample_data)
-    shutil.copytree(bionic, tmp_path / "bionic")
+    (tmp_path / "bionic").mkdir()
+    ARM64.libraries(tmp_path / "bionic")
     java = next(root.glob("usr/lib/jvm/java-17-openjdk-arm64/bin/java"))
     done = subprocess.run(
         ["qemu-aarch64", "-L", root, "-E", f"LD_LIBRARY_PATH={tmp_path / 'bionic'}", java, "-Xint",

@@ -16,11 +16,11 @@ import pytest
 from onnx import numpy_helper
 
 import edgec
-from edgec import kernel_cache
-from edgec.kernel_cache import KernelCache, kernel_key, source_key
+from edgec.building import kernel_cache
+from edgec.building.kernel_cache import KernelCache, kernel_key, source_key
+from edgec.building.toolchain import Toolchain, find_toolchain
 from edgec.targets.cpu.loops import LoopsPlan, generate
 from edgec.targets.target import load_target
-from edgec.toolchain import Toolchain, find_toolchain
 from tests.programs import program_of
 from tests.random_models import RandomModel
 

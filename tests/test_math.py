@@ -14,8 +14,8 @@ from onnx import helper
 
 import edgec
 from edgec import reference, scalar
-from edgec.data import Samples
-from edgec.devices import open_device
+from edgec.data.samples import Samples
+from edgec.devices.device import open_device
 from edgec.program import INPUT, OUTPUT, Buffer, Loops, Program, Step, Tensor
 from edgec.scalar import Expr
 from edgec.targets.cpu import math as cpu_math

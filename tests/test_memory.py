@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgec import memory, scalar
+from edgec import scalar
+from edgec.planning import memory
 from edgec.program import INPUT, OUTPUT, Buffer, Loops, Program, Step, Tensor
 
 

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 import edgec
-from edgec.mixing import FAMILIES, Mix, Option, _joined, _Measured, _solved
+from edgec.quantisation.mixing import FAMILIES, Mix, Option, _joined, _Measured, _solved
 from tests import graphs
 from tests.test_cli import results_of, sentence_of
 

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 import edgec
 from edgec.cli import app
-from edgec.data import Samples, save_npz
-from edgec.devices import QemuDevice
+from edgec.data.samples import Samples, save_npz
+from edgec.devices.device import QemuDevice
 from edgec.errors import EdgecError
 from edgec.passes.quantize import Recipe
 from edgec.runtimes.python.session import Session

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 import edgec
-from edgec.cortex_m import HARNESS
+from edgec.building import toolchain
+from edgec.building.prebuilt import build_all, variants
+from edgec.building.toolchain import find_toolchain
+from edgec.devices.cortex_m import HARNESS
 from edgec.errors import EdgecError
-from edgec.prebuilt import build_all, variants
 from edgec.targets.target import load_target
-from edgec.toolchain import find_toolchain
+from tests.android import PHONES
 
 pytestmark = pytest.mark.skipif(not shutil.which("cmake"), reason="cmake is not installed")
 
@@ -108,8 +110,9 @@ def test_cortex_m_library_fits(cortex_m4: Path) -> None:
     assert text + data <= 16_384 and bss <= 512
 
 
-def test_without_the_ndk(tmp_path: Path, monkeypatch) -> None:
+def test_a_system_without_a_compiler_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ANDROID_NDK_HOME", raising=False)
+    monkeypatch.setattr(toolchain, "ZIG_TARGETS", {})
     built = build_all(tmp_path, ["android-x86_64", "linux-x86_64"]) if shutil.which("cc") else []
     assert "set ANDROID_NDK_HOME to an NDK" in built[0].missing and built[0].folder is None
     with pytest.raises(EdgecError, match=r"libedgert was built for no system: .* set ANDROID_NDK_HOME"):
@@ -127,11 +130,12 @@ def test_the_ndks_compiler_is_found(tmp_path: Path, monkeypatch) -> None:
         find_toolchain("aarch64-linux-android")
 
 
-def test_android_without_the_ndk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("abi", [phone.abi for phone in PHONES])
+def test_android_without_the_ndk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abi: str) -> None:
     if importlib.util.find_spec("ziglang") is None or shutil.which("readelf") is None:
         pytest.skip("ziglang or readelf is not installed")
     monkeypatch.delenv("ANDROID_NDK_HOME", raising=False)
-    (built,) = build_all(tmp_path, ["android-arm64-v8a"])
+    (built,) = build_all(tmp_path, [f"android-{abi}"])
     assert built.folder and 0 < built.shared_bytes <= 64_000
     for file in ("lib/libedgert.so", "bin/edgert-run"):
         command = ["readelf", "-dW", built.folder / file]

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import edgec
 from edgec.cli import app
 from edgec.errors import EdgecError
+from edgec.frontend.summary import node_macs
 from edgec.graph import load_graph
 from edgec.passes.pipeline import FLOAT, run
 from edgec.passes.prune.activations import capture, distance, open_session, outputs
@@ -30,7 +31,6 @@ from edgec.passes.prune.repair import Rows, fit_bounded
 from edgec.passes.prune.rounding import vector_step
 from edgec.passes.prune.scores import SCORES
 from edgec.pruning import prune_to_latency
-from edgec.summary import node_macs
 from tests.graphs import build, load, node
 from tests.graphs import run as infer
 from tests.prunable import CASES, Drawing

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgec.frontend.summary import summarise
+from edgec.frontend.values import constant_of
 from edgec.passes.functions import definition
 from edgec.passes.prune.cost import MEASURES, Cost
 from edgec.passes.prune.coupling import Coupling, Unit, find_coupling
@@ -18,8 +20,6 @@ from edgec.passes.prune.dead import absorb, dead_units
 from edgec.passes.prune.masking import mask_units
 from edgec.passes.prune.products import own_biases
 from edgec.passes.prune.removal import remove_units, set_constant
-from edgec.summary import summarise
-from edgec.values import constant_of
 from tests.graphs import build, load, random_inputs, run
 from tests.prunable import CASES, Drawing, random_graph
 

@@ -11,6 +11,8 @@ import onnx_ir.passes.common as common_passes
 import pytest
 
 from edgec import reference
+from edgec.frontend.shapes import infer_shapes
+from edgec.frontend.values import constant_of
 from edgec.graph import load_graph
 from edgec.lowering import lower
 from edgec.passes.pipeline import FLOAT, run
@@ -18,8 +20,6 @@ from edgec.passes.prune.activations import open_session
 from edgec.passes.prune.coupling import find_coupling
 from edgec.passes.prune.products import own_biases
 from edgec.passes.prune.pruning import Prune, Settings, remove_dead
-from edgec.shapes import infer_shapes
-from edgec.values import constant_of
 from tests.shared_models import IMAGENET, MODELS, SharedModel
 from tests.test_prune_coupling import kill_units, some_units
 

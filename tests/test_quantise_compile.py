@@ -15,12 +15,12 @@ import pytest
 import edgec
 from edgec.errors import EdgecError
 from edgec.graph import load_graph
-from edgec.guard import Judge, guard
-from edgec.layer_errors import LayerErrors, compare_layers, measure_layers
 from edgec.passes.pipeline import FLOAT, run
 from edgec.passes.quantize import Quantized, Recipe, quantize
-from edgec.quantisation import companions
-from edgec.recipes import read_recipe, write_recipe
+from edgec.quantisation.guard import Judge, guard
+from edgec.quantisation.layer_errors import LayerErrors, compare_layers, measure_layers
+from edgec.quantisation.quantise import companions
+from edgec.quantisation.recipes import read_recipe, write_recipe
 from tests import graphs
 from tests.operators import node
 from tests.test_cli import call, results_of, sentence_of

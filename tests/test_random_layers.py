@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import edgec
-from edgec.devices import open_device
+from edgec.devices.device import open_device
 from tests.programs import HostProgram, program_of, run_reference
 from tests.random_layers import random_layers
 

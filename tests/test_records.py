@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from edgec import records
 from edgec.errors import EdgecError
-from edgec.measuring import tasks_of
-from edgec.records import Record, Records, processor, signature, tvm_pair
 from edgec.targets.target import load_target
 from edgec.targets.template import parameters
+from edgec.tuning import records
+from edgec.tuning.measuring import tasks_of
+from edgec.tuning.records import Record, Records, processor, signature, tvm_pair
 from tests.programs import HostProgram, assert_close, model, program_of, random_inputs, run_reference
 
 HOST = load_target("host")

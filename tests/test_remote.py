@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 
 import edgec
-from edgec import measuring
 from edgec.benchmark import bench
-from edgec.data import Samples, load_npz, specs
-from edgec.devices import LocalDevice, open_device
+from edgec.data.samples import Samples, load_npz, specs
+from edgec.devices.device import LocalDevice, open_device
+from edgec.devices.remote import open_transport, workplace
+from edgec.devices.remote_device import RemoteDevice
+from edgec.devices.state import parse_state, read_state
 from edgec.errors import EdgecError
 from edgec.evaluation import evaluate
 from edgec.inspection import inspect_artifact
-from edgec.measuring import tasks_of
-from edgec.remote import open_transport, workplace
-from edgec.remote_device import RemoteDevice
-from edgec.remote_state import parse_state, read_state
 from edgec.targets.target import load_target
-from edgec.tuning import meter_for
+from edgec.tuning import measuring
+from edgec.tuning.measuring import tasks_of
+from edgec.tuning.tuner import meter_for
+from tests.android import ARM64
 from tests.loopback import Loopback, loopback
-from tests.test_android import bionic  # noqa: F401
 from tests.test_cli import call, results_of, sentence_of
 from tests.test_records import conv_program
 
@@ -163,8 +163,9 @@ def test_a_missing_adb_is_named(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def phone(tmp_path, bionic, monkeypatch) -> Path:  # noqa: F811
+def phone(tmp_path, emulator, monkeypatch) -> Path:
     """The folder that is a phone, with adb on the PATH."""
+    pytest.importorskip("ziglang")
     folder = tmp_path / "phone"
     zone, cpu = folder / "sys" / "class" / "thermal" / "thermal_zone0", folder / "sys" / "devices" / "system" / "cpu"
     for each in (folder / "tmp", zone, cpu / "cpu0" / "cpufreq", tmp_path / "bin"):
@@ -173,7 +174,8 @@ def phone(tmp_path, bionic, monkeypatch) -> Path:  # noqa: F811
     (zone / "type").write_text("cpu-0-0\n")
     for name, text in (("scaling_governor", "schedutil"), ("scaling_max_freq", 1200000), ("cpuinfo_max_freq", 1800000)):
         (cpu / "cpu0" / "cpufreq" / name).write_text(f"{text}\n")
-    (folder / "bionic").symlink_to(bionic)
+    (folder / "bionic").mkdir()
+    ARM64.libraries(folder / "bionic")
     adb = tmp_path / "bin" / "adb"
     adb.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("fake_adb.py")} "$@"\n')
     adb.chmod(0o755)

@@ -10,17 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgec import measuring, remote_rpc
-from edgec.data import load_npz, specs
-from edgec.devices import LocalDevice, open_device
+from edgec.data.samples import load_npz, specs
+from edgec.devices import rpc as remote_rpc
+from edgec.devices.device import LocalDevice, open_device
+from edgec.devices.remote import Lost, Timeout, open_transport, workplace
+from edgec.devices.rpc import RpcTransport
 from edgec.errors import EdgecError
 from edgec.inspection import inspect_artifact
-from edgec.measuring import RemoteMeter, retried, tasks_of
-from edgec.records import Records
-from edgec.remote import Lost, Timeout, open_transport, workplace
-from edgec.remote_rpc import RpcTransport
 from edgec.targets.target import load_target
-from edgec.tuning import meter_for, tune_program
+from edgec.tuning import measuring
+from edgec.tuning.measuring import RemoteMeter, retried, tasks_of
+from edgec.tuning.records import Records
+from edgec.tuning.tuner import meter_for, tune_program
 from tests.farm import KEY, Farm, farm, free_port, stop, wait_for_boards
 from tests.test_cli import call, results_of, sentence_of
 from tests.test_records import conv_program

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import edgec
+from edgec.building.toolchain import find_toolchain, host_triple
 from edgec.runtimes.build import SOURCE_FOLDER, RuntimeFiles, build_runtime
-from edgec.toolchain import find_toolchain, host_triple
 from tests import toy
 
 AARCH64 = "aarch64-linux-gnu"

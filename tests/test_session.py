@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgec.building.toolchain import find_toolchain, host_triple
 from edgec.errors import EdgecError
 from edgec.runtimes.python.session import Session, load, pin_caller
-from edgec.toolchain import find_toolchain, host_triple
 from tests import toy
 
 

@@ -18,7 +18,7 @@ from edgec.runtimes.build import SOURCE_FOLDER
 from edgec.runtimes.python.session import Session
 from tests.programs import with_library
 
-signing = pytest.importorskip("edgec.signing")
+signing = pytest.importorskip("edgec.format.signing")
 pytest.importorskip("cryptography")
 
 
@@ -140,8 +140,8 @@ def test_c_refuses_other_keys_and_cut_files(opener: Path, public: Path, signed: 
 
 
 def test_the_library_without_signatures_says_so(signed: Path, public: Path, tmp_path: Path) -> None:
+    from edgec.building.toolchain import host_triple
     from edgec.runtimes.build import build_runtime
-    from edgec.toolchain import host_triple
 
     (tmp_path / "main.c").write_text(PROGRAM)
     files = build_runtime(host_triple())

@@ -10,11 +10,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgec.errors import EdgecError
+from edgec.frontend.values import is_static
 from edgec.graph import load_graph
 from edgec.passes.functions import DOMAIN
 from edgec.passes.pipeline import run as run_passes
 from edgec.passes.simplify import Simplify
-from edgec.values import is_static
 from tests.graphs import BOOL, FLOAT, assert_same, build, load, node, operators
 
 IMAGE = {"x": [1, 3, 7, 5]}

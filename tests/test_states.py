@@ -13,8 +13,8 @@ import pytest
 
 import edgec
 from edgec.artifact import read_manifest
-from edgec.data import Samples
-from edgec.devices import QemuDevice
+from edgec.data.samples import Samples
+from edgec.devices.device import QemuDevice
 from edgec.errors import EdgecError
 from edgec.states import Named, pair_states, parse_states
 from tests.test_cli import results_of, sentence_of

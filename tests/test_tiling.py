@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import helper
 
-from edgec import memory, reference, scalar, tiling
+from edgec import reference, scalar
+from edgec.planning import memory, tiling
 from edgec.program import ARENA, Depthwise, Loops, Program
 from tests import graphs
 from tests.programs import HostProgram, model, program_of, random_inputs

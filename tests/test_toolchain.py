@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from edgec import toolchain
+from edgec.building import toolchain
+from edgec.building.toolchain import Toolchain, find_toolchain, host_triple
 from edgec.errors import EdgecError
 from edgec.runtimes import build
-from edgec.toolchain import Toolchain, find_toolchain, host_triple
 from tests import toy
 
 AARCH64 = "aarch64-linux-gnu"

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 import edgec
-from edgec import measuring, records
 from edgec.errors import EdgecError
-from edgec.measuring import HostMeter, Meter, Outcome, QemuMeter, tasks_of
-from edgec.records import Records
 from edgec.targets.target import load_target
 from edgec.targets.template import parameters
-from edgec.tuning import BATCH, meter_for, tune_program
+from edgec.tuning import measuring, records
+from edgec.tuning.measuring import HostMeter, Meter, Outcome, QemuMeter, tasks_of
+from edgec.tuning.records import Records
+from edgec.tuning.tuner import BATCH, meter_for, tune_program
 from tests.loopback import loopback
 from tests.test_cli import call, results_of, sentence_of, start
 from tests.test_records import conv_program

@@ -12,11 +12,11 @@ from onnx import numpy_helper
 
 import edgec
 from edgec.artifact import TRAILER, with_trailer
+from edgec.building.toolchain import host_triple
 from edgec.errors import EdgecError
+from edgec.format.vectors import MOST_TESTS, make_vectors
 from edgec.runtimes.build import build_runtime
 from edgec.runtimes.python.session import Session
-from edgec.toolchain import host_triple
-from edgec.vectors import MOST_TESTS, make_vectors
 from tests.programs import program_of
 from tests.random_layers import random_layers
 from tests.test_integer_kernels import SHAPES, layer

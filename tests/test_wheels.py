@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import edgec
+from edgec.building.wheels import TRIPLES, build_wheel
 from edgec.errors import EdgecError
-from edgec.wheels import TRIPLES, build_wheel
 
 PROGRAM = """
 import sys

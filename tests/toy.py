@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from edgec.building.toolchain import Toolchain
 from edgec.runtimes.build import SOURCE_FOLDER
-from edgec.toolchain import Toolchain
 
 SOURCE = SOURCE_FOLDER / "tests" / "toy_model.c"
 MANIFEST = b'{"name": "toy", "arena_bytes": 476}'

@@ -17,7 +17,7 @@ from edgec.errors import EdgecError
 if TYPE_CHECKING:
     from edgec.compiler import Compiled
     from edgec.html.story import Material
-    from edgec.layer_errors import LayerErrors
+    from edgec.quantisation.layer_errors import LayerErrors
 
 Progress = Callable[[str, int, int], None]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgec.data import Array
+from edgec.data.samples import Array
 
 SHOWN = 6
 """Samples on the page."""

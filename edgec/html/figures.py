@@ -13,11 +13,11 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from edgec.data import Array
-    from edgec.front import Result
+    from edgec.data.samples import Array
+    from edgec.exploration.front import Result
     from edgec.html.histograms import Histogram
     from edgec.html.story import Layer, Variant
-    from edgec.roofline import Roofs
+    from edgec.tuning.roofline import Roofs
 
 INK, MUTED, LINE, FLOAT, INT, BAD, PANEL = (f"#00000{digit}" for digit in range(1, 8))
 SERIES = tuple(f"#00001{digit}" for digit in range(6))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgec.data import Array
+from edgec.data.samples import Array
 from edgec.passes.quantize.execution import ModelRunner, Sample
 from edgec.passes.quantize.products import product_of
 

@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 
-from edgec.data import Array
+from edgec.data.samples import Array
 
 _LEAST = 5
 """Extents below this are no picture."""

@@ -8,20 +8,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgec.building.toolchain import host_triple
+from edgec.devices.machine import Machine, observed
 from edgec.html.answers import Answer, differing
 from edgec.html.histograms import Histogram, float_histograms, layer_histograms
-from edgec.machine import Machine, observed
-from edgec.quantisation import companions
-from edgec.toolchain import host_triple
+from edgec.quantisation.quantise import companions
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgec.data import Array
-    from edgec.layer_errors import LayerError, LayerErrors
+    from edgec.data.samples import Array
     from edgec.passes.quantize.execution import Sample
-    from edgec.roofline import Roofs
+    from edgec.quantisation.layer_errors import LayerError, LayerErrors
     from edgec.runtimes.python.session import StepProfile
+    from edgec.tuning.roofline import Roofs
 
 Progress = Callable[[str, int, int], None]
 
@@ -117,7 +117,7 @@ class Material:
         """
         from edgec.calibration import load_calibration
         from edgec.graph import load_graph
-        from edgec.quantisation import labels_of
+        from edgec.quantisation.quantise import labels_of
 
         graph = load_graph(model, shapes=shapes)
         first, second = (load_calibration(each, graph, preprocess).samples if each else () for each in (calib, eval))
@@ -179,7 +179,7 @@ def gather(
     Raises:
         EdgecError: a sample does not fit.
     """
-    from edgec.layer_errors import compare_artifact
+    from edgec.quantisation.layer_errors import compare_artifact
 
     tell = progress or (lambda what, done, total: None)
     story = Story(artifact, facts, labelled=material.labels is not None)
@@ -222,9 +222,9 @@ def _no_times(facts: Mapping[str, Any]) -> str:
 def _measure(story: Story, attempts: Sequence[ir.Model], samples: Sequence[Sample]) -> Sequence[StepProfile]:
     """Times of the steps and of the variants, and the roofs above them."""
     from edgec.benchmark import profile_steps, random_inputs
-    from edgec.data import specs
-    from edgec.roofline import measure_roofs
+    from edgec.data.samples import specs
     from edgec.targets.target import load_target
+    from edgec.tuning.roofline import measure_roofs
 
     facts = story.facts
     values = dict(samples[0]) if samples else random_inputs(specs(facts["inputs"]))

@@ -8,13 +8,13 @@ from math import prod, sqrt
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.values import is_used
 from edgec.lowering.context import Lowering, Operands, attribute, lowers, shape_of
 from edgec.lowering.elementwise import tanh
 from edgec.lowering.matmul import product
 from edgec.lowering.reduction import reduce_view, working_dtype
 from edgec.program import View
 from edgec.scalar import INDEX, Expr, binary, cast, clamp_index, const, select, unary
-from edgec.values import is_used
 
 
 def attend(ctx: Lowering, scores: View, value: View, guarded: bool = False, dtype: str | None = None) -> View:

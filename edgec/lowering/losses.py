@@ -7,12 +7,12 @@ from math import prod
 
 import onnx_ir as ir
 
+from edgec.frontend.values import is_used
 from edgec.lowering.context import Lowering, Operands, attribute, lowers
 from edgec.lowering.elementwise import as_index
 from edgec.lowering.reduction import reduce_view, softmax, working_dtype
 from edgec.program import View
 from edgec.scalar import Expr, binary, cast, clamp_index, const, select, unary
-from edgec.values import is_used
 
 
 @dataclass(frozen=True)

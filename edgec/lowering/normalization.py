@@ -9,11 +9,11 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.values import is_used
 from edgec.lowering.context import Lowering, Operands, array_of, attribute, dtype_of, lowers, refuse
 from edgec.lowering.reduction import lp_norm, reduce_view, working_dtype
 from edgec.program import CONSTANT, View
 from edgec.scalar import Expr, binary, cast, const, select, unary
-from edgec.values import is_used
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec import scalar
+from edgec.frontend.values import is_used
 from edgec.lowering.context import Lowering, Operands, attribute, lowers, refuse, shape_of
 from edgec.lowering.reduction import Reduction, lp_norm, working_dtype
 from edgec.lowering.window import Window, window
 from edgec.program import View
 from edgec.scalar import Expr, binary, cast, clamp_index, const, in_range, select
-from edgec.values import is_used
 
 
 class Taps:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.values import is_used
 from edgec.lowering.context import Lowering, Operands, array_of, attribute, lowers, refuse
 from edgec.lowering.elementwise import (
     clip,
@@ -28,7 +29,6 @@ from edgec.lowering.elementwise import (
 from edgec.lowering.matmul import product
 from edgec.program import CONSTANT, View
 from edgec.scalar import Expr, binary, const, select
-from edgec.values import is_used
 
 MOST_STEPS = 1024
 """Time steps, over all directions, up to which a node is unrolled."""

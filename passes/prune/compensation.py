@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgec.frontend.values import shape_of
 from edgec.passes.prune.coupling import Coupling, Group, Unit
 from edgec.passes.prune.products import Moments, has_rows, matrix, set_matrix, taps
 from edgec.passes.prune.rules import Linear
-from edgec.values import shape_of
 
 ASSUMED = 0.5
 """How much of a correlation before an activation is left behind it, as far as weights can tell."""

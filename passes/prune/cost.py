@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
+from edgec.frontend.values import shape_of
 from edgec.passes.prune.coupling import Axis, Unit
 from edgec.passes.prune.rules import Linear
-from edgec.values import shape_of
 
 Measure = Literal["macs", "parameters", "bytes"]
 
@@ -172,7 +172,7 @@ def _depth(linear: Linear) -> tuple[Axis, ...]:
 
 
 def _node_terms(node: ir.Node) -> Iterable[_Term]:
-    """The MACs of one node, as :func:`edgec.summary.node_macs` counts them."""
+    """The MACs of one node, as :func:`edgec.frontend.summary.node_macs` counts them."""
     output = _axes(node.outputs[0])
     if node.op_type == "Conv":
         yield _Term(1, (*output, *_axes(node.inputs[1])[1:]))

@@ -16,11 +16,11 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.errors import Refusal
+from edgec.frontend.values import node_shapes
 from edgec.passes.prune.labels import Labels
 from edgec.passes.prune.reshapes import trace_reshape
 from edgec.passes.prune.rules import RESHAPES, Linear, Reading, Tracer
 from edgec.passes.rewriting import named
-from edgec.values import node_shapes
 
 Axis = tuple[ir.Value, int]
 """One axis of a value."""

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.values import constant_of, input_of, shape_of
 from edgec.passes.prune.cost import Cost
 from edgec.passes.prune.coupling import Coupling, Group, Unit
 from edgec.passes.prune.products import add_bias, has_rows
 from edgec.passes.prune.rules import Linear, pad_widths, reduced_axes
-from edgec.values import constant_of, input_of, shape_of
 
 Channels = Mapping[ir.Value, np.ndarray]
 """float64 for every index of a value's channels: the constant that stands there, NaN where the input decides."""

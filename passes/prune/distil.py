@@ -18,11 +18,11 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
+from edgec.frontend.values import constant_of, input_of, shape_of
 from edgec.passes.prune.activations import Sample
 from edgec.passes.prune.removal import set_constant
 from edgec.passes.prune.rules import Linear, pad_widths, reduced_axes, slice_bounds
 from edgec.passes.rewriting import named
-from edgec.values import constant_of, input_of, shape_of
 
 BATCH = 64
 RATE, WARMUP = 1e-3, 0.05

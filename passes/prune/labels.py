@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from edgec.values import shape_of
+from edgec.frontend.values import shape_of
 
 
 class Labels:

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.values import constant_of, shape_of
 from edgec.passes.prune.activations import Sample, distance, outputs
 from edgec.passes.prune.compensation import Inputs, Statistics
 from edgec.passes.prune.products import has_rows, in_copy, matrix, set_matrix
 from edgec.passes.prune.rounding import vector_step
 from edgec.passes.prune.rules import Linear
 from edgec.passes.rewriting import new_constant
-from edgec.values import constant_of, shape_of
 
 STEPS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
 """Ranks at which a curve is measured, as shares of the rank that saves nothing."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.shapes import infer_shapes
+from edgec.frontend.values import shape_of
 from edgec.passes.prune.coupling import Coupling, Unit
 from edgec.passes.prune.rules import Reading
-from edgec.shapes import infer_shapes
-from edgec.values import shape_of
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.values import constant_of, input_of, shape_of
 from edgec.passes.prune.activations import Sample, capture
 from edgec.passes.prune.removal import set_constant
 from edgec.passes.prune.rules import Linear
 from edgec.passes.rewriting import new_constant
-from edgec.values import constant_of, input_of, shape_of
 
 _CHUNK = 4096
 """Rows that are summed up at once."""

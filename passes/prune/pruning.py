@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgec.errors import EdgecError, Refusal
+from edgec.frontend.shapes import infer_shapes
 from edgec.passes.base import Pass
 from edgec.passes.prune.activations import Sample
 from edgec.passes.prune.allocation import Choice, Limits, Offers, allocate
@@ -25,7 +26,6 @@ from edgec.passes.prune.removal import Kept, remove_units
 from edgec.passes.prune.repair import refit
 from edgec.passes.prune.scores import Evidence, score_units
 from edgec.passes.prune.sensitivity import Curve, measure_curves
-from edgec.shapes import infer_shapes
 
 
 @dataclass(frozen=True)

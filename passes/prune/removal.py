@@ -12,11 +12,11 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from edgec.frontend.shapes import forget_shapes, infer_shapes
+from edgec.frontend.values import constant_of, input_of, shape_of
 from edgec.passes.prune.coupling import Axis, Unit
 from edgec.passes.prune.rules import pad_widths, slice_bounds
 from edgec.passes.rewriting import new_constant
-from edgec.shapes import forget_shapes, infer_shapes
-from edgec.values import constant_of, input_of, shape_of
 
 
 class Kept:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.values import constant_of, input_of, shape_of
 from edgec.passes.prune.activations import Sample, capture
 from edgec.passes.prune.compensation import from_moments
 from edgec.passes.prune.low_rank import break_even, factorise
@@ -31,7 +32,6 @@ from edgec.passes.prune.products import (
 from edgec.passes.prune.removal import set_constant
 from edgec.passes.prune.rules import Linear
 from edgec.passes.rewriting import is_private
-from edgec.values import constant_of, input_of, shape_of
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """How strongly the weights may be held to what they were, as shares of the inputs' mean square."""

@@ -17,9 +17,9 @@ from operator import mul
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.values import shape_of
 from edgec.passes.prune.rules import Tracer
 from edgec.passes.rewriting import named
-from edgec.values import shape_of
 
 
 @dataclass(frozen=True)

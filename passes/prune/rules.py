@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.values import constant_of, input_of, shape_of
 from edgec.passes.prune.labels import Labels
 from edgec.passes.rewriting import named
-from edgec.values import constant_of, input_of, shape_of
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
+from edgec.frontend.values import constant_of
 from edgec.passes.prune.activations import Sample, open_session
 from edgec.passes.prune.compensation import Statistics, losses
 from edgec.passes.prune.coupling import Coupling, Group, Unit
 from edgec.passes.prune.masking import mask_units
 from edgec.passes.prune.rules import Linear
-from edgec.values import constant_of
 
 Scores = Mapping[Unit, float]
 

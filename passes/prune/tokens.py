@@ -22,13 +22,13 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgec.errors import EdgecError, Refusal
+from edgec.frontend.shapes import forget_shapes, infer_shapes
+from edgec.frontend.values import constant_of, shape_of
 from edgec.passes.base import Pass
 from edgec.passes.functions import DOMAIN, call
 from edgec.passes.prune.activations import Sample, capture, distance, outputs
 from edgec.passes.prune.cost import Cost
 from edgec.passes.rewriting import new_constant, replace_node
-from edgec.shapes import forget_shapes, infer_shapes
-from edgec.values import constant_of, shape_of
 
 FLOOR = 0.125
 """The share of the tokens that every layer keeps."""

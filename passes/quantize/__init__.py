@@ -103,7 +103,7 @@ class _Work:
             inside, whole = self._places(replace(recipe, layers=precisions), seen)
             ranges, fits, emitted = self._fit(inside, statistics)
         if recipe.refine:
-            ranges = refine(self.model, emitted, ranges, self.samples, self._step("scales"))
+            ranges = refine(self.model, emitted, ranges, self.samples, self._step("scales"), recipe.fixed_point)
             fits = learn(self.model, inside, ranges, self.samples, recipe, self._step("weights again"))
             emitted = emit(self.model, inside, ranges, fits)
         placement, ranges, emitted = self._with_outputs(inside, whole, ranges, statistics, fits, emitted)
@@ -145,7 +145,9 @@ class _Work:
 
     def _fit(self, placement: Placement, statistics: Statistics) -> tuple[Ranges, dict[ir.Node, Fit], Emitted]:
         observers = self._step("observers")
-        ranges = choose_ranges(self.model, placement, statistics, self.samples, self.recipe.observer, observers)
+        ranges = choose_ranges(
+            self.model, placement, statistics, self.samples, self.recipe.observer, observers, self.recipe.fixed_point
+        )
         fits = learn(self.model, placement, ranges, self.samples, self.recipe, self._step("weights"))
         return ranges, fits, emit(self.model, placement, ranges, fits)
 
@@ -175,7 +177,8 @@ class _Work:
         emitted: Emitted,
     ) -> tuple[Placement, Ranges, Emitted]:
         """The model with integers up to its outputs, if these alone cost next to nothing; else as it is."""
-        open_ranges = choose_ranges(self.model, whole, statistics, self.samples, "minmax")
+        fixed_point = self.recipe.fixed_point
+        open_ranges = choose_ranges(self.model, whole, statistics, self.samples, "minmax", fixed_point=fixed_point)
         only = Placement(
             whole.roles, {edge: bits for edge, bits in whole.bits.items() if edge not in inside.bits}, {},
             whole.outputs, whole.group,

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.values import constant_of, input_of, shape_of
 from edgec.passes.quantize.execution import NodeRunner
 from edgec.passes.quantize.operators import Role, channel_axis, is_clamp, quantised_inputs, role_of, weight_axis
 from edgec.passes.quantize.products import Product, product_of
 from edgec.passes.rewriting import new_constant
-from edgec.values import constant_of, input_of, shape_of
 
 _HOMOGENEOUS = frozenset({
     "AveragePool", "Clip", "GlobalAveragePool", "GlobalMaxPool", "Identity", "LeakyRelu", "MaxPool", "Pad", "PRelu",

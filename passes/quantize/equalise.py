@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.values import constant_of, shape_of
 from edgec.passes.quantize.channels import (
     Channels,
     Port,
@@ -34,7 +35,6 @@ from edgec.passes.quantize.grid import grid_of, round_weights, weight_scales
 from edgec.passes.quantize.operators import weight_axis
 from edgec.passes.quantize.products import product_of
 from edgec.passes.quantize.tape import Tape, few
-from edgec.values import constant_of, shape_of
 
 _EXPONENTS = (1.0, 0.75, 0.5, 0.25)
 _GAIN = 0.95

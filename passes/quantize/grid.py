@@ -56,6 +56,18 @@ class Grid:
         """``x`` on the grid, float32."""
         return self.dequantise(self.quantise(x))
 
+    def by_power_of_two(self, wider: bool) -> Grid:
+        """The grid with the next power of two from the scale upwards (``wider``) or downwards.
+
+        The wider one begins where this one does; the other one has the zero point, and cuts off both ends.
+        """
+        above = float(powers_of_two(np.array(self.scale)))
+        scale = above if wider or above == self.scale else above / 2
+        if self.bits == 16 or not wider:
+            return Grid(scale, self.zero, self.bits)
+        least = self.limits[0]
+        return Grid(scale, int(np.rint(least - self.range[0] / scale)), self.bits)
+
     def scaled(self, factor: float) -> Grid:
         """The grid with steps of ``factor`` times the size and the same zero."""
         return Grid(float(np.float32(self.scale * factor)), self.zero, self.bits)
@@ -82,6 +94,12 @@ def exact_grid(levels: np.ndarray) -> Grid | None:
     if np.abs(steps - np.rint(steps)).max() > 0.01 or high - low > 255.01:
         return None
     return Grid(_float32(step), int(-128 - np.rint(low)))
+
+
+def powers_of_two(scales: np.ndarray) -> np.ndarray:
+    """The least powers of two that are no less than positive ``scales``, float32."""
+    fraction, exponent = np.frexp(scales.astype(np.float64))
+    return np.ldexp(1.0, np.where(fraction == 0.5, exponent - 1, exponent)).astype(np.float32)
 
 
 def _float32(scale: float) -> float:

@@ -18,14 +18,14 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.quantize.execution import NodeRunner, Sample
-from edgec.passes.quantize.grid import Grid, Weights, fitting_scales, round_weights, weight_scales
+from edgec.passes.quantize.grid import Grid, Weights, fitting_scales, powers_of_two, round_weights, weight_scales
 from edgec.passes.quantize.lowbit import LowBit, aimed, fit_low_bit, nearest_low_bit, shrunk
 from edgec.passes.quantize.operators import channel_axis, weight_axis
 from edgec.passes.quantize.placement import Placement
 from edgec.passes.quantize.products import Product, product_of
 from edgec.passes.quantize.ranges import Ranges
 from edgec.passes.quantize.recipe import Recipe
-from edgec.passes.quantize.rounding import clip_scales, learn_rounding, second_moment
+from edgec.passes.quantize.rounding import HALVES, SHARES, clip_scales, learn_rounding, second_moment
 from edgec.passes.quantize.tape import MORE_BYTES, Tape, few
 
 
@@ -83,12 +83,6 @@ def learn(
     return fits
 
 
-def nearest_fit(product: Product, x: Grid | None) -> Fit:
-    """8-bit weights rounded to the nearest, and the bias as it is."""
-    scales = _scales(product, x)
-    return Fit(round_weights(product.weight, scales, weight_axis(product.node)), product.bias)
-
-
 def _fit(
     product: Product, sight: _Sight, x: Grid | None, bits: int, recipe: Recipe, runner: NodeRunner
 ) -> tuple[Fit, list[np.ndarray]]:
@@ -99,11 +93,12 @@ def _fit(
     weights: Weights | LowBit
     if bits < 8 and patches is not None:
         seen = (patches[0], product.patches(sight.exact)[0]) if learned else None
-        weights = _low_bit(product, seen, x, bits, recipe.group_size, correct)
+        weights = _low_bit(product, seen, x, bits, recipe, correct)
     elif learned and patches is not None:
-        weights = _learned(product, patches, x, correct)
+        weights = _learned(product, patches, x, recipe.fixed_point, correct)
     else:
-        weights = round_weights(product.weight, _scales(product, x), weight_axis(product.node))
+        scales = _scales(product, x, recipe.fixed_point)
+        weights = round_weights(product.weight, scales, weight_axis(product.node))
     real = product.real_weight(weights)
     found = runner.run(product.node, {0: sight.x}, {1: real})
     if not correct:
@@ -123,41 +118,41 @@ def _fit(
 
 
 def _low_bit(
-    product: Product, seen: tuple[np.ndarray, np.ndarray] | None, x: Grid | None, bits: int, group_size: int,
+    product: Product, seen: tuple[np.ndarray, np.ndarray] | None, x: Grid | None, bits: int, recipe: Recipe,
     centred: bool,
 ) -> LowBit:  # fmt: skip
     """Weights of less than 8 bits, for patches of the input as it will be and in the float model; without these
     rounded to the nearest."""
     order = product.depth_order
     rows = product.rows(product.weight)[0][:, order]
-    group = product.group_size(group_size) if x is None else len(order)
+    group = product.group_size(recipe.group_size) if x is None else len(order)
     if seen is None:
-        return nearest_low_bit(rows, bits, group)
+        return nearest_low_bit(rows, bits, group, recipe.fixed_point)
     patches, exact = (each[:, order] for each in seen)
     moment = shrunk(second_moment(patches[np.newaxis], centred)[0], len(patches))
     rows = aimed(rows, exact, patches, centred)
-    return fit_low_bit(rows, moment, bits, group, symmetric=x is not None)
+    return fit_low_bit(rows, moment, bits, group, symmetric=x is not None, fixed_point=recipe.fixed_point)
 
 
-def _learned(product: Product, patches: np.ndarray, x: Grid | None, centred: bool) -> Weights:
+def _learned(product: Product, patches: np.ndarray, x: Grid | None, fixed_point: bool, centred: bool) -> Weights:
     axis, rows = weight_axis(product.node), product.rows(product.weight)
     moment = second_moment(patches, centred)
-    scales = clip_scales(rows, _scales(product, x).reshape(rows.shape[:2]), moment).reshape(-1)
-    scales = _fitting(product, scales, x)
+    whole, shares = _scales(product, x, fixed_point).reshape(rows.shape[:2]), HALVES if fixed_point else SHARES
+    scales = _fitting(product, clip_scales(rows, whole, moment, shares).reshape(-1), x, fixed_point)
     integers = learn_rounding(rows, scales.reshape(rows.shape[:2]), moment)
     return Weights(product.from_rows(integers), scales, axis)
 
 
-def _scales(product: Product, x: Grid | None) -> np.ndarray:
-    return _fitting(product, weight_scales(product.weight, weight_axis(product.node)), x)
+def _scales(product: Product, x: Grid | None, fixed_point: bool) -> np.ndarray:
+    return _fitting(product, weight_scales(product.weight, weight_axis(product.node)), x, fixed_point)
 
 
-def _fitting(product: Product, scales: np.ndarray, x: Grid | None) -> np.ndarray:
-    """``scales``, with which int32 holds the sums for an input on the grid ``x``."""
-    if x is None:
-        return scales
-    rows = np.moveaxis(product.weight, weight_axis(product.node), 0).reshape(len(scales), -1)
-    return fitting_scales(scales, rows, product.bias, x)
+def _fitting(product: Product, scales: np.ndarray, x: Grid | None, fixed_point: bool) -> np.ndarray:
+    """``scales``, with which int32 holds the sums for an input on the grid ``x``; for ``fixed_point`` powers of two."""
+    if x is not None:
+        rows = np.moveaxis(product.weight, weight_axis(product.node), 0).reshape(len(scales), -1)
+        scales = fitting_scales(scales, rows, product.bias, x)
+    return powers_of_two(scales) if fixed_point else scales
 
 
 def _analytic(product: Product, real: np.ndarray, patches: np.ndarray) -> np.ndarray:

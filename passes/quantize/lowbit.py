@@ -17,10 +17,16 @@ Scales are numbers of bfloat16, so that an artifact can hold them in two bytes: 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from ml_dtypes import bfloat16
+
+from edgec.passes.quantize.grid import powers_of_two
+
+Stored = Callable[[np.ndarray], np.ndarray]
+"""The nearest scales, float32 and not 0, that are to be had."""
 
 _SHARES = tuple(np.linspace(1.0, 0.4, 16))
 """Of the range that the largest weight of a group needs: what scales are tried."""
@@ -63,16 +69,22 @@ def spread(scales: np.ndarray, group: int, depth: int) -> np.ndarray:
     return np.repeat(scales, group, axis=1)[:, :depth]
 
 
-def nearest_low_bit(rows: np.ndarray, bits: int, group: int) -> LowBit:
-    """``rows`` [outputs, depth] rounded to the nearest: the largest magnitude of a group is the least integer."""
+def nearest_low_bit(rows: np.ndarray, bits: int, group: int, fixed_point: bool = False) -> LowBit:
+    """``rows`` [outputs, depth] rounded to the nearest: the largest magnitude of a group is the least integer.
+
+    With ``fixed_point`` that is only as near as a power of two as its scale lets it be.
+    """
     least = limits(bits)[0]
     groups = _grouped(rows, group)
     extreme = np.take_along_axis(groups, np.abs(groups).argmax(axis=2)[..., None], 2)[..., 0]
-    scales = _representable(np.where(extreme == 0, 1.0, extreme / least))
+    stored = _nearest_powers if fixed_point else _representable
+    scales = stored(np.where(extreme == 0, 1.0, extreme / least))
     return LowBit(_nearest(rows, scales, bits, group).astype(np.int8), scales, bits, group)
 
 
-def fit_low_bit(rows: np.ndarray, moment: np.ndarray, bits: int, group: int, symmetric: bool = False) -> LowBit:
+def fit_low_bit(
+    rows: np.ndarray, moment: np.ndarray, bits: int, group: int, symmetric: bool = False, fixed_point: bool = False
+) -> LowBit:
     """``rows`` [outputs, depth] as integers of ``bits``.
 
     Args:
@@ -81,15 +93,17 @@ def fit_low_bit(rows: np.ndarray, moment: np.ndarray, bits: int, group: int, sym
         bits: 2 to 8.
         group: neighbours along the depth that share a scale.
         symmetric: keep scales positive and leave out the least integer, as integer kernels want it.
+        fixed_point: make scales powers of two.
     """
+    stored = _nearest_powers if fixed_point else _representable
     exact, range_ = rows.astype(np.float64), limits(bits)
     if symmetric:
         range_ = (-range_[1], range_[1])
-    scales = _clipped_scales(exact, np.diag(moment), range_, group, symmetric)
+    scales = _clipped_scales(exact, np.diag(moment), range_, group, symmetric, stored)
     integers = _gptq(exact, moment, spread(scales, group, rows.shape[1]), range_)
     integers = _descended(exact, integers, moment, scales, range_, group)
     for _ in range(_ALTERNATIONS.get(bits, 1)):
-        refitted = _refitted_scales(exact, integers, moment, scales, group, symmetric)
+        refitted = _refitted_scales(exact, integers, moment, scales, group, symmetric, stored)
         moved = _descended(exact, integers, moment, refitted, range_, group)
         better = _error(exact, moved, moment, refitted, group) < _error(exact, integers, moment, scales, group)
         if not better.any():
@@ -174,6 +188,12 @@ def _representable(scales: np.ndarray) -> np.ndarray:
     return safe.astype(bfloat16).astype(np.float32)
 
 
+def _nearest_powers(scales: np.ndarray) -> np.ndarray:
+    """The nearest powers of two, by their ratio, with the sign."""
+    safe = _representable(scales)
+    return np.copysign(powers_of_two(np.abs(safe) * np.sqrt(0.5)), safe)
+
+
 def _grouped(rows: np.ndarray, group: int) -> np.ndarray:
     """[outputs, groups, group], zeros behind the last."""
     outputs, depth = rows.shape
@@ -187,7 +207,7 @@ def _nearest(rows: np.ndarray, scales: np.ndarray, bits: int, group: int) -> np.
 
 
 def _clipped_scales(
-    rows: np.ndarray, importance: np.ndarray, range_: tuple[int, int], group: int, positive: bool
+    rows: np.ndarray, importance: np.ndarray, range_: tuple[int, int], group: int, positive: bool, stored: Stored
 ) -> np.ndarray:
     """float32 [outputs, groups]: of all shares and signs the one of least error weighted by ``importance`` [depth]."""
     groups, weight = _grouped(rows, group), _grouped(importance[None], group)
@@ -199,7 +219,7 @@ def _clipped_scales(
         wide = np.abs(groups).max(axis=2) / max(-low, high)
         for share in _SHARES:
             for whole in (needed, wide):
-                scales = _representable(sign * np.maximum(whole, 0) * share)
+                scales = stored(sign * np.maximum(whole, 0) * share)
                 steps = np.clip(np.rint(groups / scales[..., None]), low, high)
                 error = (np.square(steps * scales[..., None] - groups) * weight).sum(axis=2)
                 better = error < best
@@ -229,8 +249,9 @@ def _descended(
 
 
 def _refitted_scales(
-    rows: np.ndarray, integers: np.ndarray, moment: np.ndarray, scales: np.ndarray, group: int, positive: bool
-) -> np.ndarray:
+    rows: np.ndarray, integers: np.ndarray, moment: np.ndarray, scales: np.ndarray, group: int, positive: bool,
+    stored: Stored,
+) -> np.ndarray:  # fmt: skip
     """The scales [outputs, groups] that are best for the ``integers``; a group of zeros keeps its own."""
     starts = np.arange(0, rows.shape[1], group)
     # of each group's integers the products with every column, then summed up over the columns of each group
@@ -245,7 +266,7 @@ def _refitted_scales(
     diagonal += np.where(used, 1e-9 * diagonal.max(axis=1, keepdims=True), 1.0)
     solved = np.linalg.solve(normal, wanted[..., None])[..., 0]
     valid = used & np.isfinite(solved) & ((solved > 0) | (not positive))
-    return _representable(np.where(valid, solved, scales))
+    return stored(np.where(valid, solved, scales))
 
 
 def _error(

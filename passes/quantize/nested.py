@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.values import constant_of
 from edgec.passes.quantize.execution import NodeRunner, Sample
 from edgec.passes.quantize.lowbit import descend, spread
 from edgec.passes.quantize.operators import weight_axis
@@ -19,7 +20,6 @@ from edgec.passes.quantize.products import Product, product_of
 from edgec.passes.quantize.real_weights import constant
 from edgec.passes.quantize.rounding import second_moment
 from edgec.passes.quantize.tape import Tape, few
-from edgec.values import constant_of
 
 _LEAST, _MOST = -8, 7
 _SWEEPS = 12

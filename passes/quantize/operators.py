@@ -23,7 +23,7 @@ from enum import Enum, auto
 import numpy as np
 import onnx_ir as ir
 
-from edgec.values import constant_of, input_of, shape_of
+from edgec.frontend.values import constant_of, input_of, shape_of
 
 
 class Role(Enum):

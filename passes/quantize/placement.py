@@ -13,9 +13,9 @@ from math import prod
 
 import onnx_ir as ir
 
+from edgec.frontend.values import shape_of
 from edgec.passes.quantize.operators import Role, quantised_inputs, role_of, weight_axis
 from edgec.passes.quantize.recipe import Recipe
-from edgec.values import shape_of
 
 _WIDEST_SHARE = 2.0
 """How much wider than its own range the grid may be that a value shares with a Concat: one bit."""

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.values import constant_of, input_of
 from edgec.lowering.window import window
 from edgec.passes.quantize.grid import Weights
 from edgec.passes.quantize.lowbit import LowBit
 from edgec.passes.quantize.operators import Role, bias_index, channel_axis, role_of, weight_axis
 from edgec.passes.rewriting import new_constant
-from edgec.values import constant_of, input_of
 
 _POSITIONS = 4096
 """Patches to estimate second moments from, at least; deeper patches take more."""

@@ -14,6 +14,8 @@ from math import log10, prod
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.summary import node_macs
+from edgec.frontend.values import shape_of
 from edgec.passes.quantize.emit import Emitted, emit, obstacle_to_opset
 from edgec.passes.quantize.execution import ModelRunner, Sample
 from edgec.passes.quantize.grid import grid_of
@@ -23,8 +25,6 @@ from edgec.passes.quantize.placement import Placement
 from edgec.passes.quantize.prediction import Prediction
 from edgec.passes.quantize.ranges import Range, Ranges
 from edgec.passes.quantize.tape import few
-from edgec.summary import node_macs
-from edgec.values import shape_of
 
 _LEAST = 24.0
 """dB that the outputs are to have on samples: 20, and what unseen inputs may cost."""

@@ -42,14 +42,17 @@ def choose_ranges(
     samples: Sequence[Sample],
     observer: str,
     progress: Callable[[int, int], None] | None = None,
+    fixed_point: bool = False,
 ) -> Ranges:
-    """The range of every group of values at each of its bits."""
+    """The range of every group of values at each of its bits; for ``fixed_point`` all scales are powers of two."""
     candidates = {
         key: [found] if (found := _settled(key, members, placement, statistics, samples)) else
         _candidates(group_histogram(members, statistics), observer)
         for root, members in placement.members().items()
         for key in dict.fromkeys((root, bits) for member in members for bits in placement.grids_of(member))
     }  # fmt: skip
+    if fixed_point:
+        candidates = {key: _by_powers_of_two(ranges) for key, ranges in candidates.items()}
     open_keys = {key for key, ranges in candidates.items() if len(ranges) > 1}
     errors = _errors(model, placement, candidates, open_keys, samples, progress) if open_keys else {}
     return {key: ranges[int(np.argmin(errors.get(key, [0.0])))] for key, ranges in candidates.items()}
@@ -77,6 +80,16 @@ def _candidates(histogram: Histogram, observer: str) -> list[Range]:
     names = list(OBSERVERS) if observer == "auto" else [observer]
     found = [Range(grid_of(*OBSERVERS[name](histogram)), name) for name in names]
     return list({each.grid: each for each in reversed(found)}.values())[::-1]
+
+
+def _by_powers_of_two(ranges: Sequence[Range]) -> list[Range]:
+    """The two grids around each of ``ranges`` whose scales are powers of two; of 16 bits only the wider one."""
+    found = [
+        Range(each.grid.by_power_of_two(wider), each.observer if each.observer != EXACT else "minmax")
+        for each in reversed(ranges)
+        for wider in ((False, True) if each.grid.bits == 8 else (True,))
+    ]
+    return list({each.grid: each for each in found}.values())[::-1]
 
 
 def group_histogram(members: Sequence[ir.Value], statistics: Statistics) -> Histogram:

@@ -15,14 +15,17 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.summary import summarise
+from edgec.frontend.values import shape_of
 from edgec.passes.quantize.emit import Emitted
 from edgec.passes.quantize.execution import ModelRunner, Sample
 from edgec.passes.quantize.prediction import Prediction
 from edgec.passes.quantize.ranges import EXACT, Range, Ranges
-from edgec.summary import summarise
-from edgec.values import shape_of
 
 _FACTORS = (0.93, 1.08)
+_POWERS = (0.5, 2.0)
+"""The same where scales are powers of two."""
+
 _MOST_STEPS = 3
 """How often a tensor's scale may move by the same factor."""
 
@@ -48,8 +51,10 @@ def refine(
     ranges: Ranges,
     samples: Sequence[Sample],
     progress: Callable[[int, int], None] | None = None,
+    fixed_point: bool = False,
 ) -> Ranges:
-    """``ranges`` with better scales; ``quantised`` is emitted with them."""
+    """``ranges`` with better scales; ``quantised`` is emitted with them, for ``fixed_point`` by powers of two."""
+    factors = _POWERS if fixed_point else _FACTORS
     keys = [key for key, each in ranges.items() if each.observer != EXACT]
     chosen = _few(float_model, samples, len(keys))
     halves = [half for half in (chosen[::2], chosen[1::2]) if half]
@@ -64,7 +69,7 @@ def refine(
 
     best = distance(current)
     for done, key in enumerate(keys, 1):
-        best = _move(names[key], current, best, distance)
+        best = _move(names[key], current, best, distance, factors)
         if progress:
             progress(done, len(keys))
     return {
@@ -73,10 +78,11 @@ def refine(
 
 
 def _move(
-    name: str, scales: dict[str, np.ndarray], best: np.ndarray, distance: Callable[[dict[str, np.ndarray]], np.ndarray]
-) -> np.ndarray:
+    name: str, scales: dict[str, np.ndarray], best: np.ndarray,
+    distance: Callable[[dict[str, np.ndarray]], np.ndarray], factors: Sequence[float],
+) -> np.ndarray:  # fmt: skip
     """Move one scale in place as long as that helps; the distances of the halves afterwards."""
-    for factor in _FACTORS:
+    for factor in factors:
         moved = False
         for _ in range(_MOST_STEPS):
             tried = {**scales, name: _array(float(scales[name]) * factor)}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.summary import operator_name
 from edgec.passes.quantize.learn import Fit
 from edgec.passes.quantize.observers import clipped_share, rounding_error
 from edgec.passes.quantize.operators import Role
@@ -16,7 +17,6 @@ from edgec.passes.quantize.products import product_of
 from edgec.passes.quantize.ranges import Range, Ranges, group_histogram
 from edgec.passes.quantize.recipe import PRECISIONS, Precision
 from edgec.passes.quantize.statistics import Histogram, Statistics
-from edgec.summary import operator_name
 
 LOSSLESS_DB = 200.0
 """dB that stand for no error at all."""

@@ -9,6 +9,8 @@ needs no gradient steps, and gives the same bits every time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from edgec.passes.quantize.grid import WEIGHT_LIMIT
@@ -17,8 +19,11 @@ _DAMPING = 0.01
 """Share of the mean diagonal that is added to H: the samples do not show every direction."""
 
 _SWEEPS = 4
-_SCALES = (1.0, 0.97, 0.94, 0.9, 0.85)
+SHARES = (1.0, 0.97, 0.94, 0.9, 0.85)
 """Shares of the whole range that an output's weights may be clipped to."""
+
+HALVES = (1.0, 0.5)
+"""The same where scales stay powers of two."""
 
 
 def second_moment(patches: np.ndarray, centred: bool) -> np.ndarray:
@@ -40,9 +45,11 @@ def output_error(errors: np.ndarray, moment: np.ndarray) -> np.ndarray:
     return np.einsum("gmk,gmk->gm", errors @ moment, errors)
 
 
-def clip_scales(rows: np.ndarray, scales: np.ndarray, moment: np.ndarray) -> np.ndarray:
+def clip_scales(
+    rows: np.ndarray, scales: np.ndarray, moment: np.ndarray, shares: Sequence[float] = SHARES
+) -> np.ndarray:
     """For each output the share of its scale [groups, outputs] with the least error when rounded to the nearest."""
-    candidates = [scales * np.float32(share) for share in _SCALES]
+    candidates = [scales * np.float32(share) for share in shares]
     errors = [output_error(_nearest(rows, each) * each[..., None] - rows, moment) for each in candidates]
     return np.take_along_axis(np.stack(candidates), np.argmin(errors, axis=0)[None], 0)[0]
 

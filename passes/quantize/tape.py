@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from edgec.frontend.values import shape_of
 from edgec.passes.quantize.execution import Sample
-from edgec.values import shape_of
 
 _BYTES = 128 * 2**20
 """Memory for the largest value on all samples of a walk."""

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import ClassVar, cast
 
-from edgec.data import Array, TensorSpec
+from edgec.data.samples import Array, TensorSpec
 from edgec.errors import EdgecError
 
 Shapes = Mapping[str, Sequence[int]]

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from edgec.data import TensorSpec
+from edgec.data.samples import TensorSpec
 from edgec.errors import EdgecError
 from edgec.runtimes.peers import Shapes, reject_unknown, static_shape
 

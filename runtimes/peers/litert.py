@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from edgec.data import Array, TensorSpec
+from edgec.data.samples import Array, TensorSpec
 from edgec.errors import EdgecError
 from edgec.runtimes.peers import Peer, Shapes
 

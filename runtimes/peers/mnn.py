@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import MNN
 import numpy as np
 
-from edgec.data import Array
+from edgec.data.samples import Array
 from edgec.errors import EdgecError
 from edgec.runtimes.peers import Peer, Shapes
 from edgec.runtimes.peers.conversion import Prepared, convert, prepare

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import ncnn
 import numpy as np
 
-from edgec.data import Array, TensorSpec
+from edgec.data.samples import Array, TensorSpec
 from edgec.errors import EdgecError
 from edgec.runtimes.peers import Peer, Shapes
 from edgec.runtimes.peers.conversion import convert, prepare

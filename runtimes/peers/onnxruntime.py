@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import onnxruntime
 
-from edgec.data import Array, TensorSpec
+from edgec.data.samples import Array, TensorSpec
 from edgec.errors import EdgecError
 from edgec.runtimes.peers import Peer, Shapes, reject_unknown, static_shape
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import openvino
 
-from edgec.data import Array, TensorSpec
+from edgec.data.samples import Array, TensorSpec
 from edgec.errors import EdgecError
 from edgec.runtimes.peers import Peer, Shapes, reject_unknown, static_shape
 

@@ -5,9 +5,9 @@ The wheel for devices has another file in this one's place (``device/library.py`
 
 from __future__ import annotations
 
+from edgec.building.toolchain import host_triple
 from edgec.errors import EdgecError
 from edgec.runtimes.build import build_runtime
-from edgec.toolchain import host_triple
 
 __all__ = ["EdgecError", "library_path"]
 

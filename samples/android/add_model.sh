@@ -3,8 +3,8 @@
 #
 #   add_model.sh [--calib DATA] [--gpu TARGET] MODEL.onnx RECIPE.toml LABELS.txt
 #
-# With --calib the model is quantised to 8 bits by these inputs; --gpu compiles it for a GPU target, too, for the
-# switch in the app (edgec targets lists them).
+# It is compiled for phones of 64 and 32 bits and for the emulator of a PC. With --calib the model is quantised to
+# 8 bits by these inputs; --gpu compiles it for a GPU target, too, for the switch in the app (edgec targets lists them).
 set -euo pipefail
 
 app=$(cd "$(dirname "$0")" && pwd)/app/src/main
@@ -27,11 +27,20 @@ trap 'rm -rf "$folder"' EXIT
 flags=()
 [[ -n $calib ]] && flags+=(--quantize int8 --calib "$calib")
 if [[ -d $calib ]]; then flags+=(--preprocess "$2"); fi
-"${EDGEC:-edgec}" compile "$1" --target android-arm64 "${flags[@]}" -o "$folder/libmodel_cpu.so"
-if [[ -n $gpu ]]; then "${EDGEC:-edgec}" compile "$1" --target "$gpu" -o "$folder/libmodel_gpu.so"; fi
+compile() { # compile MODEL ABI NAME TARGET FLAGS
+  mkdir -p "$folder/$2"
+  "${EDGEC:-edgec}" compile "$1" --target "$4" "${@:5}" -o "$folder/$2/libmodel_$3.so"
+}
+compile "$1" arm64-v8a cpu android-arm64 "${flags[@]}"
+compile "$1" armeabi-v7a cpu android-armv7 "${flags[@]}"
+compile "$1" x86_64 cpu android-x86_64 "${flags[@]}"
+if [[ -n $gpu ]]; then compile "$1" arm64-v8a gpu "$gpu"; fi
 
-mkdir -p "$app/jniLibs/arm64-v8a" "$app/assets"
-rm -f "$app"/jniLibs/arm64-v8a/libmodel_*.so
-cp "$folder"/libmodel_*.so "$app/jniLibs/arm64-v8a/"
+mkdir -p "$app/assets"
+for abi in arm64-v8a armeabi-v7a x86_64; do
+  mkdir -p "$app/jniLibs/$abi"
+  rm -f "$app/jniLibs/$abi"/libmodel_*.so
+  cp "$folder/$abi"/libmodel_*.so "$app/jniLibs/$abi/"
+done
 cp "$2" "$app/assets/recipe.toml"
 cp "$3" "$app/assets/labels.txt"

@@ -22,8 +22,8 @@ import numpy as np
 import typer
 
 import edgec
-from edgec.counting import count_instructions
-from edgec.devices import QemuDevice
+from edgec.devices.counting import count_instructions
+from edgec.devices.device import QemuDevice
 from samples.accuracy import SHARED
 from samples.benchmarks.table import quantised
 from samples.compare import pinned

@@ -16,8 +16,8 @@ from typing import Annotated
 import typer
 
 import edgec
-from edgec import records
-from edgec.records import SHIPPED, WORTH, Record
+from edgec.tuning import records
+from edgec.tuning.records import SHIPPED, WORTH, Record
 from samples.accuracy import SHARED
 from samples.benchmarks.table import quantised
 from samples.compare import pinned

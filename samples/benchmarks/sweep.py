@@ -27,7 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edgec
 from edgec.benchmark import random_inputs
-from edgec.devices import specs_of
+from edgec.devices.device import specs_of
 from edgec.runtimes.python.session import Session
 
 WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.4)

@@ -8,14 +8,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from edgec.kernel_cache import KernelCache, kernel_key
+from edgec.building.kernel_cache import KernelCache, kernel_key
 from edgec.nest import rebased
 from edgec.program import Buffer, Conv, Depthwise, Fill, Kernel, Loops, Program, Step
-from edgec.records import Records
 from edgec.targets.binding import OperandBinder
 from edgec.targets.cpu import conv, depthwise, fill, loops, packed
 from edgec.targets.target import Target
 from edgec.targets.template import Template
+from edgec.tuning.records import Records
 from edgec.tvm_adapter import build_object
 
 

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from edgec.lazy_tvm import tirx
+from edgec.building.lazy_tvm import tirx
 from edgec.nest import merged_loops
-from edgec.program import Conv
+from edgec.program import Conv, Depthwise
 from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, shape_name, starts, tiles
 from edgec.targets.cpu.tir import Kernel, Special, nothing_special
 from edgec.targets.target import Target
@@ -103,8 +103,13 @@ def plan(conv: Conv, target: Target) -> ConvPlan:
 
 def candidates(conv: Conv, target: Target) -> list[ConvPlan]:
     """Every register tile that fits, the cheapest first."""
-    found = register_tiles(ConvPlan, conv, target.lanes(4), target.vector_registers)
+    found = register_tiles(ConvPlan, conv, lanes_of_sums(conv, target), target.vector_registers)
     return sorted(found, key=lambda p: (cost(p), p.rows, p.columns))
+
+
+def lanes_of_sums(conv: Conv | Depthwise, target: Target) -> int:
+    """Sums in a vector; where they are float16, a whole register of them."""
+    return target.vector_bytes // 2 if conv.accumulator_dtype == "float16" else target.lanes(4)
 
 
 def register_tiles(

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from edgec.lazy_tvm import tirx
+from edgec.building.lazy_tvm import tirx
 from edgec.program import Depthwise
+from edgec.targets.cpu.conv import lanes_of_sums
 from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, shape_name, tiles
 from edgec.targets.cpu.tir import Kernel, Special, nothing_special
 from edgec.targets.target import Target
@@ -38,7 +39,7 @@ def plan(depthwise: Depthwise, target: Target) -> DepthwisePlan:
     free = target.vector_registers - min(taps, target.vector_registers // 2) - 2
     most = max(1, min(free // 2, depthwise.out_width, 8))
     count = -(-depthwise.out_width // most)
-    return DepthwisePlan(depthwise, -(-depthwise.out_width // count), target.lanes(4))
+    return DepthwisePlan(depthwise, -(-depthwise.out_width // count), lanes_of_sums(depthwise, target))
 
 
 def candidates(depthwise: Depthwise, target: Target) -> list[DepthwisePlan]:

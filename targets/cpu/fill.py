@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgec.lazy_tvm import stmt, tirx
+from edgec.building.lazy_tvm import stmt, tirx
 from edgec.program import Fill
 from edgec.targets.cpu.tir import Kernel, storage, vector_store
 from edgec.targets.target import Target

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgec import scalar
-from edgec.lazy_tvm import tirx
+from edgec.building.lazy_tvm import tirx
 from edgec.nest import coefficient, looked_up, simplify
 from edgec.program import Loops
 from edgec.targets.cpu import math

@@ -13,7 +13,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from edgec.lazy_tvm import tirx, tvm
+from edgec.building.lazy_tvm import tirx, tvm
 
 Bind = Callable[[Any], Any]
 """Computes a TIR value where it is called, and answers with how to read it (see ``tir.Body.hold``)."""

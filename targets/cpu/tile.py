@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgec import scalar
-from edgec.lazy_tvm import stmt, tirx
+from edgec.building.lazy_tvm import stmt, tirx
 from edgec.nest import coefficient
 from edgec.program import Conv, Depthwise
 from edgec.scalar import Expr

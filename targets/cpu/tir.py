@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from edgec import scalar
-from edgec.lazy_tvm import stmt, tirx, tvm
+from edgec.building.lazy_tvm import stmt, tirx, tvm
 from edgec.nest import lane_step
 from edgec.scalar import Expr
 from edgec.targets.cpu import math

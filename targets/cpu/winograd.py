@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgec.lazy_tvm import tirx
+from edgec.building.lazy_tvm import tirx
 from edgec.program import Conv
 from edgec.targets.cpu.math import constant
 from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, starts, tiles

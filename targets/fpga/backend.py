@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from edgec import fusion, reference
+from edgec import reference
 from edgec.lowering import lower
+from edgec.planning import fusion
 from edgec.report import Report, told
 from edgec.targets.fpga.artifact import write_project
 from edgec.targets.fpga.board import Board

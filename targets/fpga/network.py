@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.errors import EdgecError, Refusal, UnsupportedModelError
+from edgec.frontend.values import constant_of, input_of, node_shapes, shape_of
 from edgec.lowering.context import Refused, attribute, refuse
 from edgec.lowering.integers import Scale, exponentials, sum_rule
 from edgec.lowering.window import window as spatial_window
@@ -31,7 +32,6 @@ from edgec.targets.fpga.layers import (
     WeightedLayer,
     Window,
 )
-from edgec.values import constant_of, input_of, node_shapes, shape_of
 
 QUANTISE = "quantise it: add --quantize int8 --calib SAMPLES.npz"
 

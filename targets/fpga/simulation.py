@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from edgec.data import Array, Samples
-from edgec.devices import Device, Progress, Results
+from edgec.data.samples import Array, Samples
+from edgec.devices.device import Device, Progress, Results
 from edgec.errors import EdgecError
 from edgec.runtimes.build import cache_folder
 from edgec.targets.fpga.artifact import COMPILERS, read_project

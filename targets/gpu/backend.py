@@ -11,19 +11,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgec import memory, scalar
+from edgec import scalar
 from edgec.errors import EdgecError
 from edgec.nest import rebased
+from edgec.planning import memory
 from edgec.program import ARENA, CONSTANT, INPUT, OUTPUT, Buffer, Conv, Depthwise, Fill, Kernel, Loops, Program, Step
-from edgec.records import Records
 from edgec.targets.binding import OperandBinder
 from edgec.targets.gpu import conv, depthwise, fill, loops
-from edgec.targets.gpu.half import store_in_half
 from edgec.targets.gpu.opencl import Source
 from edgec.targets.gpu.operators import supported
 from edgec.targets.gpu.source import program_source
 from edgec.targets.gpu.target import GpuTarget
+from edgec.targets.half import store_in_half
 from edgec.targets.template import Template
+from edgec.tuning.records import Records
 
 KERNEL, HOST, TO_DEVICE, TO_HOST = "kernel", "host", "to_device", "to_host"
 """Kinds of steps."""

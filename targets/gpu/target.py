@@ -12,12 +12,12 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+from edgec.targets.floats import FULL, HALF, SUFFIX
+
 if TYPE_CHECKING:
     from edgec.targets.target import Target
 
 GPU_FOLDER = Path(__file__).parent
-HALF = "-fp16"
-"""Ends the name of a target that stores floats in 16 bits; sums stay in 32."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class GpuTarget:
     integer_dot: bool
     sub_buffers: int
     double: bool
-    storage: str = "float32"
+    storage: str = FULL
 
     packs_weights: ClassVar[bool] = False
     """See :class:`edgec.targets.target.Target`."""
@@ -94,16 +94,16 @@ class GpuTarget:
 def gpu_names() -> list[str]:
     """Every GPU that ``--target`` takes."""
     names = sorted(path.stem for path in GPU_FOLDER.glob("*.toml"))
-    return [each for name in names for each in (name, name + HALF)]
+    return [each for name in names for each in (name, name + SUFFIX)]
 
 
 def load_gpu(name: str) -> GpuTarget:
     """The GPU called ``name``, one of :func:`gpu_names`."""
     from edgec.targets.target import load_target
 
-    stem = name.removesuffix(HALF)
+    stem = name.removesuffix(SUFFIX)
     fields = tomllib.loads((GPU_FOLDER / f"{stem}.toml").read_text(encoding="utf-8"))
     target = GpuTarget(name=name, **{**fields, "host": load_target(fields["host"])})
     if stem == name:
         return target
-    return replace(target, storage="float16", description=f"{target.description}; floats stored in 16 bits")
+    return replace(target, storage=HALF, description=f"{target.description}; floats stored in 16 bits")

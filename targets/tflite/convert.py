@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgec.data import Array
+from edgec.data.samples import Array
 from edgec.errors import EdgecError, Refusal, UnsupportedModelError
+from edgec.frontend.values import constant_of
 from edgec.targets.tflite.writer import Quant, Writer
-from edgec.values import constant_of
 
 LAST, SECOND = (0, 2, 3, 1), (0, 3, 1, 2)
 """Axes of NCHW as NHWC has them, and back."""

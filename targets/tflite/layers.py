@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgec.data import Array
+from edgec.data.samples import Array
 from edgec.targets.tflite.convert import Call, Constant, Unsupported, Value, emits
 from edgec.targets.tflite.writer import Quant
 

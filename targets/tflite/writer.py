@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgec.data import Array
+from edgec.data.samples import Array
 from edgec.errors import EdgecError
 
 SCHEMA_VERSION = 3

@@ -1,7 +1,11 @@
 #pragma once
 #include <stdint.h>
 
+#ifdef __LP64__
 #define ElfW(type) Elf64_##type
+#else
+#define ElfW(type) Elf32_##type
+#endif
 
 #define EI_CLASS 4
 #define EI_DATA 5
@@ -30,3 +34,14 @@ typedef struct {
   uint32_t p_type, p_flags;
   uint64_t p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align;
 } Elf64_Phdr;
+
+typedef struct {
+  unsigned char e_ident[EI_NIDENT];
+  uint16_t e_type, e_machine;
+  uint32_t e_version, e_entry, e_phoff, e_shoff, e_flags;
+  uint16_t e_ehsize, e_phentsize, e_phnum, e_shentsize, e_shnum, e_shstrndx;
+} Elf32_Ehdr;
+
+typedef struct {
+  uint32_t p_type, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_flags, p_align;
+} Elf32_Phdr;

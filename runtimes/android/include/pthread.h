@@ -6,8 +6,8 @@ typedef long pthread_t;
 typedef struct pthread_attr pthread_attr_t;
 typedef struct pthread_mutexattr pthread_mutexattr_t;
 typedef struct pthread_condattr pthread_condattr_t;
-typedef struct { long opaque[8]; } pthread_mutex_t;
-typedef struct { long opaque[8]; } pthread_cond_t;
+typedef struct { long long opaque[8]; } pthread_mutex_t;
+typedef struct { long long opaque[8]; } pthread_cond_t;
 
 #define PTHREAD_MUTEX_INITIALIZER {{0}}
 #define PTHREAD_COND_INITIALIZER {{0}}

@@ -19,12 +19,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import edgec
+from edgec.building.toolchain import find_toolchain
 from edgec.runtimes.build import SOURCE_FOLDER, build_runtime, cache_folder
-from edgec.toolchain import find_toolchain
+from edgec.targets.target import load_target
 
 HERE = Path(__file__).resolve().parent
 BINDING = SOURCE_FOLDER.parent / "java" / "src" / "main"
-TRIPLE, ABI = "aarch64-linux-android", "arm64-v8a"
+ABIS = {"arm64-v8a": "android-arm64", "armeabi-v7a": "android-armv7", "x86_64": "android-x86_64"}
+"""The folders of native libraries in a package, and edgec's targets for them."""
+GPU_ABI = "arm64-v8a"
 FRAMEWORK = Path("/usr/share/android-framework-res/framework-res.apk")
 TOOLS = {"javac": "default-jdk-headless", "aapt2": "aapt", "zipalign": "zipalign", "apksigner": "apksigner"}
 OLD_PACKAGES = ("dalvik-exchange", "libandroid-23-java")
@@ -96,11 +99,11 @@ def _fetch(scratch: Path) -> None:
     run("sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", scratch, "apt-get", *flags, "download", *OLD_PACKAGES)
 
 
-def build_library(jdk: Path, output: Path) -> None:
-    """Java's binding with libedgert in it, for Android."""
-    files = build_runtime(TRIPLE)
+def build_library(triple: str, jdk: Path, output: Path) -> None:
+    """Java's binding with libedgert in it."""
+    files = build_runtime(triple)
     includes = [f"-I{files.include}", f"-I{jdk / 'include'}", f"-I{jdk / 'include' / 'linux'}"]
-    find_toolchain(TRIPLE).compile(
+    find_toolchain(triple).compile(
         [BINDING / "cpp" / "edgert_jni.c", files.static],
         output,
         flags=["-std=c11", "-fvisibility=hidden", *includes, "-s", "-Wl,--gc-sections", "-Wl,-soname,libedgert_jni.so",
@@ -130,8 +133,24 @@ def compile_classes(folder: Path) -> Path:
     return output
 
 
+def build_libraries(options: argparse.Namespace, folder: Path) -> list[Path]:
+    """What the package has for each ABI, in a folder of its name below ``folder``."""
+    jdk = java_home()
+    calibrated = {"quantize": "int8", "calib": options.calib} if options.calib else {}
+    libraries = []
+    for abi in options.abi:
+        (folder / abi).mkdir(parents=True)
+        libraries += [folder / abi / "libedgert_jni.so", folder / abi / "libmodel_cpu.so"]
+        build_library(load_target(ABIS[abi]).triple, jdk, libraries[-2])
+        edgec.compile(options.model, ABIS[abi], libraries[-1], **calibrated)
+    if options.gpu:
+        libraries.append(folder / GPU_ABI / "libmodel_gpu.so")
+        shutil.copy(options.gpu, libraries[-1])
+    return libraries
+
+
 def pack(folder: Path, assets: Path, libraries: Sequence[Path], output: Path) -> None:
-    """Put the parts together, aligned, without a signature."""
+    """Put the parts together, aligned, without a signature. Libraries go into the folders of their ABIs."""
     base, whole = folder / "base.apk", folder / "whole.apk"
     # aapt2 is older than uses-native-library, warns, and keeps it
     run("aapt2", "link", "-o", base, "-I", FRAMEWORK, "--manifest", HERE / "AndroidManifest.xml", "-A", assets,
@@ -140,7 +159,7 @@ def pack(folder: Path, assets: Path, libraries: Sequence[Path], output: Path) ->
     with zipfile.ZipFile(whole, "a") as archive:
         archive.write(compile_classes(folder), "classes.dex", zipfile.ZIP_DEFLATED)
         for library in libraries:
-            archive.write(library, f"lib/{ABI}/{library.name}", zipfile.ZIP_DEFLATED)
+            archive.write(library, f"lib/{library.parent.name}/{library.name}", zipfile.ZIP_DEFLATED)
     run("zipalign", "-f", "-p", "4", whole, output)
 
 
@@ -164,13 +183,7 @@ def build(options: argparse.Namespace) -> None:
         for source, asset in ((options.preprocess, "recipe.toml"), (options.labels, "labels.txt")):
             shutil.copy(source, assets / asset)
         shutil.copy(options.picture, assets / "picture.png")
-        libraries = [folder / "libedgert_jni.so", folder / "libmodel_cpu.so"]
-        build_library(java_home(), libraries[0])
-        calibrated = {"quantize": "int8", "calib": options.calib} if options.calib else {}
-        edgec.compile(options.model, "android-arm64", libraries[1], **calibrated)
-        if options.gpu:
-            libraries.append(folder / "libmodel_gpu.so")
-            shutil.copy(options.gpu, libraries[-1])
+        libraries = build_libraries(options, folder / "lib")
         pack(folder, assets, libraries, folder / "unsigned.apk")
         sign(folder / "unsigned.apk", folder / "signed.apk", options.keystore, options.password, folder)
         shutil.move(folder / "signed.apk", options.output)
@@ -184,11 +197,16 @@ def main() -> int:
     parser.add_argument("--labels", type=Path, required=True, help="names of the classes, one a line")
     parser.add_argument("--picture", type=Path, required=True, help="a PNG file to begin with")
     parser.add_argument("--calib", type=Path, help="typical inputs, to quantise the model by")
-    parser.add_argument("--gpu", type=Path, help="an artifact for the phone's GPU, for the app's switch")
+    parser.add_argument("--gpu", type=Path, help=f"an artifact for the phone's GPU, for the app's switch on {GPU_ABI}")
+    parser.add_argument("--abi", action="append", choices=ABIS, help="build for this ABI alone; may be repeated")
     parser.add_argument("--keystore", type=Path, help="of your own key; by default one is made")
     parser.add_argument("--password", default="password", help="of the keystore")
     parser.add_argument("--output", "-o", type=Path, default=Path("sample.apk"))
-    build(parser.parse_args())
+    options = parser.parse_args()
+    options.abi = list(dict.fromkeys(options.abi or ABIS))
+    if options.gpu and GPU_ABI not in options.abi:
+        parser.error(f"--gpu is for {GPU_ABI}, which --abi leaves out")
+    build(options)
     return 0
 
 

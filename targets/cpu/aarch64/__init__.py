@@ -29,6 +29,7 @@ DOT = _tiled(dot.DotPlan, dot.plan, dot.generate)
 MATRIX = _tiled(matrix.MatrixPlan, matrix.plan, matrix.generate)
 PAIRS = _tiled(pairs.PairPlan, pairs.plan, pairs.generate)
 FLOATS = _tiled(floats.FloatPlan, floats.plan, floats.generate)
+HALVES = _tiled(floats.HalfPlan, floats.half_plan, floats.generate)
 WINOGRAD = Template(winograd.plan, winograd.generate, contract_winograd, pack_winograd)
 DEPTHWISE = Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack)
 WINDOW = Template(window.plan, window.generate, window.contract, window.pack, candidates=window.candidates)
@@ -41,7 +42,9 @@ def template_for(kernel: Kernel, target: Target) -> Template | None:
     if isinstance(kernel, Conv) and kernel.weight_strides is None:
         if kernel.input_dtype == "float32":
             return WINOGRAD if winograd.fits(kernel) else FLOATS
-        if kernel.input_dtype == "int16":
+        if kernel.sum_dtype == "float16":
+            return HALVES
+        if kernel.input_dtype in ("int16", "float16"):
             return None
         if "i8mm" in target.features:
             return MATRIX

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from edgec.lazy_tvm import stmt, tirx
+from edgec.building.lazy_tvm import stmt, tirx
 from edgec.targets.cpu.tir import Kernel
 
 REGISTERS = 32
@@ -46,6 +46,7 @@ class Instruction:
         element: how an element of the inputs is written.
         size: bytes of an input.
         group: inputs of an element.
+        reach: registers, from the first, that an element can be in.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Instruction:
     element: str
     size: int
     group: int
+    reach: int = REGISTERS
 
     @property
     def whole(self) -> int:
@@ -63,6 +65,7 @@ class Instruction:
 
 
 FMLA = Instruction("fmla", "4s", "<4 x float>", "4s", "s[{}]", 4, 1)
+HALF_FMLA = Instruction("fmla", "8h", "<8 x half>", "8h", "h[{}]", 2, 1, reach=16)
 SDOT = Instruction("sdot", "4s", "<4 x i32>", "16b", "4b[{}]", 1, 4)
 
 
@@ -106,7 +109,7 @@ class Products:
             count = next(n for n in (4, 2, 1) if {first + group * each for each in range(n)} <= there)
             loads.append((first, count * group))
             wanted = [each for each in wanted if each >= first + count * group]
-        fits = len(loads) + self.pixels * self.vectors + STREAM <= REGISTERS
+        fits = len(loads) + self.pixels * self.vectors + STREAM <= REGISTERS and len(loads) <= self.instruction.reach
         near = all(self._reaches(first * self.instruction.size, count) for first, count in loads)
         return loads if fits and near and len(loads) < len(self.chunks) * self.pixels else []
 
@@ -117,7 +120,8 @@ class Products:
             return [sum(self.chunks)]
         whole = self.instruction.whole
         count = sum(chunk == whole for chunk in self.chunks)
-        pairs = count // 2 if registers(self.pixels, self.vectors, 2) <= REGISTERS else 0
+        wide = registers(self.pixels, self.vectors, 2) <= REGISTERS and 2 * self.pixels <= self.instruction.reach
+        pairs = count // 2 if wide else 0
         return [2 * whole] * pairs + list(self.chunks[2 * pairs :])
 
     @property

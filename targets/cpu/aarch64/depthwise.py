@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgec.lazy_tvm import tirx
+from edgec.building.lazy_tvm import tirx
 from edgec.program import Depthwise
 from edgec.targets.cpu.aarch64.neon import long_product, special
 from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile, load_input

@@ -38,7 +38,8 @@ class ElementPlan(RunPlan):
     def most_pixels(cls, conv: Conv, vectors: int) -> int:
         if conv.input_dtype == "uint8" or conv.packing is not None:
             return super().most_pixels(conv, vectors)
-        return max(pixels for pixels in range(REGISTERS) if registers(pixels, vectors, 1) <= REGISTERS)
+        most = cls.instruction.reach
+        return max(pixels for pixels in range(most + 1) if registers(pixels, vectors, 1) <= REGISTERS)
 
     def products(self, chunk: int, pixels: int, vectors: int) -> float:
         return load_elements(chunk, self.instruction) * (pixels * vectors + vectors / 2) + pixels

@@ -1,4 +1,4 @@
-"""Code for :class:`edgec.program.Loops` that touch bytes: a register of bytes at a time."""
+"""Code for :class:`edgec.program.Loops` that touch bytes or float16: a register of these at a time."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from edgec.targets.target import Target
 
 
 def plan(nest: Loops, target: Target) -> LoopsPlan:
-    """As :func:`edgec.targets.cpu.loops.plan`, with as many lanes as a register has bytes, where the nest has some."""
+    """As :func:`edgec.targets.cpu.loops.plan`, with as many lanes as a register holds of the smallest of these."""
     planned = loops.plan(nest, target)
     axis = planned.vector_axis
-    if axis is None or not _touches_bytes(planned.nest):
+    if axis is None:
         return planned
     extent = (planned.nest.extents + planned.nest.reduce)[axis]
-    return replace(planned, lanes=BYTES) if extent >= BYTES else planned
+    lanes = BYTES // min(_sizes(planned.nest), default=BYTES)
+    return replace(planned, lanes=lanes) if planned.lanes < lanes <= extent else planned
 
 
-def _touches_bytes(nest: Loops) -> bool:
+def _sizes(nest: Loops) -> list[int]:
+    """Bytes of an element of what is loaded and stored, of bytes and float16."""
     loads = scalar.loads(nest.body) + (scalar.loads(nest.epilogue) if nest.epilogue else [])
-    return any(np.dtype(dtype).itemsize == 1 for dtype in (nest.dtype, *(node.dtype for node in loads)))
+    kinds = [np.dtype(dtype) for dtype in (nest.dtype, *(node.dtype for node in loads))]
+    return [kind.itemsize for kind in kinds if kind.itemsize == 1 or kind == np.float16]
 
 
 def generate(planned: LoopsPlan, dtypes: list[str]) -> Any:

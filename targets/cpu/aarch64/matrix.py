@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from edgec.lazy_tvm import tirx
+from edgec.building.lazy_tvm import tirx
 from edgec.program import Conv
 from edgec.targets.cpu.aarch64.neon import BYTES, matrix_product
 from edgec.targets.cpu.aarch64.runs import RunPlan, RunWriter, best_tile

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgec.lazy_tvm import tirx
+from edgec.building.lazy_tvm import tirx
 from edgec.nest import looked_up
 from edgec.scalar import Expr
 from edgec.targets.cpu.math import Bind, constant, vector_type
@@ -15,8 +15,6 @@ from edgec.targets.cpu.tir import join, lanes_of, part, vector_load, widen
 
 BYTES = 16
 """Bytes in a register."""
-FLOATS = 4
-"""float32 in a register."""
 
 Values = Callable[[Expr], Any]
 """The TIR value of an expression's argument."""
@@ -85,17 +83,19 @@ def special(node: Expr, value_of: Values, operands: Sequence[Any], bind: Bind) -
         return saturate(node, value_of(node.args[0]), bind)
     if node.op == "cast" and node.dtype in ("int8", "uint8"):
         return _narrow_clamped(node, value_of)
-    if node.op in ("max", "min") and node.dtype == "float32":
+    if node.op in ("max", "min") and node.dtype in ("float32", "float16"):
         return _extreme(node.op, *map(value_of, node.args))
     return None
 
 
 def _extreme(op: str, left: Any, right: Any) -> Any | None:
-    """The larger or smaller of two float32x4, NaN where one is NaN (``fmax``, ``fmin``)."""
-    lanes = max(lanes_of(left), lanes_of(right))
-    if lanes != FLOATS:
+    """The larger or smaller of two vectors of floats that fill registers, NaN where one is NaN (``fmax``, ``fmin``)."""
+    kind, lanes = _kind(left), max(lanes_of(left), lanes_of(right))
+    bits = 8 * np.dtype(kind).itemsize
+    if lanes * bits % (8 * BYTES):
         return None
-    return instruction("float32x4", f"{op}imum.v4f32", *(widen(value, lanes) for value in (left, right)))
+    name, values = f"{op}imum.v{lanes}f{bits}", (widen(value, lanes) for value in (left, right))
+    return instruction(vector_type(kind, widen(left, lanes)), name, *values)
 
 
 _WIDE = {"int16": "sqxtn", "uint16": "sqxtun"}

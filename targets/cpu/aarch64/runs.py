@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from edgec.lazy_tvm import tirx
+from edgec.building.lazy_tvm import tirx
 from edgec.program import Conv
 from edgec.targets.cpu.aarch64.neon import half_of, special
-from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile
+from edgec.targets.cpu.aarch64.tile import Start, Tile, lanes_of
 from edgec.targets.cpu.contiguous import ContiguousPlan
 from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvWriter
 from edgec.targets.cpu.tile import Accumulators, Point, Store, bias_apart, load_channels, shape_name, tiles
@@ -36,7 +36,7 @@ EPILOGUE = 6
 
 @dataclass(frozen=True)
 class RunPlan(ContiguousPlan):
-    """A convolution with its register tile; ``lanes`` is 4."""
+    """A convolution with its register tile; ``lanes`` are the sums in a register."""
 
     suffix: ClassVar[str]
     """What the kernel's name ends with."""
@@ -97,7 +97,7 @@ class RunPlan(ContiguousPlan):
         return self.depth * self.block * np.dtype(self.conv.input_dtype).itemsize <= RESIDENT_PANEL_BYTES
 
     def widths(self, channels: int) -> list[int]:
-        return [LANES] * -(-channels // LANES)
+        return [self.lanes] * -(-channels // self.lanes)
 
     def panel(self, channels: int) -> int:
         return (self.depth // self.per_byte + self.head) * sum(self.widths(channels))
@@ -115,11 +115,12 @@ def ranked(kind: type[RunPlan], conv: Conv) -> list[RunPlan]:
 
 def register_tiles(kind: type[RunPlan], conv: Conv) -> Iterator[RunPlan]:
     """Every register tile that fits the register file."""
-    for vectors in range(1, min(8, -(-conv.out_channels // LANES)) + 1):
+    lanes = lanes_of(conv.accumulator_dtype)
+    for vectors in range(1, min(8, -(-conv.out_channels // lanes)) + 1):
         pixels = kind.most_pixels(conv, vectors)
         for columns in range(1, min(conv.out_width, pixels) + 1):
             for rows in range(1, min(conv.out_height, pixels // columns) + 1):
-                yield kind(conv, rows, columns, vectors, LANES)
+                yield kind(conv, rows, columns, vectors, lanes)
 
 
 def instructions(p: RunPlan) -> float:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgec.lazy_tvm import tirx
+import numpy as np
+
+from edgec.building.lazy_tvm import tirx
 from edgec.scalar import Expr
 from edgec.targets.cpu.aarch64 import assembly
 from edgec.targets.cpu.tile import Accumulators, Point, Store
@@ -14,9 +16,14 @@ from edgec.targets.cpu.tir import Body, Emitter, join, part, vector_load, vector
 from edgec.targets.vectors import CHANNEL_AXIS, pieces
 
 LANES = 4
-"""Sums in a register."""
+"""Sums in a register; in float16 there are twice as many, see :func:`lanes_of`."""
 RESULTS = 16
 """Bytes in a register: as many channels leave at a time."""
+
+
+def lanes_of(dtype: str) -> int:
+    """Sums of ``dtype`` in a register."""
+    return RESULTS // np.dtype(dtype).itemsize
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,11 @@ class Start:
     dtype: str
     bias: Expr | None
 
+    @property
+    def lanes(self) -> int:
+        """Sums in a register."""
+        return lanes_of(self.dtype)
+
     def vectors(self, channel: Any, channels: int, count: int, head: tuple[Any, Any] | None = None) -> list[Any]:
         """The start of ``channels`` from ``channel`` on, in ``count`` vectors; no bias is read past the last channel.
 
@@ -42,7 +54,7 @@ class Start:
         """
         vectors = []
         for index in range(count):
-            value = self._vector(channel + index * LANES, channels - index * LANES)
+            value = self._vector(channel + index * self.lanes, channels - index * self.lanes)
             if head is not None:
                 buffer, offset = head
                 value = value + tirx.reinterpret("int32x4", vector_load(buffer, offset + index * RESULTS, RESULTS))
@@ -51,23 +63,23 @@ class Start:
 
     def address(self, channel: Any, channels: int, count: int) -> Any:
         """Of the same in memory: of the bias, or of a copy where that ends within a vector."""
-        if self.bias is not None and channels == count * LANES:
+        if self.bias is not None and channels == count * self.lanes:
             axes = {**dict.fromkeys(range(CHANNEL_AXIS), tirx.const(0, "int32")), CHANNEL_AXIS: channel}
             offset = Emitter(self.body, self.operands, axes)(self.bias.args[1])
             return assembly.address(self.operands[self.bias.args[0]], offset)
-        copy = self.body.local(self.dtype, count * LANES)
+        copy = self.body.local(self.dtype, count * self.lanes)
         for index, value in enumerate(self.vectors(channel, channels, count)):
-            self.body.emit(vector_store(copy, value, tirx.const(index * LANES, "int32")))
+            self.body.emit(vector_store(copy, value, tirx.const(index * self.lanes, "int32")))
         return assembly.address(copy, tirx.const(0, "int32"))
 
     def _vector(self, channel: Any, channels: int) -> Any:
-        zero = tirx.const(0, self.dtype)
+        zero, lanes = tirx.const(0, self.dtype), self.lanes
         if self.bias is None or channels <= 0:
-            return tirx.Broadcast(zero, LANES)
-        if channels >= LANES:
-            return self._at(channel, LANES).vector(self.bias)
+            return tirx.Broadcast(zero, lanes)
+        if channels >= lanes:
+            return self._at(channel, lanes).vector(self.bias)
         each = [self._at(channel + lane, 1)(self.bias) for lane in range(channels)]
-        return join([*each, *[zero] * (LANES - channels)])
+        return join([*each, *[zero] * (lanes - channels)])
 
     def _at(self, channel: Any, lanes: int) -> Emitter:
         axes = dict.fromkeys(range(CHANNEL_AXIS), tirx.const(0, "int32"))
@@ -78,26 +90,28 @@ class Tile(Accumulators):
     """A register tile of vectors of ``dtype``, ``start`` in every pixel's row to begin with."""
 
     def __init__(self, body: Body, dtype: str, points: Sequence[Point], start: Sequence[Any]) -> None:
-        super().__init__(body, dtype, points, [LANES] * len(start), start)
+        self.lanes = lanes_of(dtype)
+        super().__init__(body, dtype, points, [self.lanes] * len(start), start)
 
     def write(self, target: Store, origin: dict[int, Any], channels: int) -> None:
         """See :meth:`Accumulators.write`; each pixel's results leave before the next one's are computed."""
         for pixel, axes in enumerate(self.axes(origin)):
             first = 0
-            for width in pieces(channels, RESULTS if self.dtype == "int32" else LANES):
+            for width in pieces(channels, RESULTS if self.dtype == "int32" else self.lanes):
                 offset, value = target.evaluate(axes, first, width, self._sums(pixel, first, width))
                 self.body.emit(vector_store(target.output, value, offset))
                 first += width
 
     def _sums(self, pixel: int, first: int, width: int) -> Any:
-        if width < LANES:
-            return part(self.value(pixel, first // LANES), first % LANES, width)
-        return join([self.value(pixel, index // LANES) for index in range(first, first + width, LANES)])
+        lanes = self.lanes
+        if width < lanes:
+            return part(self.value(pixel, first // lanes), first % lanes, width)
+        return join([self.value(pixel, index // lanes) for index in range(first, first + width, lanes)])
 
 
 def unset(dtype: str) -> Any:
     """A vector of sums that assembly is to set."""
-    return tirx.Broadcast(tirx.const(0, dtype), LANES)
+    return tirx.Broadcast(tirx.const(0, dtype), lanes_of(dtype))
 
 
 def load_input(buffer: Any, offset: Any, lanes: int = RESULTS) -> Any:

@@ -1,9 +1,10 @@
-"""Code for :class:`edgec.program.Depthwise` of float32: a tile of rows and columns that reads each input once.
+"""Code for :class:`edgec.program.Depthwise` of float32, or of float16 summed in it: a tile of rows and columns that
+reads each input once.
 
-One vector of four channels at a time. The weights of the window stay in registers beside the sums of a tile of output
-pixels; every input of the tile's rows and columns is loaded once, ahead of its use, and multiplied into all sums whose
-window it lies in. The text is :mod:`.assembly`, since a compiler that sees so many independent loads takes them all
-first and spills the sums.
+One vector of four channels at a time, or of eight. The weights of the window stay in registers beside the sums of a
+tile of output pixels; every input of the tile's rows and columns is loaded once, ahead of its use, and multiplied into
+all sums whose window it lies in. The text is :mod:`.assembly`, since a compiler that sees so many independent loads
+takes them all first and spills the sums.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from edgec.lazy_tvm import tirx
+from edgec.building.lazy_tvm import tirx
 from edgec.program import Depthwise
 from edgec.targets.cpu.aarch64 import assembly
 from edgec.targets.cpu.aarch64.assembly import FAR, KINDS, REGISTERS, Inline, parts
 from edgec.targets.cpu.aarch64.neon import special
-from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile, unset
+from edgec.targets.cpu.aarch64.tile import Start, Tile, lanes_of, unset
 from edgec.targets.cpu.tile import Point, Store, bias_apart, shape_name, share_rows, tiles
 from edgec.targets.cpu.tir import Kernel
 from edgec.targets.target import Target
@@ -47,14 +48,19 @@ class WindowPlan:
         assert self.rows * self.columns + taps + AHEAD <= REGISTERS
 
     @property
+    def lanes(self) -> int:
+        """Channels of a vector."""
+        return lanes_of(self.depthwise.accumulator_dtype)
+
+    @property
     def widths(self) -> list[int]:
         """The vectors that cover the channels."""
-        return pieces(self.depthwise.channels, LANES)
+        return pieces(self.depthwise.channels, self.lanes)
 
 
 @dataclass(frozen=True)
 class WindowTile:
-    """What the assembly of a tile follows from; steps are in elements."""
+    """What the assembly of a tile follows from; steps are in elements, of ``size`` bytes."""
 
     rows: int
     columns: int
@@ -64,6 +70,7 @@ class WindowTile:
     row_step: int
     column_step: int
     width: int
+    size: int
 
     def uses(self) -> dict[tuple[int, int], list[tuple[int, int]]]:
         """By row and column of an input, in their order: the pixels and taps that it is multiplied for."""
@@ -78,8 +85,8 @@ class WindowTile:
 
 
 def fits(conv: Depthwise) -> bool:
-    """Whether inputs and weights are float32, and the weights of a window leave registers for a tile."""
-    reals = conv.input_dtype == "float32" and conv.weight_dtype is None
+    """Whether inputs, weights and sums are floats of one kind, and the window's weights leave registers for a tile."""
+    reals = conv.input_dtype == conv.accumulator_dtype and conv.weight_dtype is None
     return reals and conv.kernel[0] * conv.kernel[1] <= MOST_TAPS
 
 
@@ -117,7 +124,7 @@ def pack(p: WindowPlan, weight: np.ndarray) -> np.ndarray:
     """The weight [kh, kw, c] as one run per vector of channels, [tap, lane], narrow vectors padded to four lanes."""
     flat, runs, first = weight.reshape(-1, p.depthwise.channels), [], 0
     for width in p.widths:
-        run = np.zeros((len(flat), LANES), weight.dtype)
+        run = np.zeros((len(flat), p.lanes), weight.dtype)
         run[:, :width] = flat[:, first : first + width]
         runs.append(run.ravel())
         first += width
@@ -138,8 +145,9 @@ class _WindowWriter:
         self.plan, self.conv, self.kernel, self.body = p, p.depthwise, kernel, kernel.body
         self.input, self.weight = kernel.buffers[:2]
         operands = kernel.buffers[:-1]
-        epilogue, bias = bias_apart(self.conv.epilogue, "float32")
-        self.start = Start(self.body, operands, "float32", bias)
+        self.dtype, self.lanes = self.conv.accumulator_dtype, p.lanes
+        epilogue, bias = bias_apart(self.conv.epilogue, self.dtype)
+        self.start = Start(self.body, operands, self.dtype, bias)
         self.target = Store(self.body, operands, kernel.buffers[-1], epilogue, self.conv.store)
 
     def write(self) -> None:
@@ -147,13 +155,14 @@ class _WindowWriter:
             share_rows(self.kernel, self.conv.out_height, self.plan.rows, partial(self._channels, image))
 
     def _channels(self, image: Any, row: Any, rows: int) -> None:
-        run = self.conv.kernel[0] * self.conv.kernel[1] * LANES
-        whole, channels = divmod(self.conv.channels, LANES)
+        lanes = self.lanes
+        run = self.conv.kernel[0] * self.conv.kernel[1] * lanes
+        whole, channels = divmod(self.conv.channels, lanes)
         if whole:
             with self.body.loop(whole) as block:
-                self._row(image, row, rows, block * LANES, LANES, block * run)
-        first = whole * LANES
-        for index, width in enumerate(pieces(channels, LANES)):
+                self._row(image, row, rows, block * lanes, lanes, block * run)
+        first = whole * lanes
+        for index, width in enumerate(pieces(channels, lanes)):
             channel, weights = tirx.const(first, "int32"), tirx.const((whole + index) * run, "int32")
             self._row(image, row, rows, channel, width, weights)
             first += width
@@ -169,8 +178,9 @@ class _WindowWriter:
         corner = self.conv.input_offset + origin[0] * n_step + origin[1] * (sh * h_step)
         corner = self.body.bind("corner", corner + origin[2] * (sw * w_step) + origin[3])
         points = [Point(row, column) for row in range(rows) for column in range(columns)]
-        tile = Tile(self.body, "float32", points, [unset("float32")])
-        made = WindowTile(rows, columns, self.conv.kernel, self.conv.stride, self.conv.dilation, h_step, w_step, width)
+        tile = Tile(self.body, self.dtype, points, [unset(self.dtype)])
+        window = (self.conv.kernel, self.conv.stride, self.conv.dilation)
+        made = WindowTile(rows, columns, *window, h_step, w_step, width, np.dtype(self.dtype).itemsize)
         addresses = [
             assembly.address(self.weight, weights),
             assembly.address(self.input, corner),
@@ -184,9 +194,10 @@ def inline(tile: WindowTile) -> Inline:
     """The assembly of a tile: sums first, then weights, and the inputs through what registers are left."""
     pixels, taps = tile.rows * tile.columns, tile.kernel[0] * tile.kernel[1]
     weights, source, start = (f"${pixels}", f"${pixels + 1}", f"${pixels + 2}")
+    kind, llvm = ("8h", "<8 x half>") if tile.size == 2 else ("4s", "<4 x float>")
     first = pixels + taps
     ring = list(range(first, REGISTERS))
-    lines = list(_weights(range(pixels, first), weights))
+    lines = list(_weights(range(pixels, first), weights, kind))
     lines.append(f"ldr q0, [{start}]")
     loads = _loads(tile, source, ring)
     uses = list(tile.uses().values())
@@ -196,24 +207,24 @@ def inline(tile: WindowTile) -> Inline:
     lines += [f"mov v{pixel}.16b, v0.16b" for pixel in range(1, pixels)]
     for index, group_of_uses in enumerate(uses):
         register = ring[index % len(ring)]
-        lines += [f"fmla v{pixel}.4s, v{pixels + tap}.4s, v{register}.4s" for pixel, tap in group_of_uses]
+        lines += [f"fmla v{pixel}.{kind}, v{pixels + tap}.{kind}, v{register}.{kind}" for pixel, tap in group_of_uses]
         lines += next(loads, [])
-    return Inline(tuple(lines), tuple(range(pixels)), "<4 x float>", 2, 1)
+    return Inline(tuple(lines), tuple(range(pixels)), llvm, 2, 1)
 
 
-def _weights(registers: range, address: str) -> Iterator[str]:
+def _weights(registers: range, address: str, kind: str) -> Iterator[str]:
     """Loads of the weights, four taps at a time."""
     for first in range(0, len(registers), 4):
         group = registers[first : first + 4]
-        names = ", ".join(f"v{register}.4s" for register in group)
+        names = ", ".join(f"v{register}.{kind}" for register in group)
         yield f"ld1 {{{names}}}, [{address}], #{16 * len(group)}"
 
 
 def _loads(tile: WindowTile, source: str, ring: list[int]) -> Iterator[list[str]]:
     """The loads of all inputs in order, with what moves the address where they are out of its reach."""
-    at, size = 0, tile.width * 4
+    at, size = 0, tile.width * tile.size
     for index, (row, column) in enumerate(tile.uses()):
-        place = 4 * (row * tile.row_step + column * tile.column_step)
+        place = tile.size * (row * tile.row_step + column * tile.column_step)
         lines = []
         if not ((place - at) % size == 0 and 0 <= (place - at) // size <= FAR):
             amount = place - at

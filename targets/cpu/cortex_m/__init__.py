@@ -43,7 +43,7 @@ def template_for(kernel: Kernel, target: Target) -> Template | None:
     """
     rounds = target.cpu == "cortex-m4"
     if isinstance(kernel, Conv):
-        return DOT if dot.fits(kernel) else CONV if rounds else None
+        return DOT if dot.fits(kernel, target) else CONV if rounds else None
     if isinstance(kernel, Depthwise) and kernel.input_dtype != "float32":
         return ROUNDED_DEPTHWISE if rounds else DEPTHWISE
     return LOOPS if rounds and isinstance(kernel, Loops) else None

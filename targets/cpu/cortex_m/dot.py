@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from edgec.lazy_tvm import tirx
+from edgec.building.lazy_tvm import tirx
 from edgec.program import Conv
 from edgec.targets.cpu.contiguous import ContiguousPlan
 from edgec.targets.cpu.conv import ConvWriter
@@ -88,8 +88,10 @@ class DotPlan(ContiguousPlan):
         return (self.depth + self.head) * channels
 
 
-def fits(conv: Conv) -> bool:
-    """Whether ``conv`` is of bytes, with weights of a byte that are known."""
+def fits(conv: Conv, target: Target) -> bool:
+    """Whether ``conv`` is of bytes, with known weights of a byte, and ``target`` multiplies several at once."""
+    if "dsp" not in target.features:
+        return False
     return conv.input_dtype in ("int8", "uint8") and conv.weight_strides is None and conv.packing is None
 
 

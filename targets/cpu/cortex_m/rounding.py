@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from edgec.lazy_tvm import tirx
+from edgec.building.lazy_tvm import tirx
 from edgec.nest import coefficient
 from edgec.scalar import Expr
 from edgec.targets.cpu.math import Bind, constant

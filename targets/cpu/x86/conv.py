@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from edgec.lazy_tvm import tirx
+from edgec.building.lazy_tvm import tirx
 from edgec.program import Conv
 from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvPlan, ConvWriter
 from edgec.targets.cpu.tile import Accumulators, Point, Store, bias_apart, shape_name, starts, tiles

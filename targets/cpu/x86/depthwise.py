@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from edgec.lazy_tvm import tirx
+from edgec.building.lazy_tvm import tirx
 from edgec.program import Depthwise
 from edgec.targets.cpu.tile import Point, Store, bias_apart, shape_name, share_rows, tiles
 from edgec.targets.cpu.tir import Kernel, part, vector_load

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgec.lazy_tvm import stmt, tirx
+from edgec.building.lazy_tvm import stmt, tirx
 from edgec.targets.cpu.tir import Kernel, vector_load, vector_store
 from edgec.targets.cpu.x86.isa import Isa, dot, pair_sums
 from edgec.targets.target import Target

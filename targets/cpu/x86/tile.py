@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgec.lazy_tvm import tirx
+from edgec.building.lazy_tvm import tirx
 from edgec.scalar import Expr
 from edgec.targets.cpu.tile import Accumulators, Point, Store, starts
 from edgec.targets.cpu.tir import Body, Emitter, join, part, vector_store

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgec.lazy_tvm import tirx
+from edgec.building.lazy_tvm import tirx
 from edgec.program import Conv
 from edgec.targets.cpu.tile import Accumulators, load_channels, starts, tiles
 from edgec.targets.cpu.tir import Kernel

@@ -1,0 +1,1 @@
+"""Samples from files: arrays by name, or a folder of images with a recipe."""

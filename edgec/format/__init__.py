@@ -1,0 +1,1 @@
+"""What an artifact's file consists of: descriptor, manifest, coded weights, test vectors, signature."""

@@ -1,0 +1,1 @@
+"""Quantisation as a part of a compilation: recipes, the guard of the accuracy, bits by layer, errors by layer."""

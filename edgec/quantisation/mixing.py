@@ -1,0 +1,281 @@
+"""Mixed precision: which bits each layer gets, as an exact integer program over what was measured.
+
+Every product of the model is tried at every precision of a family: one with integer activations (w4a8, int8, float),
+one with float activations (w2, w3, w4, w8, float). The loss of an option is how far the float model's prediction on
+calibration samples moves with that layer alone quantised; its cost are the bytes of its weights and, on this machine,
+the time of its kernel. Losses of layers add up, near enough. Then
+
+* ``most_bytes`` or ``most_ms``: the choice of least loss within them;
+* ``most_drop``: the choice of fewest bytes with which no more points are lost, on calibration samples that were not
+  learned from, found by bisection over the loss that the program may spend.
+
+The best of three is taken: each family, and both together, where a layer of few bits and float activations may stand
+between layers of integers. Layers whose choice was fixed in a recipe keep it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgec.errors import EdgecError
+from edgec.passes.quantize import Quantized, Recipe, quantize
+from edgec.passes.quantize.execution import ModelRunner, Sample
+from edgec.passes.quantize.operators import weight_axis
+from edgec.passes.quantize.prediction import Prediction
+from edgec.passes.quantize.products import Product, product_of
+from edgec.passes.quantize.recipe import PRECISIONS
+from edgec.quantisation.guard import HELD_OUT, Judge
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Quantise = Callable[[Recipe], Quantized]
+Progress = Callable[[str, int, int], None]
+
+FAMILIES: Mapping[str, Sequence[str]] = {"int8": ("w4a8", "int8", "float"), "w8": ("w2", "w3", "w4", "w8", "float")}
+"""By the precision of what has no weights: what layers can be given."""
+
+DEFAULT_DROP = 1.0
+"""Points that may be lost where no limit is given."""
+
+_SAMPLES = 16
+_BISECTIONS = 5
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What must hold: one of the three."""
+
+    most_drop: float | None = None
+    most_ms: float | None = None
+    most_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Option:
+    """A layer at a precision.
+
+    Attributes:
+        layer: the node's name.
+        precision: see :data:`edgec.passes.quantize.recipe.PRECISIONS`.
+        loss: change of the prediction with this layer alone quantised; see :class:`Prediction`.
+        bytes: of its weights and their scales.
+        ms: of its kernel on this machine; None where that is not what is built for.
+        chosen: whether it was.
+    """
+
+    layer: str
+    precision: str
+    loss: float
+    bytes: int
+    ms: float | None
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What was chosen, of which options; ``ms`` includes what is no product, and is None where nothing was timed."""
+
+    default: str
+    options: tuple[Option, ...]
+    bytes: int
+    ms: float | None
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """Precision by layer."""
+        return {option.layer: option.precision for option in self.options if option.chosen}
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The options of a family, and the time of what is no product."""
+
+    default: str
+    options: tuple[Option, ...]
+    rest_ms: float | None
+
+
+def mix(
+    graph: ir.Model, samples: Sequence[Sample], recipe: Recipe, limits: Limits, here: bool, families: Sequence[str],
+    tell: Progress,
+) -> Mix:  # fmt: skip
+    """Choose the precision of every product of ``graph``.
+
+    Args:
+        graph: the float model.
+        samples: of the calibration. Losses are measured on a few of them; for ``most_drop`` a part of them is learned
+            from, and points are counted on the others.
+        recipe: its layers keep the precision that it gives them.
+        limits: what must hold.
+        here: whether kernels can be timed: the model is compiled for this machine.
+        families: those of :data:`FAMILIES` that the target has kernels for.
+        tell: told (what, done, total).
+
+    Raises:
+        EdgecError: no choice is within the limits.
+    """
+    if limits.most_ms is not None and not here:
+        raise EdgecError("--max-ms takes times that are measured here, for --target host; give --max-bytes instead")
+    kept = [sample for index, sample in enumerate(samples) if index % HELD_OUT]
+
+    def quantise(chosen: Recipe) -> Quantized:
+        return quantize(graph, samples if limits.most_drop is None else kept, chosen, tell)
+
+    measurements = [
+        _measure(graph, samples, quantise, replace(recipe, default=default), here, tell) for default in families
+    ]
+    if len(measurements) > 1:
+        measurements.append(_joined(measurements))
+    found: list[Mix] = []
+    for measured in measurements:
+        if limits.most_drop is None:
+            made = _within(measured, limits)
+        else:
+            judge = Judge.of(graph, samples[::HELD_OUT], None)
+            made = _bisect(measured, limits.most_drop, quantise, recipe, judge, tell)
+        found += [made] if made is not None else []
+    if not found:
+        raise EdgecError(f"no mix of precisions is within {_said(limits)}; allow more")
+    if limits.most_drop is not None:
+        return min(found, key=lambda each: each.bytes)
+    return min(found, key=lambda each: sum(option.loss for option in each.options if option.chosen))
+
+
+def _said(limits: Limits) -> str:
+    if limits.most_ms is not None:
+        return f"--max-ms {limits.most_ms:g}"
+    return f"--max-bytes {limits.most_bytes}" if limits.most_bytes is not None else f"--max-drop {limits.most_drop:g}"
+
+
+# ---- measuring ------------------------------------------------------------------------------------------------
+
+
+def _measure(
+    graph: ir.Model, samples: Sequence[Sample], quantise: Quantise, recipe: Recipe, here: bool, tell: Progress
+) -> _Measured:
+    """Every layer at every precision of the recipe's default family."""
+    from edgec.quantisation.layer_errors import outputs_alone
+
+    few = list(samples)[:: -(-len(samples) // _SAMPLES)]
+    prediction = Prediction(ModelRunner(graph).run_all(few))
+    options: list[Option] = []
+    products = {str(node.name): product for node in graph.graph if (product := product_of(node)) is not None}
+    float_times = _times(graph, few[0]) if here else None
+    bits: dict[tuple[str, str], str] = {}
+    rest = None if float_times is None else sum(ms for name, ms in float_times.items() if name not in products)
+    for precision in FAMILIES[recipe.default]:
+        if precision == "float":
+            losses = dict.fromkeys(products, 0.0)
+            times = float_times
+        else:
+            made = quantise(replace(recipe, default=precision, layers={}, keep=0.0))
+            bits |= {(layer.name, precision): layer.bits for layer in made.layers}
+            outputs = outputs_alone(made.twin, made.model, few, tell)
+            losses = {name: prediction.distance(each) for name, each in outputs.items() if name in products}
+            times = _times(made.model, few[0]) if here else None
+        for name, loss in losses.items():
+            fixed = recipe.layers.get(name, precision)
+            if fixed == precision:
+                size = _weight_bytes(products[name], precision, bits.get((name, precision)), recipe.group_size)
+                options.append(Option(name, precision, loss, size, None if times is None else times.get(name, 0.0)))
+    return _Measured(recipe.default, tuple(options), rest)
+
+
+def _joined(families: Sequence[_Measured]) -> _Measured:
+    """The options of all ``families``, for a model whose rest is as in the first."""
+    options = {(each.layer, each.precision): each for family in families for each in family.options}
+    return _Measured(families[0].default, tuple(options.values()), families[0].rest_ms)
+
+
+def _weight_bytes(product: Product, wanted: str, given: str | None, group_size: int) -> int:
+    """Bytes of the weights and of their scales, at the precision that was ``given`` where another was ``wanted``."""
+    precision = PRECISIONS[given or wanted]
+    elements, bits = product.weight.size, precision.weights
+    if bits is None:
+        return 4 * elements
+    outputs = product.weight.shape[weight_axis(product.node)]
+    if precision.activations is not None or bits == 8:
+        return -(-elements * bits // 8) + 4 * outputs
+    group = product.group_size(group_size)
+    return -(-elements * bits // 8) + 2 * outputs * -(-elements // outputs // group)
+
+
+def _times(model: ir.Model, sample: Sample) -> dict[str, float]:
+    """Milliseconds of each layer's kernels on this machine, by the first node that a kernel computes."""
+    import onnx_ir as ir
+
+    from edgec.compiler import compile
+    from edgec.quantisation.layer_errors import step_times
+
+    with tempfile.TemporaryDirectory(prefix="edgec-mix-") as folder:
+        made = compile(ir.to_proto(model), "host", Path(folder) / "model.so")
+        return {name: us / 1e3 for name, us in step_times(made.path, sample).items()}
+
+
+# ---- choosing -------------------------------------------------------------------------------------------------
+
+
+def _within(measured: _Measured, limits: Limits) -> Mix | None:
+    """The least loss within bytes or milliseconds; None where nothing is."""
+    if limits.most_ms is not None:
+        room = limits.most_ms - (measured.rest_ms or 0.0)
+        return _solved(measured, "loss", lambda option: option.ms or 0.0, room)
+    assert limits.most_bytes is not None
+    return _solved(measured, "loss", lambda option: option.bytes, limits.most_bytes)
+
+
+def _bisect(
+    measured: _Measured, most: float, quantise: Quantise, recipe: Recipe, judge: Judge, tell: Progress
+) -> Mix | None:
+    """The fewest bytes whose drop is at most ``most`` points."""
+    largest: dict[str, float] = {}
+    for option in measured.options:
+        largest[option.layer] = max(largest.get(option.layer, 0.0), option.loss)
+    low, high = 0.0, sum(largest.values())
+    best: Mix | None = None
+    for step in range(_BISECTIONS + 1):
+        room = high if step == 0 else float(np.sqrt(max(low, 1e-4 * high) * high))
+        made = _solved(measured, "bytes", lambda option: option.loss, room)
+        tell("precisions", step, _BISECTIONS)
+        if made is None:
+            return best
+        score = judge.score_of(quantise(replace(recipe, default=made.default, layers=made.chosen)).model)
+        if judge.float_score - score <= most:
+            best, low = made, room
+            if step == 0:
+                break
+        else:
+            high = room
+    return best
+
+
+def _solved(measured: _Measured, goal: str, cost: Callable[[Option], float], room: float) -> Mix | None:
+    """The choice of least total ``goal`` ("loss" or "bytes") with a total ``cost`` of at most ``room``."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    options = measured.options
+    layers = list(dict.fromkeys(option.layer for option in options))
+    one_each = np.array([[float(option.layer == layer) for option in options] for layer in layers])
+    costs = np.array([[cost(option) for option in options]])
+    scale = max(float(np.abs(costs).max()), 1e-30)
+    values = np.array([getattr(option, goal) for option in options], np.float64)
+    found = milp(
+        values / max(float(values.max()), 1e-30),
+        integrality=np.ones(len(options)),
+        bounds=Bounds(0, 1),
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(costs / scale, -np.inf, room / scale)],
+        options={"mip_rel_gap": 0.0},
+    )
+    if found.x is None:
+        return None
+    chosen = tuple(replace(option, chosen=bool(x > 0.5)) for option, x in zip(options, found.x, strict=True))
+    taken = [option for option in chosen if option.chosen]
+    ms = None if measured.rest_ms is None else measured.rest_ms + sum(option.ms or 0.0 for option in taken)
+    return Mix(measured.default, chosen, sum(option.bytes for option in taken), ms)

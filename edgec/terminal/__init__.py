@@ -1,0 +1,1 @@
+"""What the commands print and complete: tables for people, JSON for scripts, progress on stderr."""
