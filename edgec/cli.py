@@ -171,8 +171,8 @@ def compile_model(
     quantize: Annotated[
         str,
         typer.Option(
-            metavar="none|int8|w8|w4|w3|w2|w4a8|auto",
-            help="Make integers: of weights and activations, of weights only (w…), of 4 and 8 bits (w4a8), or mixed.",
+            metavar="none|int8|w8|w4|w3|w2|w4a8|p2|p1|auto",
+            help="Make integers: of all (int8), of weights only (w…), w4a8; powers of two: p2, p1; or mixed.",
             autocompletion=completion.modes,
             rich_help_panel=QUANTISING,
         ),
@@ -214,6 +214,14 @@ def compile_model(
             rich_help_panel=QUANTISING,
         ),
     ] = None,
+    salient_groups: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FRACTION",
+            help="Of these groups, how many have more bits, where it is worth most.",
+            rich_help_panel=QUANTISING,
+        ),
+    ] = None,
     max_ms: Annotated[
         float | None,
         typer.Option(
@@ -236,7 +244,7 @@ def compile_model(
         bool,
         typer.Option(
             "--fixed-point",
-            help="int8, w4a8: scales that are powers of two, for processors without a float unit.",
+            help="int8, w4a8, p2, p1: scales that are powers of two, for processors without a float unit.",
             rich_help_panel=QUANTISING,
         ),
     ] = False,
@@ -328,9 +336,9 @@ def compile_model(
         compiled = compile(
             model, target, output, shapes=shapes, passes=names, check=checked, prune=prune, quantize=quantize,
             calib=calib, preprocess=preprocess, eval=evaluation, max_drop=max_drop, recipe=recipe,
-            group_size=group_size, max_ms=max_ms, max_bytes=max_bytes, nested=nested, fixed_point=fixed_point,
-            states=parse_states(state or ()), tune=tune, tune_db=tune_db, fps=fps, bundle_tests=bundle_tests,
-            compress=compress, integer_io=integer_io, progress=progress,
+            group_size=group_size, salient_groups=salient_groups, max_ms=max_ms, max_bytes=max_bytes, nested=nested,
+            fixed_point=fixed_point, states=parse_states(state or ()), tune=tune, tune_db=tune_db, fps=fps,
+            bundle_tests=bundle_tests, compress=compress, integer_io=integer_io, progress=progress,
         )  # fmt: skip
         if page:
             page.write_compiled(compiled, progress)
@@ -477,6 +485,20 @@ def tune(
             "(on all boards of the key at a time), or counted: qemu[:CPU].",
         ),
     ] = None,
+    quantize: Annotated[
+        str,
+        typer.Option(
+            metavar="MODE",
+            help="Tune the kernels of the model quantised so; with int8, measure its layers in floats, too.",
+            autocompletion=completion.modes,
+        ),
+    ] = "none",
+    calib: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Typical inputs to quantise by: an .npz, or a folder of images."),
+    ] = None,
+    preprocess: Preprocess = None,
+    recipe: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="How to quantise.")] = None,
     json: Json = False,
 ) -> None:
     """Search for faster plans of a model's kernels, and keep what was measured for edgec compile --tune-db."""
@@ -494,8 +516,9 @@ def tune(
         raise EdgecError("edgec tune needs a MODEL, or --merge FILE with --tune-db FILE; see edgec tune --help")
     with console.progress() as progress:
         found = search(
-            model, target, minutes, tune_db, shapes=parse_shape_flags(shape or ()), device=device, progress=progress
-        )
+            model, target, minutes, tune_db, shapes=parse_shape_flags(shape or ()), device=device, quantize=quantize,
+            calib=calib, preprocess=preprocess, recipe=recipe, progress=progress,
+        )  # fmt: skip
     _show(found.as_dict(), json, lambda: tables.print_tuned(found))
 
 

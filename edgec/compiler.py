@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from edgec.passes.quantize import Recipe
     from edgec.planning.memory import Lifetime
     from edgec.program import Program, Tensor
+    from edgec.quantisation.float_layers import Costs
     from edgec.quantisation.quantise import Options, Quantisation
     from edgec.targets.cpu.backend import Code
     from edgec.targets.formats import Format
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import Target
     from edgec.transformation import Check
+    from edgec.tuning.measuring import Meter
     from edgec.tuning.records import Records
     from edgec.tuning.tuner import Tuned
 
@@ -68,6 +71,7 @@ def compile(
     max_drop: float | None = None,
     recipe: str | os.PathLike[str] | Recipe | None = None,
     group_size: int | None = None,
+    salient_groups: float | None = None,
     max_ms: float | None = None,
     max_bytes: int | None = None,
     nested: bool = False,
@@ -100,8 +104,9 @@ def compile(
             arrays by input name.
         prune: the share of the MACs to remove by structured pruning, 0 to 0.9.
         quantize: "none"; "int8", 8-bit integers by post-training quantisation; "w8", "w4", "w3" or "w2", weights of
-            so many bits with float activations; "w4a8", weights of 4 bits and activations of 8; or "auto", bits for
-            each layer by :mod:`edgec.quantisation.mixing`, within ``max_drop``, ``max_ms`` or ``max_bytes``. The recipe
+            so many bits with float activations; "w4a8", weights of 4 bits and activations of 8; "p2" or "p1", 8-bit
+            integers whose weights are sums of two powers of two, or one, each; or "auto", bits for each layer by
+            :mod:`edgec.quantisation.mixing`, within ``max_drop``, ``max_ms`` or ``max_bytes``. The recipe
             and the ONNX models before and after it are written beside the artifact (see
             :func:`edgec.quantisation.quantise.companions`).
         calib: typical inputs to prune and to quantise by: an ``.npz``, a folder of images, or an iterable of arrays
@@ -114,6 +119,8 @@ def compile(
         recipe: how to quantise: a :class:`edgec.passes.quantize.Recipe`, or a file of one.
         group_size: weights of less than 8 bits that share a scale where activations are float; 0 for those of a
             whole output channel.
+        salient_groups: the share of these groups that have more bits, 4 instead of 2 or 3 and 8 instead of 4, where
+            rounding changes the results most.
         max_ms: with "auto", milliseconds that a run may take on this machine.
         max_bytes: with "auto", bytes that the weights of products may take.
         nested: with "w4", keep the lower halves of 8-bit weights, too: ``session.set_width(4)`` then switches to the
@@ -150,16 +157,13 @@ def compile(
     from edgec.graph import load_graph
     from edgec.lowering import lower
     from edgec.passes.pipeline import select
-    from edgec.planning import fusion, memory, tiling
-    from edgec.planning.fixed_point import use_shifts
+    from edgec.planning import fusion, memory
     from edgec.quantisation.quantise import Options, check_precisions
     from edgec.states import keep_states
     from edgec.targets.cpu.backend import compile_program
-    from edgec.targets.floats import HALF
     from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
     from edgec.targets.gpu.target import GpuTarget
-    from edgec.targets.half import compute_in_half
     from edgec.targets.target import Target, resolve_target
 
     tell = progress or (lambda what, done, total: None)
@@ -167,7 +171,8 @@ def compile(
     chosen = resolve_target(target)
     folder_rule = Path(preprocess) if preprocess is not None else None
     options = Options(
-        quantize, folder_rule, eval, max_drop, recipe, group_size, max_ms, max_bytes, nested, fixed_point
+        quantize, folder_rule, eval, max_drop, recipe, group_size, salient_groups, max_ms, max_bytes, nested,
+        fixed_point,
     )  # fmt: skip
     options.check(calib is not None, prune > 0, check is not None)
     if states and not isinstance(chosen, Target):
@@ -205,6 +210,9 @@ def compile(
             )
         check_writable(path)
     check_writable(manifest_path(path))
+    plans = None
+    if isinstance(chosen, Target | GpuTarget):
+        plans = _Plans.open(chosen, tune, Path(tune_db) if tune_db else None, device)
 
     tell("import", 0, 1)
     graph = load_graph(model, shapes=shapes)
@@ -213,7 +221,7 @@ def compile(
     tests = None if bundle_tests is None else load_calibration(bundle_tests, graph, options.preprocess, states)
     calibration = None if calib is None else load_calibration(calib, graph, options.preprocess, states)
     graph, reports, quantisation, grids = _transformed(
-        graph, chosen, prune, selected, check, options, calibration, integer_io, tell, clock
+        graph, chosen, prune, selected, check, options, calibration, plans, integer_io, tell, clock
     )
     model_facts = {
         "sha256": _digest(model), "opset": graph.opset_imports.get("", 0), "nodes": original.nodes,
@@ -238,30 +246,26 @@ def compile(
         keep_states(program, states)
     if nested:
         nest_widths(program)
-    fusion.fuse(program)
-    if isinstance(chosen, Target) and not chosen.float_unit:
-        use_shifts(program)
     gpu = None
     if isinstance(chosen, GpuTarget):
         from edgec.targets.gpu.backend import GpuProgram
 
-        gpu = GpuProgram(program, chosen)
-    processor = chosen.host if isinstance(chosen, GpuTarget) else chosen
-    if gpu is None:
-        (tiling.tile_for_memory if processor.bare_metal else tiling.tile)(program)
-        if processor.floats == HALF:
-            program = compute_in_half(program)
+        fusion.fuse(program)
+        gpu, processor = GpuProgram(program, chosen), chosen.host
+    else:
+        program, processor = fitted(program, chosen), chosen
     planned = gpu is not None and gpu.program is program
     lifetimes = gpu.lifetimes if gpu and planned else memory.plan(program, chosen.arena_alignment)
     clock.lap("lowering")
     tuned_program = gpu.program if gpu else program
-    records, tuned = _records(tuned_program, chosen, tune, Path(tune_db) if tune_db else None, device, tell)
+    assert plans is not None
+    tuned = plans.tune(tuned_program, tell)
     clock.lap("tuning")
-    code = compile_program(program, processor, tell, records)
-    gpu_code = gpu.compile(tell, records) if gpu else None
+    code = compile_program(program, processor, tell, plans.known)
+    gpu_code = gpu.compile(tell, plans.known) if gpu else None
     clock.lap("kernels")
     tell("link", 0, 1)
-    facts = _manifest(program, code, processor, lifetimes)
+    facts = program_facts(program, code, processor, lifetimes)
     facts["model"] = model_facts
     if gpu is not None and gpu_code is not None:
         facts = {**facts, **gpu.facts(gpu_code), "fallback": facts["steps"]}
@@ -303,8 +307,8 @@ def _compile_format(
 
 def _transformed(
     graph: ir.Model, target: Target | GpuTarget | Board | Format, prune: float, passes: Sequence[Pass] | None,
-    check: Check | None, options: Options, calibration: Calibration | None, integer_io: bool, tell: Progress,
-    clock: _Clock,
+    check: Check | None, options: Options, calibration: Calibration | None, plans: _Plans | None, integer_io: bool,
+    tell: Progress, clock: _Clock,
 ) -> tuple[ir.Model, tuple[PassReport, ...], Quantisation | None, dict[str, Grid]]:  # fmt: skip
     """The graph that is lowered: pruned, through the passes, quantised, and through the passes for integers.
 
@@ -332,10 +336,25 @@ def _transformed(
     clock.lap("passes")
     if calibration is None or not options.quantises:
         return graph, reports, None, grids
-    graph, quantisation = quantise_graph(graph, options, calibration, target, tell)
+    costs = plans.costs if plans is not None and options.mode == "int8" else None
+    graph, quantisation = quantise_graph(graph, options, calibration, target, costs, tell)
     clock.lap("quantisation")
     grids = _edges(graph, integer_io)
     return graph, (*reports, *apply_passes(graph, integers, None)), quantisation, grids
+
+
+def fitted(program: Program, target: Target) -> Program:
+    """``program``, freshly lowered, with the steps that a processor runs; it is changed."""
+    from edgec.planning import fusion, tiling
+    from edgec.planning.fixed_point import use_shifts
+    from edgec.targets.floats import HALF
+    from edgec.targets.half import compute_in_half
+
+    fusion.fuse(program)
+    if not target.float_unit:
+        use_shifts(program)
+    (tiling.tile_for_memory if target.bare_metal else tiling.tile)(program)
+    return compute_in_half(program) if target.floats == HALF else program
 
 
 def _on_grid(tensor: Tensor, grid: Grid | None) -> Tensor:
@@ -359,18 +378,68 @@ def _edges(graph: ir.Model, integer_io: bool) -> dict[str, Grid]:
     return edge_grids(graph)
 
 
-def _records(
-    program: Program, target: Target | GpuTarget, minutes: float | None, path: Path | None, device: str | None,
-    tell: Progress,
-) -> tuple[Records, Tuned | None]:  # fmt: skip
-    """The records that the kernels are planned by, and what the tuner found if it was asked for."""
-    if minutes is None:
-        from edgec.tuning.records import for_target
+@dataclass
+class _Plans:
+    """What the plans of kernels are chosen by.
 
-        return for_target(target, path), None
-    from edgec.tuning.tuner import tune_with_records
+    Attributes:
+        target: what is compiled for.
+        known: the records.
+        own: the user's file of them, if there is one.
+        minutes: to tune; None where the records are all there is.
+        meter: measures, where there are minutes.
+    """
 
-    return tune_with_records(program, target, minutes, path, device, tell)
+    target: Target | GpuTarget
+    known: Records
+    own: Path | None
+    minutes: float | None = None
+    meter: Meter | None = None
+
+    @classmethod
+    def open(cls, target: Target | GpuTarget, minutes: float | None, path: Path | None, device: str | None) -> _Plans:
+        """Read the records, and find what measures if there are minutes for it.
+
+        Raises:
+            EdgecError: the file cannot be read, the minutes are none, or nothing can be measured.
+        """
+        if minutes is None:
+            from edgec.tuning.records import for_target
+
+            return cls(target, for_target(target, path), path)
+        from edgec.tuning.tuner import meter_for, records_to_tune, require_budget
+
+        require_budget(minutes)
+        known, path = records_to_tune(path)
+        return cls(target, known, path, minutes, meter_for(target, device))
+
+    @cached_property
+    def costs(self) -> Costs | None:
+        """By which layers stay float; None where nobody measured steps, or asked for them to be.
+
+        At most half of the minutes go into measuring more.
+        """
+        from edgec.targets.target import Target
+
+        if not isinstance(self.target, Target) or not (self.own or self.known.ways(self.target)):
+            return None
+        from edgec.quantisation.float_layers import Costs
+        from edgec.tuning.measuring import ProgramMeter
+
+        meter = self.meter if isinstance(self.meter, ProgramMeter) else None
+        return Costs(self.known, self.target, meter, self.own, 30 * (self.minutes or 0))
+
+    def tune(self, program: Program, tell: Progress) -> Tuned | None:
+        """Measure plans for ``program`` if there are minutes, and tell what was found."""
+        if self.minutes is None or self.meter is None:
+            return None
+        from edgec.tuning.tuner import tune_program
+
+        spent = self.costs.spent / 60 if self.costs else 0.0
+        left = max(self.minutes - spent, self.minutes / 10)
+        return tune_program(
+            program, self.target, self.meter, minutes=left, known=self.known, path=self.own, progress=tell
+        )
 
 
 def _linked(
@@ -447,8 +516,8 @@ def _digest(model: Any) -> str | None:
         raise EdgecError(f"cannot read the model {model}: {error.strerror}") from error
 
 
-def _manifest(program: Program, code: Code, target: Target, lifetimes: Sequence[Lifetime]) -> dict[str, Any]:
-    """What the artifact says of itself."""
+def program_facts(program: Program, code: Code, target: Target, lifetimes: Sequence[Lifetime]) -> dict[str, Any]:
+    """What an artifact says of its program: its manifest, but for the model's facts and the weights' size."""
     from edgec.artifact import tensor_entry
     from edgec.format.descriptor import ABI_VERSION
     from edgec.format.widths import WIDTHS

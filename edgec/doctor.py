@@ -21,6 +21,7 @@ from edgec.runtimes.build import cache_folder
 from edgec.targets.floats import FULL
 from edgec.targets.fpga.artifact import COMPILERS
 from edgec.targets.target import host_target, load_target, target_names
+from edgec.tuning.cycles import COMMAND
 from edgec.tvm_adapter import TVM_PAIR
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
@@ -48,7 +49,8 @@ class Check:
 
 def examine() -> list[Check]:
     """Every check, the needed ones first."""
-    checks = [*_python(), *_compilers(), _cache(), _processor(), *_emulator(), _gpu(), _simulator(), *_extras()]
+    here = [*_python(), *_compilers(), _cache(), _processor()]
+    checks = [*here, *_emulator(), _analyser(), _gpu(), _simulator(), *_extras()]
     return sorted(checks, key=lambda check: not check.needed)
 
 
@@ -109,6 +111,13 @@ def _processor() -> Check:
         return Check("CPU features", True, " ".join(host_target().features) or "none that kernels use", True)
     except EdgecError as error:
         return Check("CPU features", False, platform.machine(), True, str(error))
+
+
+def _analyser() -> Check:
+    """What tells the tuner cycles of a board that is not here."""
+    there = shutil.which(COMMAND) is not None
+    return Check(f"{COMMAND} (edgec tune --device qemu)", there, "found" if there else "missing", False,
+                 "" if there else "apt-get install llvm")  # fmt: skip
 
 
 def _emulator() -> Iterator[Check]:

@@ -222,6 +222,10 @@ class Packing:
     :data:`SCALE_CHANNELS`: float32, or the upper halves of those as uint16, which is bfloat16. Otherwise scales are
     the epilogue's affair.
 
+    ``parts`` are groups of several widths: (bits, how many groups), one after the other; ``bits`` is the largest. The
+    depth of operand 1 is then in that order, group by group, and operand 3 has, int32, which group of the input each of
+    them multiplies. Scales stay in the order of the input, of which eight neighbours share a tap of the window.
+
     ``nested`` weights are stored as two signed nibbles, 16 · upper + lower, the lower ones behind all upper ones: a
     kernel of 8 bits reads both, and one of 4 bits the upper ones alone, as 16 · upper.
     """
@@ -229,6 +233,7 @@ class Packing:
     bits: int
     group: int = 0
     nested: bool = False
+    parts: tuple[tuple[int, int], ...] = ()
 
 
 SCALE_CHANNELS = 16
@@ -280,7 +285,9 @@ class Conv:
     @property
     def own_operands(self) -> int:
         """How many operands the sums take; the epilogue's follow."""
-        return 3 if self.packing and self.packing.group else 2
+        if self.packing is None or not self.packing.group:
+            return 2
+        return 4 if self.packing.parts else 3
 
     @property
     def taps(self) -> list[tuple[int, int]]:

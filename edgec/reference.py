@@ -97,6 +97,12 @@ def _conv(conv: Conv, operands: Sequence[Array], output: Array) -> None:
     if conv.weight_strides is None:
         weight = operands[1][: kh * kw * conv.in_channels * conv.out_channels]
         matrix = weight.reshape(1, kh * kw * conv.in_channels, conv.out_channels)
+        if conv.packing and conv.packing.parts:
+            groups = operands[3][: conv.in_channels * kh * kw // conv.packing.group]
+            sorted_groups = matrix.reshape(len(groups), -1, conv.out_channels)
+            matrix = np.empty_like(sorted_groups)
+            matrix[groups] = sorted_groups
+            matrix = matrix.reshape(1, -1, conv.out_channels)
         if conv.packing and conv.packing.group:
             matrix = matrix * _spread_scales(conv, operands[2])
     else:

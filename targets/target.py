@@ -6,16 +6,11 @@
 from __future__ import annotations
 
 import platform
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
+from edgec.data.toml_files import read_toml
 from edgec.errors import EdgecError
 from edgec.planning.memory import ALIGNMENT
 from edgec.targets.floats import FULL, HALF, SUFFIX
@@ -153,7 +148,7 @@ def load_target(name: str) -> Target:
     if name not in _files():
         known = [*target_names(), *gpu_names(), *board_names(), *FORMATS]
         raise EdgecError(f"there is no target '{name}'; edgec knows {', '.join(known)} (see: edgec targets)")
-    fields = tomllib.loads((TARGET_FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+    fields = read_toml(TARGET_FOLDER / f"{name}.toml")
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     return Target(name=name, **values)
 

@@ -5,9 +5,18 @@ from __future__ import annotations
 import re
 from itertools import product
 
+import numpy as np
+import onnx
 import pytest
 
 from edgec.targets.cpu.aarch64.assembly import FMLA, REGISTERS, SDOT, STREAM, Instruction, Products, inline, registers
+from edgec.targets.target import load_target
+from edgec.tuning.cycles import functions, hot_loop
+from edgec.tuning.measuring import tasks_of
+from edgec.tvm_adapter import assembly
+from tests import graphs
+from tests.operators import node
+from tests.programs import program_of
 
 POINTERS = {"near": 16, "odd": 12, "far": 40000}
 """Inputs between two pixels: within reach of every load, of none that loads pairs, and out of reach."""
@@ -63,3 +72,20 @@ def test_no_register_serves_two_purposes(instruction):
             sums = inline(p).sums
             assert sums == tuple(range(p.input_registers, p.input_registers + pixels * vectors))
             assert sums[-1] < REGISTERS - STREAM * p.sets
+
+
+def test_kernels_that_are_built_together_keep_their_own_loops():
+    """As the tuner builds its plans."""
+    target = load_target("rpi5")
+    task = tasks_of(program_of(conv_model()), target)[0]
+    plans = {f"k{index}": task.template.generate(plan, task.dtypes) for index, plan in enumerate(task.plans[:6])}
+    together = functions(assembly(plans, target))
+    alone = {symbol: functions(assembly({symbol: plan}, target))[symbol] for symbol, plan in plans.items()}
+    assert len({hot_loop(text) for text in alone.values()}) > 1
+    assert [together[symbol].count("fmla") for symbol in plans] == [text.count("fmla") for text in alone.values()]
+
+
+def conv_model() -> onnx.ModelProto:
+    """A 1×1 convolution."""
+    weights = {"w": np.ones((40, 24, 1, 1), np.float32)}
+    return graphs.build([node("Conv", "x w", "y")], {"x": (1, 24, 9, 9)}, ["y"], weights)

@@ -11,7 +11,7 @@ import pytest
 from onnx import helper
 
 from samples.benchmarks import instructions
-from samples.benchmarks.instructions import SAMPLE, Row, count, expected, grown
+from samples.benchmarks.instructions import AVX2, SAMPLE, Row, can_count, count, expected, grown
 from samples.compare import Row as Compared
 from samples.compare import precision_of, table
 from tests.programs import model
@@ -19,15 +19,26 @@ from tests.programs import model
 ROWS = {row.key: row for row in expected()["rows"]}
 
 
-@pytest.mark.parametrize("target", ["rpi3", "rpi4", "rpi5"])
+@pytest.mark.parametrize("target", ["rpi3", "rpi4", "rpi5", "rpi5-fp16"])
 def test_the_sample_model_takes_no_more_instructions_than_expected(emulator, tmp_path, target):
     row = ROWS[SAMPLE, "fp32", target]
     assert grown([count(row, tmp_path, tmp_path)], expected()["margin"]) == []
 
 
+def test_the_sample_model_takes_no_more_instructions_than_expected_on_x86(tmp_path):
+    row = ROWS[SAMPLE, "fp32", AVX2]
+    if not can_count(row):
+        pytest.skip("valgrind on x86-64 is missing; run: apt-get install valgrind")
+    first, second = (count(row, tmp_path, tmp_path) for _ in range(2))
+    assert abs(first.instructions - second.instructions) < 0.01 * first.instructions
+    assert grown([first], expected()["margin"]) == []
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("key", [key for key in ROWS if key[0] != SAMPLE and key[1] == "fp32"], ids=" ".join)
 def test_trained_models_take_no_more_instructions_than_expected(emulator, shared, tmp_path, key):
+    if not can_count(ROWS[key]):
+        pytest.skip("valgrind on x86-64 is missing; run: apt-get install valgrind")
     assert grown([count(ROWS[key], shared, tmp_path)], expected()["margin"]) == []
 
 

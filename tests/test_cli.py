@@ -203,7 +203,7 @@ def test_doctor_says_what_mends_a_wrong_pair_and_a_missing_compiler(monkeypatch)
     assert checks["numpy"] == {
         "name": "numpy", "ok": False, "found": "missing", "needed": True, "remedy": "pip install numpy"
     }  # fmt: skip
-    assert next(c for name, c in checks.items() if name.endswith("(host)"))["remedy"] == "apt-get install gcc"
+    assert next(c for name, c in checks.items() if "(host" in name)["remedy"] == "apt-get install gcc"
     assert not any(c["needed"] for name, c in checks.items() if "qemu" in name)
     assert "MISSING" in call("doctor").stdout
 

@@ -12,11 +12,13 @@ import onnx
 import pytest
 
 import edgec
+from edgec.artifact import read_manifest
 from edgec.graph import load_graph
 from edgec.passes.pipeline import run as run_passes
 from edgec.passes.quantize import Recipe
-from edgec.passes.quantize.lowbit import LowBit, fit_low_bit, limits, nearest_low_bit, spread
+from edgec.passes.quantize.lowbit import WIDER, LowBit, fit_low_bit, limits, nearest_low_bit, spread
 from edgec.program import Conv
+from edgec.targets.cpu.packed import pack, plan
 from edgec.targets.target import load_target
 from tests import graphs
 from tests.operators import node
@@ -54,6 +56,21 @@ def test_fit_costs_half_of_rounding_to_the_nearest(
     low, high = limits(bits)
     assert fit.values.min() >= low and fit.values.max() <= high and fit.scales.shape == (17, -(-127 // group))
     assert cost(fit, rows, moment) < 0.5 * cost(nearest_low_bit(rows, bits, group), rows, moment)
+
+
+@pytest.mark.parametrize(("bits", "wider"), WIDER.items())
+def test_salient_groups_have_more_bits(problem: tuple[np.ndarray, np.ndarray], bits: int, wider: int) -> None:
+    """As many as were asked for, and those for which others are worse."""
+    rows, moment = problem[0][:, :120], problem[1][:120, :120]
+    fit = fit_low_bit(rows, moment, bits, 8, salient=0.2)
+    largest = np.abs(fit.values.astype(int) + (fit.values < 0)).reshape(17, 15, 8).max(axis=(0, 2))
+    wide = largest > limits(bits)[1]
+    assert fit.bits == wider and wide.sum() == 3 and largest.max() <= limits(wider)[1]
+    costs = {share: cost(fit_low_bit(rows, moment, bits, 8, salient=share), rows, moment) for share in (0, 0.2, 0.5, 1)}
+    assert costs[0] > costs[0.2] > costs[0.5] > costs[1]
+    weights = np.repeat(wide, 8)
+    importance = np.square(rows).sum(axis=0) * np.diag(moment)
+    assert importance[weights].mean() > importance[~weights].mean()
 
 
 def test_scales_fit_two_bytes(problem: tuple[np.ndarray, np.ndarray]) -> None:
@@ -128,7 +145,40 @@ def product(bits: int, group: int, op: str = "MatMul") -> tuple[onnx.ModelProto,
     return model, {"x": generator.standard_normal(shape, np.float32)}
 
 
+def mixed(name: str, group: int, widths: tuple[int, ...]) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """A convolution, or MatMul of [3, 5, 128] and [128, 21], whose groups along the depth have ``widths`` in turn."""
+    generator = np.random.default_rng(len(name) + group)
+    matrix = name == "MatMul"
+    shape, weight, attributes = ((3, 5, 128), (21, 128), {}) if matrix else KERNELS[name]
+    channels, kernel = weight[1], weight[2:]
+    rows = np.empty((weight[0], int(np.prod(weight[1:]))), np.int8)
+    for index, first in enumerate(range(0, rows.shape[1], group)):
+        low, high = limits(widths[index % len(widths)])
+        rows[:, first : first + group] = generator.integers(low, high + 1, (weight[0], group))
+    scales = generator.uniform(0.01, 0.1, (weight[0], rows.shape[1] // group))
+    constants = {"w": rows, "s": scales.astype(ml_dtypes.bfloat16).astype(np.float32)}
+    turned = node("Transpose", "r", "t", perm=[1, 0])
+    nodes = [node("DequantizeLinear", "w s", "r", axis=1, block_size=group), turned, node("MatMul", "x t", "y")]
+    if not matrix:
+        constants["shape"] = np.array([weight[0], *kernel, channels])
+        rank = len(weight)
+        back = node("Transpose", "p", "t", perm=[0, rank - 1, *range(1, rank - 1)])
+        nodes[1:] = [node("Reshape", "r shape", "p"), back, node("Conv", "x t", "y", **attributes)]
+    model = graphs.build(nodes, {"x": shape}, ["y"], constants, opset=21)
+    return model, {"x": generator.standard_normal(shape, np.float32)}
+
+
+MIXED = {
+    "channels of eights": (16, (2, 8, 4)),
+    "dilated": (8, (3, 2)),
+    "pointwise": (8, (8, 4)),
+    "signal": (24, (4, 2)),
+    "MatMul": (32, (2, 3, 8, 4)),
+}
+"""Neighbours that share a scale, and bits of one group after the other."""
+
 CASES = {
+    **{f"{name} of several widths": mixed(name, *each) for name, each in MIXED.items()},
     **{f"{name}, {bits} bits": convolution(name, bits) for name in KERNELS for bits in WIDTHS},
     **{f"channels of eights, {bits} bits by 8": convolution("channels of eights", bits, 8) for bits in WIDTHS},
     "dilated, 4 bits by 24": convolution("dilated", 4, 24),
@@ -146,6 +196,22 @@ def test_kernels_agree(name: str, tmp_path: Path) -> None:
     program = program_of(model)
     assert_close(run_reference(program, inputs), wanted)
     assert_close(HostProgram(program, tmp_path).run(inputs, threads=3), wanted)
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_groups_have_bits_of_their_own(name: str) -> None:
+    """The kernel's operands take the bits of each group, not those of the widest."""
+    _group, widths = MIXED[name]
+    program = program_of(CASES[f"{name} of several widths"][0])
+    (step,) = [step for step in program.steps if isinstance(step.kernel, Conv)]
+    packing = step.kernel.packing
+    assert packing is not None and [bits for bits, _ in packing.parts] == sorted(widths, reverse=True)
+    elements = np.asarray(step.inputs[1].data).size
+    planned = plan(step.kernel, load_target("host"))
+    stored = pack(planned, np.asarray(step.inputs[1].data)).nbytes
+    padding = sum(planned.widths(step.kernel.out_channels)) / step.kernel.out_channels
+    exact = sum(bits * count for bits, count in packing.parts) * elements / sum(c for _, c in packing.parts) / 8
+    assert stored == pytest.approx(padding * exact)
 
 
 def test_arm_kernels_agree(emulator: str, tmp_path: Path) -> None:
@@ -331,6 +397,22 @@ def test_diff_tells_weights_apart(sample_model: Path, tmp_path: Path) -> None:
     assert found["layers"] and all(layer["activations_alone"] is None for layer in found["layers"])
     assert all(layer["bits"] == "weights" for layer in found["layers"])
     assert min(layer["alone"] for layer in found["layers"]) < 30
+
+
+def test_salient_groups_by_the_command(sample_model: Path, tmp_path: Path) -> None:
+    """More bytes than 2 bits and fewer than 4, and predictions between theirs; no share is more than all."""
+    calib, sizes = sample_model.with_name("digits_calib.npz"), []
+    for number, given in enumerate((["w2"], ["w2", "--salient-groups", "0.25"], ["w4"])):
+        output = tmp_path / f"{number}.so"
+        results_of("compile", sample_model, "--quantize", *given, "--calib", calib, "-o", output)
+        sizes.append(read_manifest(output)["weights_bytes"])
+    assert sizes[0] < sizes[1] < sizes[0] + 0.4 * (sizes[2] - sizes[0])
+    assert "salient_groups = 0.25" in (tmp_path / "1.so.recipe.toml").read_text()
+    common = ["compile", sample_model, "--quantize", "w2", "--calib", calib, "-o", tmp_path / "x.so"]
+    assert "--salient-groups 1.5 is no share" in sentence_of(*common, "--salient-groups", "1.5")
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('salient_groups = "auto"\n')
+    assert "salient_groups = 'auto'; it must be a share" in sentence_of(*common, "--recipe", recipe)
 
 
 def test_wrong_group_size_is_a_sentence(sample_model: Path, tmp_path: Path) -> None:

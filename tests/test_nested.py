@@ -125,7 +125,7 @@ def test_refusals(layers: Layers, nested: Path, tmp_path: Path) -> None:
         edgec.compile(model, output=tmp_path / "m.so", quantize="w8", nested=True, calib=samples)
     with pytest.raises(EdgecError, match=r"--nested found no product .* --group-size 32"):
         edgec.compile(model, output=tmp_path / "m.so", quantize="w4", nested=True, calib=samples, group_size=0)
-    with pytest.raises(EdgecError, match=r"has no kernels for w4, .* it can run int8, int16, w4a8, float"):
+    with pytest.raises(EdgecError, match=r"has no kernels for w4, .* it can run int8, int16, w4a8, p2, p1, float"):
         edgec.compile(model, "opencl", tmp_path / "m.so", quantize="w4", nested=True, calib=samples)
     plain = edgec.compile(model, output=tmp_path / "plain.so").path
     with edgec.load(plain) as session, pytest.raises(EdgecError, match=r"one width only; compile it with .* --nested"):

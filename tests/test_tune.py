@@ -17,7 +17,8 @@ import edgec
 from edgec.errors import EdgecError
 from edgec.targets.target import load_target
 from edgec.targets.template import parameters
-from edgec.tuning import measuring, records
+from edgec.tuning import cycles, measuring, records
+from edgec.tuning.cycles import Analyser, find_analyser
 from edgec.tuning.measuring import HostMeter, Meter, Outcome, QemuMeter, tasks_of
 from edgec.tuning.records import Records
 from edgec.tuning.tuner import BATCH, meter_for, tune_program
@@ -167,12 +168,88 @@ def test_plans_are_timed_on_the_host(monkeypatch):
     assert all(outcome.cost > 0 and outcome.error is None for outcome in outcomes)
 
 
-def test_instructions_are_counted_under_the_emulator(emulator):
+def test_instructions_are_counted_under_the_emulator(emulator, monkeypatch):
+    monkeypatch.setattr(measuring, "find_analyser", lambda target, cpu: (None, "none"))
     board = load_target("rpi4")
     task = tasks_of(conv_program(), board)[0]
     meter = QemuMeter(board)
     first, second = (meter.measure(task, task.plans[:3]) for _ in range(2))
     assert first == second and all(outcome.cost > task.kernel.macs / 4 for outcome in first)
+    assert (meter.method, meter.note) == ("instructions", "none")
+
+
+def test_cycles_are_told_by_the_analyser(emulator, analyser):
+    board = load_target("rpi3")
+    task = tasks_of(conv_program(), board)[0]
+    meter = QemuMeter(board)
+    assert (meter.method, meter.note) == ("cycles", "")
+    first, second = (meter.measure(task, task.plans[:3]) for _ in range(2))
+    assert first == second and all(outcome.cost > task.kernel.macs / 4 for outcome in first)
+    meter.analyser = Analyser("aarch64-linux-gnu", "no-such-core", ())
+    assert all(outcome.cost is None and outcome.error for outcome in meter.measure(task, task.plans[:2]))
+
+
+@pytest.fixture
+def analyser():
+    if shutil.which(cycles.COMMAND) is None:
+        pytest.skip("llvm-mca is not installed; run: apt-get install llvm")
+
+
+def test_products_that_wait_for_each_other_take_more_cycles(analyser):
+    found, _ = find_analyser(load_target("rpi5"), "cortex-a76")
+    chain, apart = (
+        "".join(f"fmla v{i * step}.4s, v30.4s, v31.4s\n" for i in range(8)) for step in (0, 1)
+    )  # fmt: skip
+    assert found.per_instruction(chain) > 2 * found.per_instruction(apart) >= 1
+    with pytest.raises(ValueError, match="error"):
+        found.per_instruction("no such instruction\n")
+
+
+def test_where_the_analyser_is_missing_that_is_said(monkeypatch, emulator, tiny_model, tmp_path):
+    monkeypatch.setattr(cycles, "COMMAND", "llvm-mca-of-nobody")
+    arguments = ("tune", tiny_model, "--target", "rpi4", "--minutes", "0.1", "--tune-db", tmp_path / "db")
+    found = results_of(*arguments)
+    assert found["method"] == "instructions" and "apt-get install llvm" in found["note"]
+    line = json.loads((tmp_path / "db").read_text().splitlines()[0])
+    assert line["processor"].startswith("aarch64 cortex-a72") and line["cost"] == int(line["cost"])
+    assert "costs are instructions alone" in call(*arguments).stdout
+
+
+def test_a_core_without_a_model_is_counted(analyser):
+    found, note = find_analyser(load_target("rpi2"), "cortex-a7")
+    assert found is None and "has no cycles for cortex-a7" in note
+
+
+ASSEMBLY = """
+\t.type\tk0,@function
+k0:
+\tmov w9, #3 // =0x3
+.LBB0_1:
+\tadd x1, x1, #1
+.Ltmp3:
+\tld1 { v0.4s }, [x0], #16
+\tfmla v1.4s, v0.4s, v2.s[0]
+\tsubs w9, w9, #1
+\t.loc 1 0 0
+\tb.ne .Ltmp3
+\tcbnz x2, .LBB0_1
+.LBB0_2:
+\tsubs w8, w8, #1
+\tb.ne .LBB0_2
+\tret
+\t.type\tk1,@function
+k1:
+\tfadd v0.4s, v0.4s, v1.4s
+\tret
+"""
+
+
+def test_the_hot_loop_is_the_largest_of_the_innermost():
+    found = cycles.functions(ASSEMBLY)
+    assert list(found) == ["k0", "k1"]
+    lines = ["ld1 { v0.4s }, [x0], #16", "fmla v1.4s, v0.4s, v2.s[0]", "subs w9, w9, #1", "b.ne .Ltmp3"]
+    assert cycles.hot_loop(found["k0"]).splitlines() == lines
+    assert cycles.hot_loop(found["k1"]).splitlines() == ["fadd v0.4s, v0.4s, v1.4s", "ret"]
 
 
 def test_a_plan_that_cannot_be_built_fails_alone(monkeypatch):
@@ -259,9 +336,9 @@ def test_compile_tunes_and_reports(tiny_model, tmp_path):
 
 def test_a_board_is_tuned_by_counting(emulator, tiny_model, tmp_path):
     found = results_of("tune", tiny_model, "--target", "rpi4", "--minutes", "0.1", "--tune-db", tmp_path / "db")
-    assert (found["method"], found["machine"]) == ("instructions", "qemu cortex-a72")
-    line = json.loads((tmp_path / "db").read_text().splitlines()[0])
-    assert line["processor"].startswith("aarch64 cortex-a72") and line["cost"] == int(line["cost"])
+    assert found["method"] in ("cycles", "instructions") and found["machine"] == "qemu cortex-a72"
+    compiled = edgec.compile(tiny_model, "rpi4", tmp_path / "tiny.so", tune_db=tmp_path / "db")
+    assert compiled.path.is_file()
 
 
 def test_files_are_merged(tiny_model, tmp_path):
@@ -286,4 +363,4 @@ def test_a_device_that_cannot_measure_is_refused(emulator):
         meter_for(load_target("rpi4"), "local")
     with pytest.raises(EdgecError, match="the device 'qemu' cannot measure kernels for host"):
         meter_for(HOST, "qemu")
-    assert meter_for(load_target("rpi5")).method == "instructions"
+    assert meter_for(load_target("rpi5")).method in ("cycles", "instructions")

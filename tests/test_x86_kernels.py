@@ -10,10 +10,13 @@ import numpy as np
 import onnx
 import pytest
 
+from edgec.program import Depthwise
+from edgec.targets.cpu import x86
+from edgec.targets.cpu.x86 import window
 from edgec.targets.target import Target, load_target
-from tests.programs import HostProgram, program_of, run_reference
+from tests.programs import HostProgram, assert_close, program_of, run_reference
 from tests.random_layers import random_layers
-from tests.test_aarch64_kernels import together
+from tests.test_aarch64_kernels import FLOAT_SHAPES, float_layer, together
 from tests.test_integer_kernels import SHAPES, layer
 
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 only")
@@ -44,6 +47,34 @@ def test_every_generation(generation: str, tmp_path: Path) -> None:
     layers = [layer(*shape, ("int8", "uint8")[index % 2]) for index, shape in enumerate(SHAPES.values())]
     inputs = {f"{index}_x": own["x"] for index, (_, own) in enumerate(layers)}
     check(together(model for model, _ in layers), inputs, tmp_path, target(generation))
+
+
+@pytest.mark.parametrize("generation", ["avx512", "avx2"])
+def test_float_depthwise(generation: str, tmp_path: Path) -> None:
+    layers = [float_layer(*shape) for name, shape in FLOAT_SHAPES.items() if "depthwise" in name]
+    inputs = {f"{index}_x": own["x"] for index, (_, own) in enumerate(layers)}
+    program = program_of(together(model for model, _ in layers))
+    want = run_reference(program, inputs)
+    compiled = HostProgram(program, tmp_path, target(generation))
+    for threads in (1, 3):
+        assert_close(compiled.run(inputs, threads), want)
+
+
+def test_every_tile_of_a_float_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = target("avx512")
+    model, inputs = float_layer((1, 21, 11, 9), (21, 1, 3, 3), {"group": 21, "pads": [1, 1, 0, 1], "strides": [1, 2]})
+    program = program_of(model)
+    want = run_reference(program, inputs)
+    kernel = next(step.kernel for step in program.steps if isinstance(step.kernel, Depthwise))
+    sizes = [(plan.rows, plan.columns) for plan in window.candidates(kernel, machine)]
+    assert {(1, 1), (2, 5)} <= set(sizes)
+    for rows, columns in sizes[::2]:
+        folder = tmp_path / f"{rows}x{columns}"
+        folder.mkdir()
+        chosen = replace(x86.WINDOW, plan=lambda k, t, r=rows, c=columns: window.WindowPlan(k, c, t.lanes(4), r))
+        monkeypatch.setattr(x86, "WINDOW", chosen)
+        for threads in (1, 2):
+            assert_close(HostProgram(program, folder, machine).run(inputs, threads), want)
 
 
 @pytest.mark.heavy

@@ -15,7 +15,6 @@ the files it names are read.
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,15 +23,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgec.data.samples import Array, Samples, TensorSpec, check_labels
+from edgec.data.toml_files import read_settings
 from edgec.errors import EdgecError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 LABEL_FILE = "labels.csv"
@@ -57,14 +52,7 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         EdgecError: the file cannot be read, or a key or its value is not one of the recipe's.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise EdgecError(f"the recipe '{path}' cannot be read: {error}") from error
-    known = [field.name for field in fields(Recipe)]
-    for key in values:
-        if key not in known:
-            raise EdgecError(f"the recipe '{path}' has a key '{key}'; the keys are {', '.join(known)}")
+    values = read_settings(path, [field.name for field in fields(Recipe)])
     return Recipe(**{key: _value(path, key, value) for key, value in values.items()})
 
 

@@ -41,7 +41,8 @@ def nest_widths(program: Program) -> None:
 
 def _can_nest(step: Step) -> bool:
     kernel = step.kernel
-    if not isinstance(kernel, Conv) or kernel.packing is None or not kernel.packing.group or kernel.packing.bits != 8:
+    packing = kernel.packing if isinstance(kernel, Conv) else None
+    if packing is None or not packing.group or packing.bits != 8 or packing.parts:
         return False
     weights = np.asarray(step.inputs[1].data)
     return bool(LIMITS[0] <= weights.min() and weights.max() <= LIMITS[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -92,7 +92,7 @@ def convolve(ctx: Lowering, x: View, kernel: np.ndarray, bias: View | None, w: W
 
 def emit_convolution(
     ctx: Lowering, source: View, kernel: np.ndarray, w: Window, groups: int, out: View, finish: Finish,
-    packing: Packing | None = None, scales: View | None = None,
+    packing: Packing | None = None, extra: Sequence[View] = (),
 ) -> None:  # fmt: skip
     """Emit out = finish(sum of source · kernel): depthwise, or one dense convolution a group.
 
@@ -105,7 +105,7 @@ def emit_convolution(
         out: (N, C, H, W).
         finish: the epilogue.
         packing: how an int8 kernel is stored; a depthwise one takes a byte a weight.
-        scales: of its groups, where there are any.
+        extra: operands that the packing asks for.
     """
     channels, per_group = kernel.shape[0], kernel.shape[1]
     if per_group == 1 and groups == channels == source.shape[1] and groups > 1:
@@ -117,7 +117,7 @@ def emit_convolution(
         own_input = _channel_range(source, group * per_group, per_group)
         own_out = _channel_range(out, first, size)
         own_finish = partial(_finish_from, finish, first)
-        _dense_conv(ctx, own_input, kernel[first : first + size], w, own_out, own_finish, packing, scales)
+        _dense_conv(ctx, own_input, kernel[first : first + size], w, own_out, own_finish, packing, extra)
 
 
 def _finish_from(finish: Finish, start: int, operands: Operands, first: int, count: int) -> Expr:
@@ -174,11 +174,11 @@ def _geometry(source: View, w: Window, out: View) -> dict[str, object]:
 
 def _dense_conv(
     ctx: Lowering, source: View, kernel: np.ndarray, w: Window, out: View, finish: Finish, packing: Packing | None,
-    scales: View | None,
+    extra: Sequence[View],
 ) -> None:  # fmt: skip
     weight = ctx.constant(np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)), f"{out.buffer.name}_weight")
     operands = Operands()
-    operands.buffers = [source.buffer, weight.buffer, *([scales.buffer] if scales else [])]
+    operands.buffers = [source.buffer, weight.buffer, *(view.buffer for view in extra)]
     epilogue = finish(operands, 0, out.shape[1])
     geometry = _geometry(source, w, out)
     conv = Conv(  # type: ignore[misc]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 
 import numpy as np
@@ -69,13 +69,13 @@ def matrix_product(
 
 def emit_product(
     ctx: Lowering, out: View, a: View, b: View, finish: Callable[[Operands], scalar.Expr],
-    packing: Packing | None = None, scales: View | None = None,
+    packing: Packing | None = None, extra: Sequence[View] = (),
 ) -> None:  # fmt: skip
     """Emit out = finish(a · b) as a :class:`Conv`: float32, or int8, uint8 or int16 ``a`` and constant int8 ``b``,
     summed as int32.
 
     ``out`` is dense in row-major order; the epilogue's axes 2 and 3 are the row and the column. A constant int8 ``b``
-    can be stored by ``packing``, with the ``scales`` of its groups, for a float ``a``, too.
+    can be stored by ``packing``, with the ``extra`` operands that it asks for, for a float ``a``, too.
     """
     a, batch = _with_joined_rows(a, b, out.shape[:-2])
     rows, depth, columns = a.shape[-2], a.shape[-1], b.shape[-1]
@@ -84,7 +84,7 @@ def emit_product(
     operands = Operands()
     operands.index(left.buffer)
     weight_strides, weight_offset = _right_side(ctx, operands, b, batch)
-    operands.buffers += [scales.buffer] if scales else []
+    operands.buffers += [view.buffer for view in extra]
     n, h, w, channel = (scalar.axis(i) for i in range(4))
     batch_step, row_step, column_step = left.strides
     kernel = Conv(

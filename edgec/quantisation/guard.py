@@ -155,6 +155,8 @@ Quantise = Callable[[Recipe], Quantized]
 LADDERS: Mapping[str, Sequence[str]] = {
     "int8": ("int16", "float"),
     "w4a8": ("int8", "int16", "float"),
+    "p2": ("int8", "int16", "float"),
+    "p1": ("p2", "int8", "int16", "float"),
     "w2": ("w4", "w8", "float"),
     "w3": ("w4", "w8", "float"),
     "w4": ("w8", "float"),

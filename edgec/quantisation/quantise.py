@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgec.calibration import Calibration, Source
     from edgec.data.samples import Array
     from edgec.passes.quantize import LayerQuantization, Lifted, Quantized, Recipe
+    from edgec.quantisation.float_layers import Costs, FloatLayers, Unknown
     from edgec.quantisation.guard import Guarded, Judge
     from edgec.quantisation.mixing import Mix
     from edgec.targets.formats import Format
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
     from edgec.targets.gpu.target import GpuTarget
     from edgec.targets.target import Target
 
-MODES = ("none", "int8", "w8", "w4", "w3", "w2", "w4a8", "auto")
+MODES = ("none", "int8", "w8", "w4", "w3", "w2", "w4a8", "p2", "p1", "auto")
 """What ``--quantize`` takes: but for none, and for auto, which mixes them, the precision of layers by default."""
 
-INTEGER_MODES = ("int8", "w4a8")
+INTEGER_MODES = ("int8", "w4a8", "p2", "p1")
 """Those of them whose activations are integers."""
 
 Progress = Callable[[str, int, int], None]
@@ -45,6 +46,7 @@ class Options:
         max_drop: points that may be lost (see :mod:`edgec.quantisation.guard`).
         recipe: a recipe, or the file of one.
         group_size: weights that share a scale; None leaves it to the recipe.
+        salient_groups: the share of groups that have more bits; None leaves it to the recipe.
         max_ms: for auto, milliseconds that a run may take on this machine.
         max_bytes: for auto, bytes that the weights may take.
         nested: for w4, four more bits below, so that a session can be switched between both widths.
@@ -57,6 +59,7 @@ class Options:
     max_drop: float | None = None
     recipe: str | os.PathLike[str] | Recipe | None = None
     group_size: int | None = None
+    salient_groups: float | None = None
     max_ms: float | None = None
     max_bytes: int | None = None
     nested: bool = False
@@ -82,7 +85,7 @@ class Options:
             raise EdgecError(f"--quantize {self.mode} is not known; it can be {', '.join(MODES)}")
         given = {
             "--eval": None if compares else self.eval, "--max-drop": self.max_drop, "--recipe": self.recipe,
-            "--group-size": self.group_size,
+            "--group-size": self.group_size, "--salient-groups": self.salient_groups,
         }  # fmt: skip
         used = [flag for flag, value in given.items() if value is not None]
         if calibrated and not self.quantises and not prunes:
@@ -101,6 +104,8 @@ class Options:
             raise EdgecError(f"{limits[0]} and {limits[1]} do not go together; give one of them")
         if self.nested and self.mode != "w4":
             raise EdgecError("--nested keeps a model of 8 bits around one of 4; add --quantize w4, or leave it out")
+        if self.nested and self.salient_groups:
+            raise EdgecError("--nested has one width for all groups of a layer; leave --salient-groups out")
         if self.fixed_point and self.mode not in INTEGER_MODES:
             modes = " or ".join(INTEGER_MODES)
             raise EdgecError(f"--fixed-point is for integer activations; add --quantize {modes}, or leave it out")
@@ -125,6 +130,8 @@ class Quantisation:
         mix: what ``auto`` chose, of which options.
         kept: layers that keep weights of 8 bits, since 4 would cost most there.
         lifted: what activations of 16 bits were chosen for.
+        speed: the layers that stay float because integers take longer there, or why that is not known; None where
+            nothing was measured.
     """
 
     layers: tuple[LayerQuantization, ...]
@@ -139,6 +146,7 @@ class Quantisation:
     mix: Mix | None = None
     kept: tuple[str, ...] = ()
     lifted: Lifted | None = None
+    speed: FloatLayers | Unknown | None = None
 
     def files(self, artifact: Path) -> dict[Path, bytes]:
         """What is written beside the artifact: the recipe, and the models before and after the quantisation."""
@@ -156,13 +164,14 @@ class Quantisation:
             "kept": list(self.kept),
             "mix": asdict(self.mix) if self.mix else None,
             "lifted": asdict(self.lifted) if self.lifted else None,
+            "speed": asdict(self.speed) if self.speed else None,
         }
 
     def __str__(self) -> str:
         from edgec.passes.quantize.report import counts
 
         lines = [f"quantised by {self.samples} samples: {counts(self.layers)}; {self.equalised} tensors equalised"]
-        lines += [str(self.lifted)] if self.lifted else []
+        lines += [str(each) for each in (self.lifted, self.speed) if each]
         return "\n".join([*lines, *self.warnings, *([str(self.guarded)] if self.guarded else [])])
 
 
@@ -175,7 +184,7 @@ def companions(artifact: Path) -> tuple[Path, Path, Path]:
 
 def quantise_graph(
     graph: ir.Model, options: Options, calibration: Calibration, target: Target | GpuTarget | Board | Format,
-    tell: Progress,
+    costs: Costs | None, tell: Progress,
 ) -> tuple[ir.Model, Quantisation]:  # fmt: skip
     """Quantise a graph that the float passes have left.
 
@@ -184,6 +193,7 @@ def quantise_graph(
         options: what was asked for; checked.
         calibration: the samples.
         target: what is compiled for.
+        costs: of kernels on the target; None where none are known.
         tell: told (what, done, total).
 
     Returns:
@@ -196,16 +206,24 @@ def quantise_graph(
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     from edgec.passes.quantize import quantize
+    from edgec.passes.quantize.half import computes_in_half, narrow, widened, widened_samples
     from edgec.passes.quantize.nested import nest
     from edgec.quantisation.guard import guard
     from edgec.quantisation.layer_errors import LayerErrors, measure_layers
     from edgec.quantisation.recipes import check_layers, write_recipe
 
     recipe = _recipe(options)
+    half = computes_in_half(graph)
+    if half:
+        _check_weights_only(recipe, options)
+        graph, calibration = widened(graph), replace(calibration, samples=widened_samples(calibration.samples))
     check_layers(recipe, graph)
     mixed = _mixed(graph, options, recipe, calibration, target, tell) if options.mode == "auto" else None
     if mixed is not None:
         recipe = replace(recipe, default=mixed.default, layers={**recipe.layers, **mixed.chosen})
+    speed = None
+    if costs is not None and recipe.default == "int8" and mixed is None:
+        speed, recipe = _with_float_layers(graph, recipe, calibration, costs, tell)
     judge, samples = _judge(graph, options, calibration)
 
     attempts: list[ir.Model] = []
@@ -224,15 +242,48 @@ def quantise_graph(
         found, guarded = quantised(recipe), None
     else:
         found, guarded = guard(judge, quantised, recipe, options.max_drop, ranked)
-    text = write_recipe(recipe, found.layers)
+    put_back = guarded.put_back if guarded else {}
+    text = write_recipe(replace(recipe, layers={**recipe.layers, **put_back}), found.layers, _reasons(speed))
     for each in (found.twin, found.model):
         RemoveUnusedNodesPass()(each)
+    if half:
+        narrow(found.model)
     protos = [ir.to_proto(each).SerializeToString() for each in (found.twin, found.model)]
     done = Quantisation(
         found.layers, found.equalised, len(samples), calibration.warnings, guarded, text, protos[0], protos[1],
-        tuple(attempts), mixed, found.kept, found.lifted,
+        tuple(attempts), mixed, found.kept, found.lifted, speed,
     )  # fmt: skip
     return found.model, done
+
+
+def _check_weights_only(recipe: Recipe, options: Options) -> None:
+    """Refuse integer activations, for a model whose floats are float16."""
+    if options.mode == "auto" or not recipe.keeps_activations:
+        raise EdgecError(
+            f"the model computes in float16, and --quantize {options.mode} makes integers of float32 activations; "
+            "export it in float32, or quantise its weights only, with w8, w4, w3 or w2"
+        )
+
+
+def _with_float_layers(
+    graph: ir.Model, recipe: Recipe, calibration: Calibration, costs: Costs, tell: Progress
+) -> tuple[FloatLayers | Unknown, Recipe]:
+    """The layers that stay float for their speed, and ``recipe`` with them."""
+    from edgec.quantisation.float_layers import FloatLayers, find_float_layers
+
+    found = find_float_layers(graph, calibration.samples, recipe, costs, tell)
+    if isinstance(found, FloatLayers):
+        recipe = replace(recipe, layers={**recipe.layers, **dict.fromkeys(found.layers, "float")})
+    return found, recipe
+
+
+def _reasons(speed: FloatLayers | Unknown | None) -> dict[str, str]:
+    """Why layers stay float, by name."""
+    from edgec.quantisation.float_layers import FloatLayers
+
+    if not isinstance(speed, FloatLayers):
+        return {}
+    return {name: reason for name in speed.layers if (reason := speed.reason(name))}
 
 
 def check_precisions(options: Options, target: Target | GpuTarget | Board | Format) -> None:
@@ -268,6 +319,10 @@ def _recipe(options: Options) -> Recipe:
             sizes = ", ".join(map(str, GROUP_SIZES))
             raise EdgecError(f"--group-size {options.group_size} is none of {sizes} (0: a whole output channel)")
         recipe = replace(recipe, group_size=options.group_size)
+    if options.salient_groups is not None:
+        if not 0 <= options.salient_groups <= 1:
+            raise EdgecError(f"--salient-groups {options.salient_groups:g} is no share from 0 to 1")
+        recipe = replace(recipe, salient_groups=options.salient_groups)
     if options.nested:  # what rounding to 4 bits shifts is not what rounding to 8 bits does
         recipe = replace(recipe, correct_bias=False)
     if options.fixed_point:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgec.data.toml_files import read_settings
 from edgec.errors import EdgecError
 from edgec.passes.quantize.recipe import GROUP_SIZES, OBSERVERS, PRECISIONS, ROUNDINGS, Recipe
 
@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgec.passes.quantize import LayerQuantization
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _CHOICES: dict[str, Sequence[str | int]] = {
     "observer": OBSERVERS, "rounding": ROUNDINGS, "group_size": GROUP_SIZES, "default": tuple(PRECISIONS),
@@ -35,6 +30,7 @@ _COMMENTS = {
     "refine": "adjust the scales of activations to the change of the network's prediction",
     "group_size": "weights of less than 8 bits that share a scale where activations are float: "
     f"{', '.join(map(str, GROUP_SIZES))}; 0 is a whole output channel",
+    "salient_groups": "share of them that have 4 bits instead of 2 or 3, 8 instead of 4, where it is worth most",
     "keep": "share of the weights of 4 bits under integer activations that keeps 8 bits, where it is worth most; "
     "auto: as little as the prediction needs",
     "fixed_point": "scales are powers of two, for processors without a float unit",
@@ -42,19 +38,27 @@ _COMMENTS = {
 }
 
 
-def write_recipe(recipe: Recipe, layers: Sequence[LayerQuantization]) -> str:
-    """``recipe`` with the precision that each of ``layers`` was given, and what was found of it, as TOML."""
+def write_recipe(
+    recipe: Recipe, layers: Sequence[LayerQuantization], reasons: Mapping[str, str] | None = None
+) -> str:
+    """``recipe`` with the precision that each of ``layers`` was given, and what was found of it, as TOML.
+
+    ``reasons`` say of some layers why they have theirs.
+    """
+    reasons = reasons or {}
     lines = [
         "# How the model was quantised. Change a line and compile again with --recipe and this file.",
         "",
         *(f"{name} = {json.dumps(getattr(recipe, name))}  # {comment}" for name, comment in _COMMENTS.items()),
         "",
         "# int8; int16: activations of 16 bits, weights of 8; w4a8: of 8, of 4; w8, w4, w3, w2: only weights; or float",
+        "# p2, p1: as int8, each weight a sum of two powers of two, or one",
         "[layers]",
     ]
     for layer in layers:
-        if layer.tensors:
-            lines.append(f"{json.dumps(layer.name, ensure_ascii=False)} = {json.dumps(layer.bits)}  # {layer.op}")
+        if layer.tensors or layer.name in recipe.layers:
+            why = f"; {reasons[layer.name]}" if layer.name in reasons else ""
+            lines.append(f"{json.dumps(layer.name, ensure_ascii=False)} = {json.dumps(layer.bits)}  # {layer.op}{why}")
             lines += [f"#   {tensor}" for tensor in layer.tensors]
     return "\n".join(lines) + "\n"
 
@@ -65,26 +69,20 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         EdgecError: the file cannot be read, or a key or its value is not one of a recipe's.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise EdgecError(f"the recipe '{path}' cannot be read: {error}") from error
-    known = [field.name for field in fields(Recipe)]
-    for key in values:
-        if key not in known:
-            raise EdgecError(f"the recipe '{path}' has a key '{key}'; the keys are {', '.join(known)}")
+    values = read_settings(path, [field.name for field in fields(Recipe)])
     return Recipe(**{key: _value(path, key, value) for key, value in values.items()})
 
 
 def _value(path: Path, key: str, value: Any) -> Any:
     if key in _CHOICES:
         return _choice(path, key, value, _CHOICES[key])
-    if key == "keep":
-        if value == "auto":
+    if key in ("keep", "salient_groups"):
+        if value == "auto" and key == "keep":
             return value
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
             return float(value)
-        raise EdgecError(f"the recipe '{path}' has keep = {value!r}; it must be auto or a share from 0 to 1")
+        allowed = "auto or a share" if key == "keep" else "a share"
+        raise EdgecError(f"the recipe '{path}' has {key} = {value!r}; it must be {allowed} from 0 to 1")
     if key != "layers":
         if isinstance(value, bool):
             return value

@@ -153,8 +153,9 @@ def print_quantisation(done: Quantisation, explain: bool) -> None:
             for layer in layers
         ),
     )  # fmt: skip
-    if done.lifted:
-        print_text(str(done.lifted))
+    for found in (done.lifted, done.speed):
+        if found:
+            print_text(str(found))
     for warning in done.warnings:
         print_text(f"warning: {warning}")
     if done.guarded:
@@ -197,7 +198,7 @@ def print_layer_errors(found: LayerErrors) -> None:
 
 def print_tuned(found: Tuned) -> None:
     """What the tuner measured, and what it is worth."""
-    unit = "µs" if found.method == "time" else "k instructions"
+    unit = "µs" if found.method == "time" else f"k {found.method}"
     print_table(
         f"tuned by {found.method} on {found.machine or 'this machine'}",
         ("kernel", "steps", "plans", "failed", f"untuned {unit}", f"best {unit}", "ratio", "plan"),
@@ -213,6 +214,8 @@ def print_tuned(found: Tuned) -> None:
         f"{found.measured} plans in {found.seconds:.0f} s, until {found.ended}: {found.ratio:.3f} × untuned; "
         f"take them with --tune-db {found.records}"
     )
+    if found.note:
+        print_text(found.note)
 
 
 def _thousandth(value: float | None) -> float | None:

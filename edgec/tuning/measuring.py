@@ -15,15 +15,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from edgec.artifact import read_manifest
+from edgec.benchmark import profile_steps, random_inputs
 from edgec.building.toolchain import find_toolchain, is_android
-from edgec.devices.counting import CLOCK_CALLS, plugin
-from edgec.devices.device import EMULATORS
+from edgec.data.samples import Array, Samples, specs
+from edgec.devices.counting import CLOCK_CALLS, count, plugin
+from edgec.devices.device import EMULATORS, QemuDevice
 from edgec.devices.machine import cpu_model
 from edgec.devices.remote import Ended, Lost, Timeout, open_transport, workplace
+from edgec.devices.remote_device import RemoteDevice
 from edgec.devices.state import RUNS_ON, read_state
 from edgec.errors import EdgecError
 from edgec.nest import rebased
@@ -34,8 +38,9 @@ from edgec.targets.gpu import backend as gpu
 from edgec.targets.gpu.target import GpuTarget
 from edgec.targets.target import Target
 from edgec.targets.template import Template
+from edgec.tuning.cycles import Analyser, find_analyser, functions
 from edgec.tuning.records import signature
-from edgec.tvm_adapter import build_object
+from edgec.tvm_adapter import assembly, build_object
 
 PROGRAM_FOLDER = SOURCE_FOLDER.parent / "tuning"
 TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "armv7": "arm-linux-gnueabihf"}
@@ -43,6 +48,8 @@ TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "armv7"
 BATCH_SECONDS = 0.4
 """About how long the calls of one batch of plans take together."""
 MOST_ROUNDS = 300
+STEP_ROUNDS = 60
+"""How often the steps of an artifact are measured; the fastest counts."""
 PATIENCE_SECONDS = 120
 """After so long a program that measures one batch is given up."""
 
@@ -117,8 +124,10 @@ class Outcome:
 class Meter(ABC):
     """Finds the cost of plans. ``method`` is one of :data:`edgec.tuning.records.METHODS`; ``machine`` says where."""
 
-    method: ClassVar[str]
+    method: str
     machine: str | None
+    note: str = ""
+    """What is to be said of the costs, in a sentence."""
     boards: int = 1
     """How many tasks can be measured at a time, by as many threads."""
 
@@ -148,6 +157,14 @@ class ProgramMeter(Meter):
 
         Raises:
             Crashed: it ended before its time.
+        """
+
+    @abstractmethod
+    def steps(self, artifact: Path) -> list[float]:
+        """What each step of an artifact costs, one after the other as in use, of random inputs.
+
+        Raises:
+            EdgecError: it cannot be run.
         """
 
     def measure(self, task: Task, plans: Sequence[Any]) -> list[Outcome]:
@@ -261,11 +278,13 @@ class HostMeter(ProgramMeter):
         output = start([str(program), str(BATCH_SECONDS), str(MOST_ROUNDS)])
         return list(_best(output))
 
+    def steps(self, artifact: Path) -> list[float]:
+        return [float(max(1, step.min_ns)) for step in profile_steps(artifact, _inputs(artifact), STEP_ROUNDS)]
+
 
 class QemuMeter(ProgramMeter):
-    """An emulated processor: the instructions of one call, which say more of a plan than nothing, but no time."""
-
-    method = "instructions"
+    """An emulated processor: the instructions of one call, times the cycles that each takes in the plan's hottest loop
+    (see :mod:`.cycles`) where those can be told. It is no time."""
 
     def __init__(self, target: Target, cpu: str | None = None) -> None:
         super().__init__(target)
@@ -273,6 +292,21 @@ class QemuMeter(ProgramMeter):
         self.emulator.require()
         self.cpu = cpu or target.cpu
         self.machine = f"qemu {self.cpu}"
+        self.analyser, self.note = find_analyser(target, self.cpu)
+        self.method = "cycles" if self.analyser else "instructions"
+
+    def measure(self, task: Task, plans: Sequence[Any]) -> list[Outcome]:
+        outcomes = super().measure(task, plans)
+        if self.analyser is None:
+            return outcomes
+        good = {f"k{place}": plans[place] for place, outcome in enumerate(outcomes) if outcome.cost is not None}
+        with self._building:
+            generated = {symbol: task.template.generate(plan, task.dtypes) for symbol, plan in good.items()}
+            texts = functions(assembly(generated, self.target)) if good else {}
+        for place, outcome in enumerate(outcomes):
+            if outcome.cost is not None:
+                outcomes[place] = _in_cycles(outcome.cost, self.analyser, texts[f"k{place}"])
+        return outcomes
 
     def costs(self, program: Path, plans: int) -> list[float]:
         mark = CLOCK_CALLS[self.emulator.triple]
@@ -282,6 +316,16 @@ class QemuMeter(ProgramMeter):
         # two readings a plan, and the end of the process
         marks = counts[-2 * plans - 1 : -1]
         return [float(end - begin) for begin, end in zip(marks[::2], marks[1::2], strict=True)]
+
+    def steps(self, artifact: Path) -> list[float]:
+        return [float(step.instructions) for step in count(artifact, QemuDevice(self.cpu)).steps]
+
+
+def _in_cycles(instructions: float, analyser: Analyser, text: str) -> Outcome:
+    try:
+        return Outcome(instructions * analyser.per_instruction(text))
+    except ValueError as error:
+        return Outcome(error=reason_of(error))
 
 
 class RemoteMeter(ProgramMeter):
@@ -303,6 +347,12 @@ class RemoteMeter(ProgramMeter):
         if ended.code != 0:
             raise Crashed(ended.output, f"ended with code {ended.code}: {ended.errors.strip()[-200:]}")
         return list(_best(ended.output))
+
+    def steps(self, artifact: Path) -> list[float]:
+        inputs = _inputs(artifact)
+        samples, flags = Samples(1, None, lambda index: inputs), ["--warmup", "1", "--repeat", str(STEP_ROUNDS)]
+        found = retried(self.boards, lambda: RemoteDevice(self.url).profile(artifact, samples, flags))
+        return [float(max(1, step["min_ns"])) for step in found.steps]
 
     def _ended(self, program: Path, arguments: Sequence[str]) -> Ended:
         transport = open_transport(self.url)  # of its own: other threads have other boards
@@ -351,6 +401,11 @@ def start(
     if done.returncode != 0:
         raise Crashed(done.stdout, f"ended with code {done.returncode}: {done.stderr.strip()[-200:]}")
     return done.stdout
+
+
+def _inputs(artifact: Path) -> dict[str, Array]:
+    """Random ones."""
+    return random_inputs(specs(read_manifest(artifact)["inputs"]))
 
 
 def _best(output: str) -> Iterator[float]:

@@ -3,8 +3,9 @@
 A record fits where kernel, processor, pair of TVM packages and schema are the same. What counts of a kernel is its
 signature: kind, shape, strides and the operators of its epilogue, not the constants in it, so that models share
 records. A plan's cost stands beside that of the untuned plan from the same measurement: only their ratio is compared,
-since it carries over from one state of a machine to another. A file may be cut short, as by a kill while a line was
-written; lines of several machines may stand in one file.
+since it carries over from one state of a machine to another. What a kernel takes as a step of a model is on record,
+too, for comparing one kernel with another. A file may be cut short, as by a kill while a line was written; lines of
+several machines may stand in one file.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from edgec import scalar
 from edgec.errors import EdgecError
 from edgec.nest import coefficient
-from edgec.program import Kernel
+from edgec.program import Kernel, Loops
 from edgec.scalar import Expr
 from edgec.targets.gpu.target import GpuTarget
 from edgec.targets.target import TARGET_FOLDER, Target
@@ -32,13 +33,20 @@ SCHEMA = 2
 SHIPPED = TARGET_FOLDER / "records.jsonl"
 """The records that come with the package."""
 
-METHODS = ("time", "instructions")
-"""How costs were found: nanoseconds on the processor or instructions under an emulator; the first is trusted more."""
+METHODS = ("time", "cycles", "instructions")
+"""How costs were found, the most trusted first: nanoseconds on the processor, instructions under an emulator times the
+cycles that each takes in the hottest loop by LLVM's analyser, and those instructions alone."""
 
 WORTH = 0.98
 """A plan replaces the untuned one when it costs at most this much of it: less is noise."""
 
+STEP = "step"
+"""The plan of a record that tells what a kernel takes untuned, as a step of a model on one machine."""
+
 Parameters = dict[str, int | str]
+
+Way = tuple[str, str | None]
+"""How and on what costs were found, the method and the machine: only those of one way are compared."""
 
 _NUMBER, _MAYBE_TEXT = (int, float), (str, type(None))
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -47,8 +55,8 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 """What JSON has in each field of a record."""
 
-_PLACES = ("input_offset", "weight_offset")
-"""Fields of a kernel that say where its operands start, and nothing of how long it takes."""
+_IDLE = ("input_offset", "weight_offset", "value")
+"""Fields of a kernel that say where its operands start or what is stored, and nothing of how long it takes."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +67,10 @@ class Record:
         kernel: the kernel's signature (see :func:`signature`).
         processor: for what the code was generated (see :func:`processor`).
         tvm: the versions that generated it.
-        plan: the class of the plan.
+        plan: the class of the plan, or :data:`STEP`.
         parameters: what the plan chose.
         method: one of :data:`METHODS`.
-        cost: nanoseconds or instructions of one call; None for a plan that failed.
+        cost: nanoseconds, cycles or instructions of one call; None for a plan that failed.
         untuned: the same of the plan that is taken without records.
         error: why the plan failed.
         machine: what it was measured on.
@@ -85,9 +93,15 @@ class Record:
         return float("inf") if self.cost is None else self.cost / self.untuned
 
     @property
+    def way(self) -> Way:
+        """How and on what it was measured."""
+        return self.method, self.machine
+
+    @property
     def key(self) -> tuple[str, ...]:
         """What no two records of a collection share."""
-        return (self.kernel, self.processor, self.tvm, self.plan, self.method, json.dumps(self.parameters))
+        where = str(self.machine) if self.plan == STEP else ""
+        return (self.kernel, self.processor, self.tvm, self.plan, self.method, json.dumps(self.parameters), where)
 
     def line(self) -> str:
         """The record as a line of a file."""
@@ -103,9 +117,18 @@ def signature(kernel: Kernel) -> str:
             value = [coefficient(value, axis) for axis in range(len(kernel.extents))]
         elif isinstance(value, Expr):
             value = _skeleton(value)
-        if field.name not in _PLACES and value is not None:
+        if field.name not in _IDLE and value is not None:
             parts.append(f"{field.name}={value}".replace(" ", ""))
+    if isinstance(kernel, Loops):
+        parts.append(f"loads={_walks(kernel)}".replace(" ", ""))
     return " ".join(parts)
+
+
+def _walks(nest: Loops) -> list[list[int | None]]:
+    """How far each load of ``nest`` moves along each axis: a copy and a transposition have the same operators."""
+    axes = range(len(nest.extents) + len(nest.reduce))
+    exprs = [expr for expr in (nest.body, nest.epilogue) if expr is not None]
+    return [[coefficient(load.args[1], axis) for axis in axes] for expr in exprs for load in scalar.loads(expr)]
 
 
 def _skeleton(expr: Expr) -> str:
@@ -156,6 +179,24 @@ class Records:
             for found in self._best.values():
                 found.sort(key=lambda record: (METHODS.index(record.method), record.ratio))
         return self._best.get((signature(kernel), processor(target)), [])
+
+    def ways(self, target: Target | GpuTarget) -> list[Way]:
+        """How steps were measured on the processor of ``target``, the most trusted first."""
+        wanted = processor(target)
+        found = {record.way for record in self._records.values() if record.plan == STEP and record.processor == wanted}
+        return sorted(found, key=lambda way: (METHODS.index(way[0]), str(way[1])))
+
+    def cost(self, kernel: Kernel, target: Target | GpuTarget, way: Way) -> float | None:
+        """What ``kernel`` takes as a step of a model, with the best plan on record; None where no step was measured.
+
+        That is what the untuned plan takes, times what the best one costs of it.
+        """
+        found = self.of(kernel, target)
+        step = next((record for record in found if record.plan == STEP and record.way == way), None)
+        if step is None:
+            return None
+        best = next((record.ratio for record in found if record.plan != STEP), 1.0)
+        return step.untuned * (best if best <= WORTH else 1.0)
 
     def choice(self, kernel: Kernel, target: Target | GpuTarget, plans: Sequence[Any]) -> Any:
         """The plan for ``kernel`` among ``plans``, the untuned one first: the best that was measured, or the untuned.

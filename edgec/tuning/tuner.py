@@ -68,6 +68,7 @@ class Tuned:
         seconds: it took.
         ended: why it ended: ``nothing improved`` or ``the budget was spent``.
         records: the file, or None.
+        note: what is to be said of the costs, or nothing.
     """
 
     method: str
@@ -77,6 +78,7 @@ class Tuned:
     seconds: float
     ended: str
     records: Path | None
+    note: str = ""
 
     @property
     def ratio(self) -> float:
@@ -88,33 +90,19 @@ class Tuned:
         return {**asdict(self), "records": None if self.records is None else str(self.records), "ratio": self.ratio}
 
 
-def tune_with_records(
-    program: Program,
-    target: Target | GpuTarget,
-    minutes: float,
-    path: Path | None,
-    device: str | None,
-    progress: Progress | None,
-) -> tuple[Records, Tuned]:
-    """Tune on what is known already: the records with the new ones among them, and what the tuner found.
+def records_to_tune(path: Path | None) -> tuple[Records, Path]:
+    """What is known before tuning, and the file that new records go to.
 
     Args:
-        program: lowered and planned.
-        target: the processor.
-        minutes: the tuner's budget.
         path: a file of records beside those that come with edgec; one in the user's cache by default.
-        device: where the tuner measures (see :func:`meter_for`).
-        progress: told how the tuner proceeds.
 
     Raises:
-        EdgecError: the budget is not positive, or nothing can be measured.
+        EdgecError: the file cannot be read.
     """
-    known = records.shipped()
-    path = path or cache_folder() / "records.jsonl"
+    known, path = records.shipped(), path or cache_folder() / "records.jsonl"
     if path.exists():
         known.add(records.read(path))
-    meter = meter_for(target, device)
-    return known, tune_program(program, target, meter, minutes=minutes, known=known, path=path, progress=progress)
+    return known, path
 
 
 def meter_for(target: Target | GpuTarget, device: str | None = None) -> Meter:
@@ -187,8 +175,7 @@ def tune_program(
     Raises:
         EdgecError: the budget is not positive, the records cannot be written, or nothing can be measured.
     """
-    if not minutes > 0:
-        raise EdgecError(f"tuning needs a budget above 0 minutes, not {minutes:g}; give --tune or --minutes more")
+    require_budget(minutes)
     tuner = _Tuner([_Search(task, target, meter, known) for task in tasks_of(program, target)], minutes * 60, clock)
     tell = progress or (lambda what, done, total: None)
     with _workers(meter.boards) as pool:
@@ -198,7 +185,17 @@ def tune_program(
                 records.append(path, found)
     choices = tuple(search.choice() for search in tuner.searches)
     ended = "the budget was spent" if any(not search.done for search in tuner.searches) else "nothing improved"
-    return Tuned(meter.method, meter.machine, choices, tuner.measured, tuner.seconds, ended, path)
+    return Tuned(meter.method, meter.machine, choices, tuner.measured, tuner.seconds, ended, path, meter.note)
+
+
+def require_budget(minutes: float) -> None:
+    """Refuse to tune in no time.
+
+    Raises:
+        EdgecError: the budget is not positive.
+    """
+    if not minutes > 0:
+        raise EdgecError(f"tuning needs a budget above 0 minutes, not {minutes:g}; give --tune or --minutes more")
 
 
 class _Here(Executor):

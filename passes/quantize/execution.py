@@ -97,13 +97,20 @@ class NodeRunner:
         session, names = self._open(node, tuple(sorted(fixed)))
         base = {names[index]: array for index, array in fixed.items()}
         count = len(next(iter(inputs.values())))
-        rows = map_parallel(
-            lambda part: [
-                _outputs(session, {**base, **{names[i]: array[row] for i, array in inputs.items()}}) for row in part
-            ],
-            np.array_split(np.arange(count), min(count, os.cpu_count() or 1)),
-        )
-        return [np.stack(column) for column in zip(*[each for part in rows for each in part], strict=True)]
+
+        def one(row: int) -> list[np.ndarray]:
+            return _outputs(session, {**base, **{names[i]: array[row] for i, array in inputs.items()}})
+
+        first = one(0)
+        found = [np.empty((count, *each.shape), each.dtype) for each in first]
+
+        def fill(part: Sequence[int]) -> None:
+            for row in part:
+                for array, each in zip(found, one(row) if row else first, strict=True):
+                    array[row] = each
+
+        map_parallel(fill, np.array_split(np.arange(count), min(count, os.cpu_count() or 1)))
+        return found
 
     def _open(self, node: ir.Node, replaced: tuple[int, ...]) -> tuple[Any, dict[int, str]]:
         """A session for ``node``, and the names of its inputs when it was made: constants may change theirs."""
@@ -151,6 +158,7 @@ def _session(model: onnx.ModelProto) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = 1
+    options.enable_cpu_mem_arena = False  # each of a walk's many sessions would keep one as large as its largest run
     options.add_session_config_entry(_QUIET, "1")
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

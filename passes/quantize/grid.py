@@ -6,6 +6,7 @@ channel, around zero, in [−127, 127].
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,6 +129,26 @@ class Weights:
         return self.values.astype(np.float32) * self.scales.reshape(shape)
 
 
+Nearest = Callable[[np.ndarray], np.ndarray]
+"""From numbers in steps of their scale to the nearest that a weight can be."""
+
+
+def nearest_integer(steps: np.ndarray) -> np.ndarray:
+    """``steps`` rounded to [−127, 127]."""
+    return np.clip(np.rint(steps), -WEIGHT_LIMIT, WEIGHT_LIMIT)
+
+
+def nearest_sum(terms: int) -> Nearest:
+    """Rounds to sums of at most ``terms`` signed powers of two in [−127, 127].
+
+    The fewest terms of an integer n are the digits of its non-adjacent form, where n and 3n differ in binary.
+    """
+    whole = range(WEIGHT_LIMIT + 1)
+    positive = np.array([n for n in whole if (n ^ 3 * n).bit_count() <= terms], np.float64)
+    middles = (positive[1:] + positive[:-1]) / 2
+    return lambda steps: np.copysign(positive[np.searchsorted(middles, np.abs(steps))], steps)
+
+
 def weight_scales(weight: np.ndarray, axis: int) -> np.ndarray:
     """float32 scale of each output channel: its largest magnitude is 127 steps.
 
@@ -157,9 +178,10 @@ def fitting_scales(scales: np.ndarray, rows: np.ndarray, bias: np.ndarray | None
     return np.maximum(scales, least.astype(np.float32))
 
 
-def round_weights(weight: np.ndarray, scales: np.ndarray, axis: int) -> Weights:
-    """``weight`` rounded to the nearest integers."""
+def round_weights(
+    weight: np.ndarray, scales: np.ndarray, axis: int, nearest: Nearest = nearest_integer
+) -> Weights:
+    """``weight`` rounded to the nearest integers, of those that ``nearest`` gives."""
     shape = [1] * weight.ndim
     shape[axis] = -1
-    steps = np.rint(weight / scales.reshape(shape))
-    return Weights(np.clip(steps, -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8), scales, axis)
+    return Weights(nearest(weight / scales.reshape(shape)).astype(np.int8), scales, axis)

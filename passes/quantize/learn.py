@@ -18,14 +18,24 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.quantize.execution import NodeRunner, Sample
-from edgec.passes.quantize.grid import Grid, Weights, fitting_scales, powers_of_two, round_weights, weight_scales
+from edgec.passes.quantize.grid import (
+    Grid,
+    Nearest,
+    Weights,
+    fitting_scales,
+    nearest_integer,
+    nearest_sum,
+    powers_of_two,
+    round_weights,
+    weight_scales,
+)
 from edgec.passes.quantize.lowbit import LowBit, aimed, fit_low_bit, nearest_low_bit, shrunk
 from edgec.passes.quantize.operators import channel_axis, weight_axis
 from edgec.passes.quantize.placement import Placement
 from edgec.passes.quantize.products import Product, product_of
 from edgec.passes.quantize.ranges import Ranges
 from edgec.passes.quantize.recipe import Recipe
-from edgec.passes.quantize.rounding import HALVES, SHARES, clip_scales, learn_rounding, second_moment
+from edgec.passes.quantize.rounding import clip_scales, learn_rounding, learn_sums, second_moment, shares_of
 from edgec.passes.quantize.tape import MORE_BYTES, Tape, few
 
 
@@ -83,6 +93,12 @@ def learn(
     return fits
 
 
+def nearest_fit(product: Product, x: Grid | None, fixed_point: bool) -> Fit:
+    """8-bit weights rounded to the nearest, for an input on the grid ``x``, and the bias as it is."""
+    scales = _scales(product, x, fixed_point)
+    return Fit(round_weights(product.weight, scales, weight_axis(product.node)), product.bias)
+
+
 def _fit(
     product: Product, sight: _Sight, x: Grid | None, bits: int, recipe: Recipe, runner: NodeRunner
 ) -> tuple[Fit, list[np.ndarray]]:
@@ -95,10 +111,10 @@ def _fit(
         seen = (patches[0], product.patches(sight.exact)[0]) if learned else None
         weights = _low_bit(product, seen, x, bits, recipe, correct)
     elif learned and patches is not None:
-        weights = _learned(product, patches, x, recipe.fixed_point, correct)
+        weights = _learned(product, patches, x, recipe, correct)
     else:
         scales = _scales(product, x, recipe.fixed_point)
-        weights = round_weights(product.weight, scales, weight_axis(product.node))
+        weights = round_weights(product.weight, scales, weight_axis(product.node), _terms(product, recipe)[1])
     real = product.real_weight(weights)
     found = runner.run(product.node, {0: sight.x}, {1: real})
     if not correct:
@@ -114,7 +130,8 @@ def _fit(
         return fit, found
     shape = [1] * found[0].ndim
     shape[channel_axis(product.node) + 1] = -1
-    return fit, [found[0] + shift.reshape(shape)]
+    found[0] += shift.reshape(shape)
+    return fit, found
 
 
 def _low_bit(
@@ -131,16 +148,27 @@ def _low_bit(
     patches, exact = (each[:, order] for each in seen)
     moment = shrunk(second_moment(patches[np.newaxis], centred)[0], len(patches))
     rows = aimed(rows, exact, patches, centred)
-    return fit_low_bit(rows, moment, bits, group, symmetric=x is not None, fixed_point=recipe.fixed_point)
+    salient = recipe.salient_groups if x is None and product.mixes_widths(group) else 0.0
+    return fit_low_bit(rows, moment, bits, group, x is not None, recipe.fixed_point, salient)
 
 
-def _learned(product: Product, patches: np.ndarray, x: Grid | None, fixed_point: bool, centred: bool) -> Weights:
+def _learned(product: Product, patches: np.ndarray, x: Grid | None, recipe: Recipe, centred: bool) -> Weights:
     axis, rows = weight_axis(product.node), product.rows(product.weight)
-    moment = second_moment(patches, centred)
-    whole, shares = _scales(product, x, fixed_point).reshape(rows.shape[:2]), HALVES if fixed_point else SHARES
-    scales = _fitting(product, clip_scales(rows, whole, moment, shares).reshape(-1), x, fixed_point)
-    integers = learn_rounding(rows, scales.reshape(rows.shape[:2]), moment)
-    return Weights(product.from_rows(integers), scales, axis)
+    moment, fixed_point = second_moment(patches, centred), recipe.fixed_point
+    terms, nearest = _terms(product, recipe)
+    whole = _scales(product, x, fixed_point).reshape(rows.shape[:2])
+    clipped = clip_scales(rows, whole, moment, shares_of(terms, fixed_point), nearest)
+    scales = _fitting(product, clipped.reshape(-1), x, fixed_point)
+    by_row = scales.reshape(rows.shape[:2])
+    if terms is None:
+        return Weights(product.from_rows(learn_rounding(rows, by_row, moment)), scales, axis)
+    return Weights(product.from_rows(learn_sums(rows, by_row, moment, nearest)), scales, axis)
+
+
+def _terms(product: Product, recipe: Recipe) -> tuple[int | None, Nearest]:
+    """How many powers of two a weight of ``product`` is a sum of, at most (None: any number), and their rounding."""
+    terms = recipe.precision_of(str(product.node.name)).terms
+    return terms, nearest_integer if terms is None else nearest_sum(terms)
 
 
 def _scales(product: Product, x: Grid | None, fixed_point: bool) -> np.ndarray:

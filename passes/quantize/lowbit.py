@@ -25,6 +25,9 @@ from ml_dtypes import bfloat16
 
 from edgec.passes.quantize.grid import powers_of_two
 
+Range = tuple[np.ndarray, np.ndarray]
+"""The least and the largest integer for each element of the depth."""
+
 Stored = Callable[[np.ndarray], np.ndarray]
 """The nearest scales, float32 and not 0, that are to be had."""
 
@@ -36,6 +39,9 @@ _AIM_DAMPING = 0.1
 _ALTERNATIONS = {2: 6, 3: 4, 4: 2}
 """How often scales and integers are fitted in turn, by bits."""
 
+WIDER = {2: 4, 3: 4, 4: 8}
+"""The bits of a salient group of weights, by those of the others."""
+
 
 @dataclass(frozen=True)
 class LowBit:
@@ -44,7 +50,7 @@ class LowBit:
     Attributes:
         values: int8 [outputs, depth], in the range of ``bits``.
         scales: float32 [outputs, groups]; group ``g`` is the depths from ``g · group`` on.
-        bits: 2, 3, 4 or 8.
+        bits: 2, 3, 4 or 8: those of the widest group.
         group: neighbours along the depth that share a scale.
     """
 
@@ -83,8 +89,9 @@ def nearest_low_bit(rows: np.ndarray, bits: int, group: int, fixed_point: bool =
 
 
 def fit_low_bit(
-    rows: np.ndarray, moment: np.ndarray, bits: int, group: int, symmetric: bool = False, fixed_point: bool = False
-) -> LowBit:
+    rows: np.ndarray, moment: np.ndarray, bits: int, group: int, symmetric: bool = False, fixed_point: bool = False,
+    salient: float = 0.0,
+) -> LowBit:  # fmt: skip
     """``rows`` [outputs, depth] as integers of ``bits``.
 
     Args:
@@ -94,12 +101,27 @@ def fit_low_bit(
         group: neighbours along the depth that share a scale.
         symmetric: keep scales positive and leave out the least integer, as integer kernels want it.
         fixed_point: make scales powers of two.
+        salient: the share of the groups along the depth that have :data:`WIDER` bits, for all outputs: those whose
+            rounding to ``bits`` would change the results most (SliM-LLM, Huang et al. 2024, arXiv 2405.14917).
     """
     stored = _nearest_powers if fixed_point else _representable
-    exact, range_ = rows.astype(np.float64), limits(bits)
-    if symmetric:
-        range_ = (-range_[1], range_[1])
-    scales = _clipped_scales(exact, np.diag(moment), range_, group, symmetric, stored)
+    exact, depth = rows.astype(np.float64), rows.shape[1]
+
+    def clipped(range_: Range) -> tuple[np.ndarray, np.ndarray]:
+        return _clipped_scales(exact, np.diag(moment), range_, group, symmetric, stored)
+
+    range_ = _range(np.full(depth, bits), symmetric)
+    scales, errors = clipped(range_)
+    count = round(salient * errors.shape[1])
+    if count:
+        wide_range = _range(np.full(depth, WIDER[bits]), symmetric)
+        wide_scales, wide_errors = clipped(wide_range)
+        worth = (errors - wide_errors).sum(axis=0)
+        chosen = np.isin(np.arange(len(worth)), np.argsort(-worth, kind="stable")[:count])
+        spread_out = np.repeat(chosen, group)[:depth]
+        low, high = (np.where(spread_out, *ends) for ends in zip(wide_range, range_, strict=True))
+        range_ = low, high
+        scales = np.where(chosen, wide_scales, scales)
     integers = _gptq(exact, moment, spread(scales, group, rows.shape[1]), range_)
     integers = _descended(exact, integers, moment, scales, range_, group)
     for _ in range(_ALTERNATIONS.get(bits, 1)):
@@ -110,7 +132,13 @@ def fit_low_bit(
             break
         integers = np.where(better[:, None], moved, integers)
         scales = np.where(better[:, None], refitted, scales)
-    return LowBit(integers.astype(np.int8), scales, bits, group)
+    return LowBit(integers.astype(np.int8), scales, WIDER[bits] if count else bits, group)
+
+
+def _range(bits: np.ndarray, symmetric: bool) -> Range:
+    """The least and the largest integer of each element of the depth."""
+    ends = np.array([limits(each) for each in bits.tolist()])
+    return (-ends[:, 1] if symmetric else ends[:, 0]), ends[:, 1]
 
 
 def shrunk(moment: np.ndarray, positions: int) -> np.ndarray:
@@ -159,7 +187,7 @@ def descend(
         integers: where they start [outputs, depth].
         moment: H [depth, depth] of the patches.
         steps: float64 [outputs, depth], the worth of one.
-        low: the least that each may be, one for all or [outputs, depth].
+        low: the least that each may be, one for all, [depth] or [outputs, depth].
         high: the largest.
         sweeps: over the depth, at most.
     """
@@ -207,34 +235,35 @@ def _nearest(rows: np.ndarray, scales: np.ndarray, bits: int, group: int) -> np.
 
 
 def _clipped_scales(
-    rows: np.ndarray, importance: np.ndarray, range_: tuple[int, int], group: int, positive: bool, stored: Stored
-) -> np.ndarray:
-    """float32 [outputs, groups]: of all shares and signs the one of least error weighted by ``importance`` [depth]."""
+    rows: np.ndarray, importance: np.ndarray, range_: Range, group: int, positive: bool, stored: Stored
+) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [outputs, groups]: of all shares and signs the one of least error weighted by ``importance`` [depth];
+    and these errors."""
     groups, weight = _grouped(rows, group), _grouped(importance[None], group)
-    low, high = range_
+    low, high = (end[::group] for end in range_)
     best, chosen = np.full(groups.shape[:2], np.inf), np.ones(groups.shape[:2], np.float32)
     for sign in (1.0,) if positive else (1.0, -1.0):
         needed = np.maximum((sign * groups).max(axis=2) / high, (sign * groups).min(axis=2) / low)
         # the side with one step more may take the larger tail, the other one being clipped
-        wide = np.abs(groups).max(axis=2) / max(-low, high)
+        wide = np.abs(groups).max(axis=2) / np.maximum(-low, high)
         for share in _SHARES:
             for whole in (needed, wide):
                 scales = stored(sign * np.maximum(whole, 0) * share)
-                steps = np.clip(np.rint(groups / scales[..., None]), low, high)
+                steps = np.clip(np.rint(groups / scales[..., None]), low[:, None], high[:, None])
                 error = (np.square(steps * scales[..., None] - groups) * weight).sum(axis=2)
                 better = error < best
                 best, chosen = np.where(better, error, best), np.where(better, scales, chosen)
-    return chosen.astype(np.float32)
+    return chosen.astype(np.float32), best
 
 
-def _gptq(rows: np.ndarray, moment: np.ndarray, scales: np.ndarray, range_: tuple[int, int]) -> np.ndarray:
+def _gptq(rows: np.ndarray, moment: np.ndarray, scales: np.ndarray, range_: Range) -> np.ndarray:
     """Integers [outputs, depth] at fixed ``scales`` [outputs, depth], as float64."""
     order = np.argsort(-np.diag(moment), kind="stable")
     inverse = np.linalg.cholesky(np.linalg.inv(moment[np.ix_(order, order)])).T
     left, found = rows[:, order].copy(), np.empty_like(rows)
     for place, column in enumerate(order):
         step = scales[:, column]
-        chosen = np.clip(np.rint(left[:, place] / step), *range_)
+        chosen = np.clip(np.rint(left[:, place] / step), range_[0][column], range_[1][column])
         found[:, column] = chosen
         error = (left[:, place] - chosen * step) / inverse[place, place]
         left[:, place + 1 :] -= error[:, None] * inverse[place, place + 1 :]
@@ -242,7 +271,7 @@ def _gptq(rows: np.ndarray, moment: np.ndarray, scales: np.ndarray, range_: tupl
 
 
 def _descended(
-    rows: np.ndarray, integers: np.ndarray, moment: np.ndarray, scales: np.ndarray, range_: tuple[int, int], group: int
+    rows: np.ndarray, integers: np.ndarray, moment: np.ndarray, scales: np.ndarray, range_: Range, group: int
 ) -> np.ndarray:
     steps = spread(scales, group, rows.shape[1]).astype(np.float64)
     return descend(rows, integers, moment, steps, *range_, _SWEEPS)

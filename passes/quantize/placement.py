@@ -36,6 +36,7 @@ class Placement:
         weights: the bits of a product's weights, where they are integers.
         outputs: the bits of the graph's outputs that are on a grid.
         group: the representative of the values that share a grid, by value.
+        terms: powers of two that a weight is a sum of at most, of products where that is asked for.
     """
 
     roles: Mapping[ir.Node, Role]
@@ -43,6 +44,7 @@ class Placement:
     weights: Mapping[ir.Node, int]
     outputs: Mapping[ir.Value, int]
     group: Mapping[ir.Value, ir.Value]
+    terms: Mapping[ir.Node, int] = field(default_factory=dict)
 
     def grids_of(self, value: ir.Value) -> list[int]:
         """The different bits at which ``value`` is read, the graph's output counted."""
@@ -96,7 +98,9 @@ def place(
             roles[node] = Role.FLOAT
     outputs = {v: 8 for v in graph.outputs if v.dtype == ir.DataType.FLOAT} if quantise_outputs else {}
     bits = _edges(graph, roles, recipe, outputs)
-    return Placement(roles, bits, _weights(roles, recipe), outputs, _groups(graph, roles, bits, outputs, ranges))
+    weights, groups = _weights(roles, recipe), _groups(graph, roles, bits, outputs, ranges)
+    sums = {node: recipe.precision_of(str(node.name)).terms for node in weights}
+    return Placement(roles, bits, weights, outputs, groups, {node: terms for node, terms in sums.items() if terms})
 
 
 def _weights(roles: Mapping[ir.Node, Role], recipe: Recipe) -> dict[ir.Node, int]:

@@ -108,6 +108,12 @@ class Product:
         window_of_few = self.node.op_type == "Conv" and depth != self.weight.shape[1] and self.weight.shape[1] % 8 != 0
         return depth if not wanted or wanted >= depth or window_of_few else wanted
 
+    def mixes_widths(self, group: int) -> bool:
+        """Whether kernels can tell widths of groups of ``group`` along the depth apart: see ``parts`` of a Packing."""
+        depth = self.rows(self.weight).shape[2]
+        channels = self.weight.shape[1] if self.node.op_type == "Conv" else depth
+        return depth % group == 0 and channels % 8 == 0 and group < depth
+
     def real_weight(self, weights: Weights | LowBit) -> np.ndarray:
         """The float32 weight, as the node has it, that integers stand for."""
         if isinstance(weights, Weights):
@@ -146,20 +152,25 @@ class Product:
     def _windows(self, x: np.ndarray) -> np.ndarray:
         """Patches of ``x`` [images, channels, *extents]."""
         w = window(self.node, x.shape[2:], self.weight.shape[2:])
-        padded = np.pad(x, [(0, 0), (0, 0), *w.pads])
         spans = [(k - 1) * d + 1 for k, d in zip(w.kernel, w.dilations, strict=True)]
-        axes = tuple(range(2, x.ndim))
-        view = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=axes)
         steps = tuple(slice(None, None, s) for s in w.strides)
         inner = tuple(slice(None, None, d) for d in w.dilations)
-        wanted = (slice(None), slice(None), *steps, *inner)
-        view = view[wanted]
-        places = (view.shape[0], *view.shape[2 : x.ndim])
+
+        def view(image: np.ndarray) -> np.ndarray:
+            padded = np.pad(image, [(0, 0), *w.pads])
+            windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=tuple(range(1, image.ndim)))
+            wanted = (slice(None), *steps, *inner)
+            return windows[wanted]
+
+        places = (len(x), *view(x[0]).shape[1 : x.ndim - 1])
         depth = int(np.prod(self.weight.shape[1:]))
-        image, *position = np.unravel_index(_evenly(int(np.prod(places)), depth), places)
-        patch: tuple[Any, ...] = (image, slice(None), *position)
-        found = view[patch]
-        return np.ascontiguousarray(found.reshape(len(found), self.groups, depth).transpose(1, 0, 2))
+        images, *position = np.unravel_index(_evenly(int(np.prod(places)), depth), places)
+        found = np.empty((len(images), self.groups, depth), x.dtype)
+        for index in np.unique(images):  # one by one, for a copy with padding of them all is large
+            own = images == index
+            patch: tuple[Any, ...] = (slice(None), *(axis[own] for axis in position))
+            found[own] = np.moveaxis(view(x[index])[patch], 1, 0).reshape(-1, self.groups, depth)
+        return np.ascontiguousarray(found.transpose(1, 0, 2))
 
     @property
     def bias_place(self) -> tuple[ir.Node, int]:

@@ -12,16 +12,22 @@ ROUNDINGS = ("learned", "nearest")
 
 @dataclass(frozen=True)
 class Precision:
-    """The bits of a layer's activations and of its weights; None leaves them float."""
+    """The bits of a layer's activations and of its weights; None leaves them float.
+
+    With ``terms`` each weight is a sum of at most so many signed powers of two.
+    """
 
     activations: int | None
     weights: int | None
+    terms: int | None = None
 
 
 PRECISIONS: Mapping[str, Precision] = {
     "int8": Precision(8, 8),
     "int16": Precision(16, 8),
     "w4a8": Precision(8, 4),
+    "p2": Precision(8, 8, 2),
+    "p1": Precision(8, 8, 1),
     "w8": Precision(None, 8),
     "w4": Precision(None, 4),
     "w3": Precision(None, 3),
@@ -47,6 +53,8 @@ class Recipe:
         rounding: of weights, one of ``ROUNDINGS``.
         refine: adjust the scales of activations to the change of the network's prediction.
         group_size: one of ``GROUP_SIZES``, for weights of less than 8 bits.
+        salient_groups: the share of the groups of each layer that have more bits than the others, 4 instead of 2 or 3
+            and 8 instead of 4, where rounding changes the results most; where activations are float.
         keep: the share of the weights of 4 bits under integer activations that keeps 8 bits instead, in whole layers
             where that is worth most, but not in layers that are named; ``auto`` is as little as the prediction needs
             (see :mod:`edgec.passes.quantize.salience`).
@@ -61,6 +69,7 @@ class Recipe:
     rounding: str = "learned"
     refine: bool = True
     group_size: int = 32
+    salient_groups: float = 0.0
     keep: float | Literal["auto"] = "auto"
     fixed_point: bool = False
     default: str = "int8"

@@ -148,7 +148,8 @@ def _precision(node: ir.Node, placement: Placement) -> str:
     weights = placement.weights.get(node)
     if activations is not None and (weights is None or activations == 16):
         weights = 8
-    return next(name for name, each in PRECISIONS.items() if each == Precision(activations, weights))
+    wanted = Precision(activations, weights, placement.terms.get(node) if activations == 8 else None)
+    return next(name for name, each in PRECISIONS.items() if each == wanted)
 
 
 def _activation(value: ir.Value, chosen: Range, histogram: Histogram) -> TensorRange:

@@ -1,10 +1,12 @@
-"""Instructions of an inference on emulated ARM cores, beside the best other runtime, and whether they have grown.
+"""Instructions of an inference on emulated ARM cores, beside the best other runtime, and on x86-64 with AVX2; and
+whether they have grown.
 
     python -m samples.benchmarks.instructions [MODEL ...] [--shared FOLDER] [--check | --update] [--json]
 
 ``digits`` is the sample model of this repository; the others lie beside the project. ``expected.json`` holds what each
 row cost when it was written, and what the best other runtime costs: instructions between two marks around one inference
-in the steady state, counted by the same plugin of qemu on the same emulated core. ``--check`` fails where a row costs
+in the steady state, counted by the same plugin of qemu on the same emulated core; rows of ``x86-64-v3`` are counted by
+callgrind (``apt-get install valgrind``), and left out without it or elsewhere. ``--check`` fails where a row costs
 more than it did by the margin of that file; ``--update`` writes the file anew. Counts are exact and repeatable, and say
 nothing of cycles: never a latency.
 """
@@ -24,7 +26,9 @@ import typer
 import edgec
 from edgec.devices.counting import count_instructions
 from edgec.devices.device import QemuDevice
+from edgec.targets.target import load_target
 from samples.accuracy import SHARED
+from samples.benchmarks import callgrind
 from samples.benchmarks.table import quantised
 from samples.compare import pinned
 from tests.shared_models import MODELS
@@ -32,6 +36,8 @@ from tests.shared_models import MODELS
 EXPECTED = Path(__file__).with_name("expected.json")
 SAMPLES = Path(__file__).parent.parent / "models"
 SAMPLE = "digits"
+AVX2 = "x86-64-v3"
+"""The target that valgrind runs, on any x86-64 machine."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,17 @@ def count(row: Row, shared: Path, folder: Path, **options: Any) -> Row:
     path, values = _model(row, shared, folder)
     output = folder / f"{row.model}_{row.target}.so"
     compiled = edgec.compile(path, row.target, output, shapes=pinned(path), **options)
-    counts = count_instructions(compiled.path, values, QemuDevice())
-    return Row(row.model, row.precision, row.target, counts.instructions, counts.macs, row.peer, row.peer_instructions)
+    if row.target == AVX2:
+        instructions = callgrind.count(compiled.path, values)
+    else:
+        instructions = count_instructions(compiled.path, values, QemuDevice()).instructions
+    macs = sum(step["macs"] for step in compiled.manifest["steps"])
+    return Row(row.model, row.precision, row.target, instructions, macs, row.peer, row.peer_instructions)
+
+
+def can_count(row: Row) -> bool:
+    """Whether this machine runs what counts the row."""
+    return row.target != AVX2 or (callgrind.is_there() and load_target("host").arch == "x86_64")
 
 
 def _model(row: Row, shared: Path, folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
@@ -121,7 +136,7 @@ def main(
     known = expected()
     with tempfile.TemporaryDirectory() as name:
         folder = kept or Path(name)
-        wanted = [row for row in known["rows"] if not models or row.model in models]
+        wanted = [row for row in known["rows"] if (not models or row.model in models) and can_count(row)]
         rows = [count(row, shared, folder, tune_db=tune_db) for row in wanted]
     typer.echo(json.dumps([asdict(row) for row in rows], indent=1) if as_json else table(rows))
     if update:

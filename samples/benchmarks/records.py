@@ -1,10 +1,10 @@
-"""The records that come with edgec: plans that take fewer instructions on emulated ARM cores than the untuned ones.
+"""The records that come with edgec: plans that take fewer cycles on emulated ARM cores than the untuned ones.
 
     python -m samples.benchmarks.records [MODEL ...] [--targets rpi3,rpi5] [--minutes M] [--shared FOLDER]
 
 Tunes the trained models beside the project for each target, in float and in 8 bits, and keeps the best plan of each
-kernel where it is better than the untuned one. Only counts are kept: they are the same wherever they are counted, while
-times belong to one machine.
+kernel where it is better than the untuned one. Only what is counted is kept (instructions, and cycles by LLVM's
+analyser), as it is the same wherever it is counted, while times belong to one machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import typer
 
 import edgec
 from edgec.tuning import records
-from edgec.tuning.records import SHIPPED, WORTH, Record
+from edgec.tuning.records import METHODS, SHIPPED, WORTH, Record
 from samples.accuracy import SHARED
 from samples.benchmarks.table import quantised
 from samples.compare import pinned
@@ -25,10 +25,10 @@ from tests.shared_models import MODELS
 
 
 def best(found: list[Record]) -> list[Record]:
-    """The best counted plan of each kernel on each processor, where it is worth it."""
+    """The best counted plan of each kernel on each processor, where it is worth it; cycles say more."""
     chosen: dict[tuple[str, str], Record] = {}
-    for record in sorted(found, key=lambda each: each.ratio, reverse=True):
-        if record.method == "instructions" and record.ratio <= WORTH:
+    for record in sorted(found, key=lambda each: (METHODS.index(each.method), each.ratio), reverse=True):
+        if record.method != "time" and record.ratio <= WORTH:
             chosen[record.kernel, record.processor] = record
     return [chosen[key] for key in sorted(chosen)]
 

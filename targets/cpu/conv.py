@@ -21,7 +21,7 @@ import numpy as np
 from edgec.building.lazy_tvm import tirx
 from edgec.nest import merged_loops
 from edgec.program import Conv, Depthwise
-from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, shape_name, starts, tiles
+from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, reduce_over, shape_name, starts, tiles
 from edgec.targets.cpu.tir import Kernel, Special, nothing_special
 from edgec.targets.target import Target
 from edgec.targets.vectors import padded_pieces, pieces
@@ -282,18 +282,10 @@ class ConvWriter:
         return Accumulators(self.body, self.conv.accumulator_dtype, points, widths)
 
     def _reduce(self, acc: Accumulators, corner: Any, panel: Any, k_step: int) -> None:
-        def level(depth: int, source: Any, k: Any) -> None:
-            loops = self.plan.reduction
-            if depth == len(loops):
-                self._multiply(acc, source, panel + k * k_step)
-                return
-            extent, step = loops[depth]
-            inner = prod(e for e, _ in loops[depth + 1 :])
-            # not unrolled: the compiler then hoists input loads out of order and spills the tile
-            with self.body.loop(extent) as index:
-                level(depth + 1, source + index * step, k + index * inner)
+        def multiply(source: Any, k: Any) -> None:
+            self._multiply(acc, source, panel + k * k_step)
 
-        level(0, corner, tirx.const(0, "int32"))
+        reduce_over(self.body, self.plan.reduction, corner, multiply)
 
     def _multiply(self, acc: Accumulators, source: Any, weights: Any) -> None:
         """One step of the reduction for the whole tile."""

@@ -8,7 +8,8 @@ they come in eights: of every vector of channels ``bits`` vectors of bytes, whic
 * 3 bits: the lower two bits of all eight in two bytes, as above, and the eight highest bits in a third;
 * 8 bits: a byte an element.
 
-Nested weights are two such of 4 bits, the upper nibbles of all panels and then the lower ones.
+Nested weights are two such of 4 bits, the upper nibbles of all panels and then the lower ones. Of groups of several
+widths a panel holds those of one width after those of another; which group of the input each multiplies, a table says.
 
 What a run leaves of an eight is cut short to the bytes that it needs. For sums of integers a field is moved to the top
 of an int32 and back down, which extends its sign: two shifts. For floats it becomes the lowest bits of the significand
@@ -29,7 +30,7 @@ from edgec.building.lazy_tvm import tirx
 from edgec.program import SCALE_CHANNELS, Conv
 from edgec.targets.cpu.conv import ConvPlan, ConvWriter, cost, register_tiles
 from edgec.targets.cpu.conv import contract as contract_floats
-from edgec.targets.cpu.tile import Accumulators, Point, load_channels, starts, tiles
+from edgec.targets.cpu.tile import Accumulators, Point, load_channels, reduce_over, starts, tiles
 from edgec.targets.cpu.tir import Kernel, widen
 from edgec.targets.target import Target
 
@@ -43,7 +44,7 @@ class PackedPlan(ConvPlan):
 
     @property
     def bits(self) -> int:
-        """Of a weight, or of a nibble of it."""
+        """Of a weight, or of a nibble of it; of several widths the largest."""
         assert self.conv.packing is not None
         return 4 if self.conv.packing.nested else self.conv.packing.bits
 
@@ -67,6 +68,17 @@ class PackedPlan(ConvPlan):
         return self.conv.packing.group
 
     @property
+    def parts(self) -> tuple[tuple[int, int], ...]:
+        """Bits and groups of each width, where there are several."""
+        assert self.conv.packing is not None
+        return self.conv.packing.parts
+
+    @property
+    def part_bytes(self) -> list[int]:
+        """Vectors of bytes of each part's weights, for each vector of channels."""
+        return [bits * count * self.group // EIGHT for bits, count in self.parts]
+
+    @property
     def runs(self) -> tuple[list[tuple[int, int]], int, int]:
         """The loops around a run, as :attr:`ConvPlan.reduction`; its length, and its step in the input."""
         loops = self.reduction
@@ -79,7 +91,12 @@ class PackedPlan(ConvPlan):
         return whole * self.bits + bytes_of(rest, self.bits)
 
     def panel(self, channels: int) -> int:
-        return prod(extent for extent, _ in self.runs[0]) * self.run_bytes * sum(self.widths(channels))
+        own = sum(self.part_bytes) or prod(extent for extent, _ in self.runs[0]) * self.run_bytes
+        return own * sum(self.widths(channels))
+
+
+_UNPACKING = {8: 2.0, 4: 3.5, 3: 6.0, 2: 4.0}
+"""Instructions, about, for a vector of weights of so many bits."""
 
 
 def fits(conv: Conv) -> bool:
@@ -108,7 +125,9 @@ def candidates(conv: Conv, target: Target) -> list[PackedPlan]:
 def _cost(p: PackedPlan) -> float:
     """As :func:`edgec.targets.cpu.conv.cost`, and what unpacking costs each tile."""
     conv, total = p.conv, cost(p)
-    unpacking = {8: 2.0, 4: 3.5, 3: 6.0, 2: 4.0}[p.bits] * (1 + p.nested) + bool(p.group)
+    parts = p.parts or ((p.bits, 1),)
+    unpacking = sum(_UNPACKING[bits] * count for bits, count in parts) / sum(count for _, count in parts)
+    unpacking = unpacking * (1 + p.nested) + bool(p.group)
     for _, _, row_tiles in tiles(conv.out_height, p.rows):
         for _, _, column_tiles in tiles(conv.out_width, p.columns):
             for _, channels, blocks in tiles(conv.out_channels, p.block):
@@ -126,25 +145,26 @@ def pack(p: PackedPlan, weight: np.ndarray) -> np.ndarray:
 
 def _panels(p: PackedPlan, weight: np.ndarray) -> np.ndarray:
     _, run, _ = p.runs
-    matrix = weight.reshape(-1, run, p.conv.out_channels)
+    runs = [(p.bits, each) for each in weight.reshape(-1, run, p.conv.out_channels)]
+    if p.parts:
+        edges = np.cumsum([p.group * count for _, count in p.parts])[:-1]
+        split = np.split(weight.reshape(-1, p.conv.out_channels), edges)
+        runs = [(bits, each) for (bits, _), each in zip(p.parts, split, strict=True)]
     panels = []
     for start, channels, count in tiles(p.conv.out_channels, p.block):
         for first in range(start, start + channels * count, channels):
-            block = np.zeros((*matrix.shape[:2], sum(p.widths(channels))), np.uint8)
-            block[:, :, :channels] = matrix[:, :, first : first + channels].view(np.uint8)
-            panels.append(_panel(block, p))
+            for bits, each in runs:
+                block = np.zeros((len(each), sum(p.widths(channels))), np.uint8)
+                block[:, :channels] = each[:, first : first + channels].view(np.uint8)
+                panels.append(_run_panel(block, bits, p))
     return np.concatenate(panels)
 
 
-def _panel(block: np.ndarray, p: PackedPlan) -> np.ndarray:
-    """[runs, run, lanes] as [run, eight, vector, byte, lane]."""
-    widths = p.widths(block.shape[2])
-    edges = np.cumsum(widths)[:-1]
-    rows = []
-    for each in block:
-        for start in range(0, len(each), EIGHT):
-            eight = each[start : start + EIGHT]
-            rows += [_packed(vector, p.bits).ravel() for vector in np.split(eight, edges, axis=1)]
+def _run_panel(run: np.ndarray, bits: int, p: PackedPlan) -> np.ndarray:
+    """[run, lanes] as [eight, vector, byte, lane]."""
+    edges = np.cumsum(p.widths(run.shape[1]))[:-1]
+    eights = [run[start : start + EIGHT] for start in range(0, len(run), EIGHT)]
+    rows = [_packed(vector, bits).ravel() for eight in eights for vector in np.split(eight, edges, axis=1)]
     return np.concatenate(rows)
 
 
@@ -183,6 +203,8 @@ class _PackedWriter(ConvWriter):
     def __init__(self, p: PackedPlan, kernel: Kernel) -> None:
         super().__init__(p, kernel)
         self.scales = kernel.buffers[2] if p.group else None
+        self.groups = kernel.buffers[3] if p.parts else None
+        self.bits = p.bits
         self.channel: Any = None
 
     def _accumulators(
@@ -192,19 +214,41 @@ class _PackedWriter(ConvWriter):
         return super()._accumulators(points, widths, channel, channels, panel)
 
     def _reduce(self, acc: Accumulators, corner: Any, panel: Any, k_step: int) -> None:
+        if self.groups is not None:
+            self._parts(acc, corner, panel)
+            return
         outer, run, step = self.plan.runs
         row = self.plan.run_bytes * sum(acc.widths)
 
-        def level(depth: int, source: Any, index: Any) -> None:
-            if depth == len(outer):
-                self._run(acc, source, panel + index * row, index * run, step)
-                return
-            extent, stride = outer[depth]
-            inner = prod(e for e, _ in outer[depth + 1 :])
-            with self.body.loop(extent) as i:
-                level(depth + 1, source + i * stride, index + i * inner)
+        def multiply(source: Any, index: Any) -> None:
+            self._run(acc, source, panel + index * row, index * run, step)
 
-        level(0, corner, tirx.const(0, "int32"))
+        reduce_over(self.body, outer, corner, multiply)
+
+    def _parts(self, acc: Accumulators, corner: Any, panel: Any) -> None:
+        """The products of groups of several widths, in the order of the table."""
+        lanes, eights, first = sum(acc.widths), self.plan.group // EIGHT, 0
+        for (bits, count), size in zip(self.plan.parts, self.plan.part_bytes, strict=True):
+            self.bits = bits
+            with self.body.loop(count) as index:
+                own = tirx.BufferLoad(self.groups, [tirx.const(first, "int32") + index])
+                group = self.body.bind("group", own * self.plan.group)
+                with self.body.loop(eights) as eight:
+                    start = self.body.bind("start", group + eight * EIGHT)
+                    source, step = self._place(corner, start)
+                    weights = panel + (index * eights + eight) * (bits * lanes)
+                    self._eight(acc, source, weights, start, step, EIGHT)
+            panel, first = panel + size * lanes, first + count
+
+    def _place(self, corner: Any, start: Any) -> tuple[Any, int]:
+        """Where the element ``start`` along the depth lies in the input, and the step to the next one of its tap."""
+        (_, row), (columns, column), (channels, step) = self.plan.taps
+        if prod(self.conv.kernel) == 1:
+            return corner + start * step, step
+        tap = self.body.bind("tap", tirx.truncdiv(start, tirx.const(channels, "int32")))
+        y = self.body.bind("y", tirx.truncdiv(tap, tirx.const(columns, "int32")))
+        channel, x = start - tap * channels, tap - y * columns
+        return corner + y * row + x * column + channel * step, step
 
     def _run(self, acc: Accumulators, source: Any, weights: Any, start: Any, step: int) -> None:
         """The products of one run, whose first element is ``start`` along the depth."""
@@ -220,7 +264,7 @@ class _PackedWriter(ConvWriter):
 
     def _eight(self, acc: Accumulators, source: Any, weights: Any, start: Any, step: int, count: int) -> None:
         """``count`` elements along the depth for the whole tile."""
-        size = bytes_of(count, self.plan.bits)
+        size = bytes_of(count, self.bits)
         source, weights = self.body.bind("source", source), self.body.bind("weights", weights)
         lower = self.plan.lower
         rows, scales = [], []
@@ -276,7 +320,7 @@ class _PackedWriter(ConvWriter):
 
     def _number(self, row: list[Any], element: int, width: int) -> Any:
         """The element as it stands in one plane."""
-        bits, dtype = self.plan.bits, self.conv.accumulator_dtype
+        bits, dtype = self.bits, self.conv.accumulator_dtype
         if bits == 8:
             return self.body.hold(_extended(row[element], 0, 8, width).astype(_vector(dtype, width)))
         field, first = self._field(row, element, width)
@@ -286,7 +330,7 @@ class _PackedWriter(ConvWriter):
 
     def _field(self, row: list[Any], element: int, width: int) -> tuple[Any, int]:
         """int32 whose bits from the second result on are the element's, with others around them."""
-        bits = self.plan.bits
+        bits = self.bits
         if bits != 3:
             each = EIGHT // bits
             return row[element // each], bits * (element % each)
@@ -342,5 +386,6 @@ def contract(p: PackedPlan) -> str:
     """The kernel's name."""
     assert p.conv.packing is not None
     bits = f"{p.conv.packing.bits}n" if p.nested else str(p.bits)
+    bits = "_".join(f"{each}x{count}" for each, count in p.parts) or bits
     suffix = f"w{bits}g{p.group}" if p.group else f"w{bits}"
     return f"{contract_floats(p)}_{suffix}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from edgec import scalar
@@ -139,6 +140,21 @@ def _words(value: Any) -> Any:
     return value.astype(f"int16x{lanes}" if lanes else "int16") if kind in ("int8", "uint8") else value
 
 
+def window_uses(
+    rows: int, columns: int, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> dict[tuple[int, int], list[tuple[int, int]]]:
+    """For every input of a tile of ``rows`` × ``columns`` pixels, by its row and column from the tile's corner and in
+    their order: the pixels and taps of the window that it is multiplied for."""
+    found: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for pixel in range(rows * columns):
+        row, column = divmod(pixel, columns)
+        for tap in range(kernel[0] * kernel[1]):
+            down, right = divmod(tap, kernel[1])
+            place = row * stride[0] + down * dilation[0], column * stride[1] + right * dilation[1]
+            found.setdefault(place, []).append((pixel, tap))
+    return {place: found[place] for place in sorted(found)}
+
+
 def tiles(extent: int, size: int) -> list[tuple[int, int, int]]:
     """``extent`` cut into tiles: (start, tile size, how many) for the whole tiles and for the rest."""
     whole = extent // size
@@ -159,6 +175,25 @@ def share_rows(kernel: Kernel, extent: int, size: int, inner: Callable[[Any, int
         else:
             with kernel.body.when(tirx.EQ(kernel.thread, kernel.threads - 1)):
                 inner(tirx.const(start, "int32"), rows)
+
+
+def reduce_over(body: Body, loops: Sequence[tuple[int, int]], source: Any, visit: Callable[[Any, Any], None]) -> None:
+    """``visit`` inside the loops over a sum, with the input element (from ``source`` on) and the number of the round.
+
+    The loops, (extent, input elements a round) each, are not unrolled: the compiler then hoists input loads out of
+    order and spills the register tile.
+    """
+
+    def level(depth: int, element: Any, index: Any) -> None:
+        if depth == len(loops):
+            visit(element, index)
+            return
+        extent, step = loops[depth]
+        inner = prod(extent for extent, _ in loops[depth + 1 :])
+        with body.loop(extent) as round_:
+            level(depth + 1, element + round_ * step, index + round_ * inner)
+
+    level(0, source, tirx.const(0, "int32"))
 
 
 def shape_name(conv: Conv | Depthwise, kind: str) -> str:

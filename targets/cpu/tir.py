@@ -7,6 +7,7 @@ machine executes is decided here and not by an optimiser.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -145,9 +146,12 @@ class Kernel:
         return start, self.body.bind("count", end - start)
 
     def import_function(self, key: Any, text: Callable[[str], str]) -> str:
-        """The name of a function for ``call_extern``, whose LLVM IR ``text`` writes for that name; one for each key."""
+        """The name of a function for ``call_extern``, whose LLVM IR ``text`` writes for that name; one for each key.
+
+        The name follows from the text: of functions with one name, a module of several kernels would keep the first.
+        """
         if key not in self._imported:
-            name = f"edgec_imported{len(self._imported)}"
+            name = f"edgec_{hashlib.sha256(text('').encode()).hexdigest()[:16]}"
             self._imported[key] = name, text(name)
         return self._imported[key][0]
 

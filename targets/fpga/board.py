@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from math import floor
 from pathlib import Path
 from typing import ClassVar
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
+from edgec.data.toml_files import read_toml
 from edgec.targets.fpga.resources import Resources
 
 BOARD_FOLDER = Path(__file__).parent
@@ -90,4 +85,4 @@ def board_names() -> list[str]:
 
 def load_board(name: str) -> Board:
     """The board called ``name``, one of :func:`board_names`."""
-    return Board(name=name, **tomllib.loads((BOARD_FOLDER / f"{name}.toml").read_text(encoding="utf-8")))
+    return Board(name=name, **read_toml(BOARD_FOLDER / f"{name}.toml"))

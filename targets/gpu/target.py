@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
+from edgec.data.toml_files import read_toml
 from edgec.targets.floats import FULL, HALF, SUFFIX
 
 if TYPE_CHECKING:
@@ -102,7 +97,7 @@ def load_gpu(name: str) -> GpuTarget:
     from edgec.targets.target import load_target
 
     stem = name.removesuffix(SUFFIX)
-    fields = tomllib.loads((GPU_FOLDER / f"{stem}.toml").read_text(encoding="utf-8"))
+    fields = read_toml(GPU_FOLDER / f"{stem}.toml")
     target = GpuTarget(name=name, **{**fields, "host": load_target(fields["host"])})
     if stem == name:
         return target

@@ -24,7 +24,7 @@ from edgec.targets.cpu.aarch64.neon import half_of, special
 from edgec.targets.cpu.aarch64.tile import Start, Tile, lanes_of
 from edgec.targets.cpu.contiguous import ContiguousPlan
 from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvWriter
-from edgec.targets.cpu.tile import Accumulators, Point, Store, bias_apart, load_channels, shape_name, tiles
+from edgec.targets.cpu.tile import Accumulators, Point, Store, bias_apart, load_channels, reduce_over, shape_name, tiles
 from edgec.targets.cpu.tir import Kernel
 
 REGISTERS = 32
@@ -201,16 +201,10 @@ class RunWriter(BiasedWriter):
         nothing = self.body.bind("nothing", tirx.shift_right(corner, tirx.const(31, "int32")))
         panel = self.body.bind("panel", panel + nothing + self.plan.head * sum(acc.widths))
 
-        def level(depth: int, source: Any, run: Any) -> None:
-            if depth == len(outer):
-                self._run(acc, source, panel + run * (sum(self.plan.chunks) * k_step // self.plan.per_byte), nothing)
-                return
-            extent, step = outer[depth]
-            inner = prod(e for e, _ in outer[depth + 1 :])
-            with self.body.loop(extent) as index:
-                level(depth + 1, source + index * step, run + index * inner)
+        def multiply(source: Any, run: Any) -> None:
+            self._run(acc, source, panel + run * (sum(self.plan.chunks) * k_step // self.plan.per_byte), nothing)
 
-        level(0, corner, tirx.const(0, "int32"))
+        reduce_over(self.body, outer, corner, multiply)
 
     def _run(self, acc: Accumulators, source: Any, weights: Any, nothing: Any) -> None:
         """The products of one run."""

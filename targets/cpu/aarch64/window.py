@@ -22,7 +22,7 @@ from edgec.targets.cpu.aarch64 import assembly
 from edgec.targets.cpu.aarch64.assembly import FAR, KINDS, REGISTERS, Inline, parts
 from edgec.targets.cpu.aarch64.neon import special
 from edgec.targets.cpu.aarch64.tile import Start, Tile, lanes_of, unset
-from edgec.targets.cpu.tile import Point, Store, bias_apart, shape_name, share_rows, tiles
+from edgec.targets.cpu.tile import Point, Store, bias_apart, shape_name, share_rows, tiles, window_uses
 from edgec.targets.cpu.tir import Kernel
 from edgec.targets.target import Target
 from edgec.targets.vectors import pieces
@@ -74,14 +74,7 @@ class WindowTile:
 
     def uses(self) -> dict[tuple[int, int], list[tuple[int, int]]]:
         """By row and column of an input, in their order: the pixels and taps that it is multiplied for."""
-        found: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.stride, self.dilation
-        for pixel in range(self.rows * self.columns):
-            row, column = divmod(pixel, self.columns)
-            for tap in range(kh * kw):
-                place = row * sh + tap // kw * dh, column * sw + tap % kw * dw
-                found.setdefault(place, []).append((pixel, tap))
-        return {place: found[place] for place in sorted(found)}
+        return window_uses(self.rows, self.columns, self.kernel, self.stride, self.dilation)
 
 
 def fits(conv: Depthwise) -> bool:

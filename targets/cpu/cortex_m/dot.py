@@ -26,7 +26,7 @@ from edgec.program import Conv
 from edgec.targets.cpu.contiguous import ContiguousPlan
 from edgec.targets.cpu.conv import ConvWriter
 from edgec.targets.cpu.cortex_m.rounding import special
-from edgec.targets.cpu.tile import Accumulators, Point, shape_name, tiles
+from edgec.targets.cpu.tile import Accumulators, Point, reduce_over, shape_name, tiles
 from edgec.targets.cpu.tir import Kernel, nothing_special, vector_load
 from edgec.targets.target import Target
 
@@ -195,16 +195,10 @@ class _DotWriter(ConvWriter):
         channels = len(acc.widths)
         panel = panel + self.plan.head * channels
 
-        def level(depth: int, source: Any, run: Any) -> None:
-            if depth == len(outer):
-                self._run(acc, source, panel + run * (self.plan.run_elements * channels))
-                return
-            extent, step = outer[depth]
-            inner = prod(e for e, _ in outer[depth + 1 :])
-            with self.body.loop(extent) as index:
-                level(depth + 1, source + index * step, run + index * inner)
+        def multiply(source: Any, run: Any) -> None:
+            self._run(acc, source, panel + run * (self.plan.run_elements * channels))
 
-        level(0, corner, tirx.const(0, "int32"))
+        reduce_over(self.body, outer, corner, multiply)
 
     def _run(self, acc: Accumulators, source: Any, weights: Any) -> None:
         """The products of one run."""

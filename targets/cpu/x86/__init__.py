@@ -6,9 +6,10 @@ from functools import partial
 
 from edgec.program import Conv, Depthwise, Kernel, Loops
 from edgec.targets.cpu import interleave
+from edgec.targets.cpu.depthwise import pack as pack_floats
 from edgec.targets.cpu.loops import contract
 from edgec.targets.cpu.winograd import contract as contract_winograd
-from edgec.targets.cpu.x86 import conv, depthwise, loops, winograd
+from edgec.targets.cpu.x86 import conv, depthwise, loops, window, winograd
 from edgec.targets.cpu.x86.isa import Isa
 from edgec.targets.cpu.x86.narrow import special
 from edgec.targets.target import Target
@@ -16,6 +17,7 @@ from edgec.targets.template import Template
 
 CONV = Template(conv.plan, conv.generate, conv.contract, conv.pack, candidates=conv.candidates)
 DEPTHWISE = Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack)
+WINDOW = Template(window.plan, window.generate, window.contract, pack_floats, candidates=window.candidates)
 WINOGRAD = Template(winograd.plan, winograd.generate, contract_winograd, winograd.pack)
 
 
@@ -27,6 +29,8 @@ def template_for(kernel: Kernel, target: Target) -> Template | None:
         return WINOGRAD
     if isinstance(kernel, Depthwise) and depthwise.fits(kernel):
         return DEPTHWISE
+    if isinstance(kernel, Depthwise) and window.fits(kernel, target):
+        return WINDOW
     if isinstance(kernel, Loops) and interleave.fits(kernel):
         return Template(interleave.plan, partial(interleave.generate, special(Isa.of(target))), interleave.contract)
     if isinstance(kernel, Loops):
