@@ -7,6 +7,8 @@ from the bias and not from 0, and round otherwise: both lie within ``STEPS`` ste
 
 from __future__ import annotations
 
+import subprocess
+
 import numpy as np
 import onnx
 import pytest
@@ -14,8 +16,9 @@ from onnx import helper
 
 import edgec
 from edgec.data.samples import Samples
-from edgec.devices.device import QemuDevice
+from edgec.devices.device import EMULATORS, QemuDevice
 from edgec.errors import EdgecError
+from edgec.runtimes.build import build_runtime
 from edgec.targets.half import compute_in_half
 from edgec.targets.target import load_target, target_names
 from tests import graphs
@@ -115,12 +118,17 @@ def test_integers_stay_as_they_are(emulator, tmp_path):
 
 
 def test_the_sample_model(emulator, sample_model, tmp_path):
-    artifact = edgec.compile(sample_model, "rpi5-fp16", tmp_path / "m.so")
+    data = ROOT / "samples/models/digits_eval.npz"
+    artifact = edgec.compile(sample_model, "rpi5-fp16", tmp_path / "m.so", bundle_tests=data)
     plain = edgec.compile(sample_model, "rpi5", tmp_path / "plain.so")
     assert artifact.manifest["arena_bytes"] < 0.6 * plain.manifest["arena_bytes"]
     assert all("f32" not in step["kernel"] for step in artifact.manifest["steps"])
-    with np.load(ROOT / "samples/models/digits_eval.npz") as data:
-        images, labels = data["image"][:100], data["labels"][:100]
+    runner, machine = build_runtime("aarch64-linux-gnu"), EMULATORS["aarch64-linux-gnu"]
+    command = [*machine.run("cortex-a76"), runner.selftest, artifact.path]
+    bundled = subprocess.run(command, capture_output=True, text=True)
+    assert (bundled.returncode, bundled.stderr) == (0, "")
+    with np.load(data) as arrays:
+        images, labels = arrays["image"][:100], arrays["labels"][:100]
     outputs = QemuDevice().run(artifact.path, Samples(100, None, lambda index: {"image": images[index : index + 1]}))
     classes = outputs.outputs["logits"].reshape(100, -1).argmax(-1)
     assert np.mean(classes == labels) >= 0.98
