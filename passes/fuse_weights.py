@@ -56,7 +56,7 @@ def _build(model: ir.Model, node: ir.Node, weights: _Weights) -> list[ir.Node]:
     assert x is not None
     bias = input_of(node, 2)
     if bias is None:
-        bias = initializer(model, f"{name}_bias", np.zeros(len(weights.values), np.float32))
+        bias = initializer(model, f"{name}_bias", np.zeros(len(weights.values), weights.scales.dtype))
     if node.op_type != "Conv":
         operands = _constants(model, name, weights.values.T, weights.scales.T)
         return [call(model, "MatMulOfWeights", [x, *operands, bias], {"block_size": weights.block}, str(node.name))]
@@ -80,7 +80,7 @@ def _constants(model: ir.Model, name: str, values: np.ndarray, scales: np.ndarra
     """Both as constants of the graph."""
     return [
         initializer(model, f"{name}_weights", np.ascontiguousarray(values)),
-        initializer(model, f"{name}_weights_scale", np.ascontiguousarray(scales, np.float32)),
+        initializer(model, f"{name}_weights_scale", np.ascontiguousarray(scales)),
     ]
 
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from edgec.frontend.values import constant_of, input_of, shape_of
 from edgec.passes.rewriting import Refused, is_private, named
 
+_SCALES = (np.float32, np.float16)
 _INTEGERS = frozenset({"int8", "uint8", "int4", "uint4", "int2", "uint2"})
 
 
@@ -19,7 +20,7 @@ class IntegerWeights:
 
     Attributes:
         values: int8, less their zero points, of the shape that is read.
-        scales: float32, one for each value.
+        scales: float32 or float16, one for each value.
         nodes: what makes them real numbers and moves these, the last first.
     """
 
@@ -58,7 +59,7 @@ def _dequantises(node: ir.Node) -> bool:
     """Whether ``node`` makes real numbers of constant integers of 8 bits or less."""
     values = constant_of(node.inputs[0]) if node.op_type == "DequantizeLinear" and node.domain == "" else None
     scale = None if values is None else constant_of(node.inputs[1])
-    known = scale is not None and scale.dtype == np.float32 and is_private(node)
+    known = scale is not None and scale.dtype in _SCALES and is_private(node)
     return known and values is not None and str(values.dtype) in _INTEGERS
 
 

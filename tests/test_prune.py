@@ -11,20 +11,23 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from typer.testing import CliRunner
 
 import edgec
 from edgec.cli import app
 from edgec.errors import EdgecError
+from edgec.frontend.shapes import infer_shapes
 from edgec.frontend.summary import node_macs
 from edgec.graph import load_graph
 from edgec.passes.pipeline import FLOAT, run
+from edgec.passes.prune import low_rank
 from edgec.passes.prune.activations import capture, distance, open_session, outputs
 from edgec.passes.prune.allocation import Limits
 from edgec.passes.prune.compensation import compensated, damped, depth_mask, from_moments, from_weights, losses
 from edgec.passes.prune.cost import MEASURES, Cost, Measure
 from edgec.passes.prune.coupling import find_coupling
-from edgec.passes.prune.low_rank import factorise
+from edgec.passes.prune.low_rank import Split, factorise, measure_ranks
 from edgec.passes.prune.products import input_rows, matrix, measure_moments, output_rows, own_biases, places, weight_of
 from edgec.passes.prune.pruning import Prune, Settings
 from edgec.passes.prune.repair import Rows, fit_bounded
@@ -178,9 +181,13 @@ def test_few_channels_go_in_smaller_steps(multiple: int, count: int, step: int) 
 def test_ranks_are_rounded_as_channels_are(sample_model: Path, digits: list[dict[str, np.ndarray]]) -> None:
     prune = Prune(Settings(0.3, curve_samples=4, limits=Limits(multiple=8)), digits)
     prune.apply(folded(sample_model))
-    ranks = [rank for curve in prune.ranks for rank in curve.ranks]
-    assert ranks
-    assert all(rank % 4 == 0 for curve in prune.ranks for rank in curve.ranks if max(curve.ranks) >= 8)
+    sides = [
+        [split.rank for split in curve.splits if split.at_inputs == at_inputs]
+        for curve in prune.ranks
+        for at_inputs in (False, True)
+    ]
+    assert any(sides)
+    assert all(rank % 4 == 0 for ranks in sides for rank in ranks if max(ranks) >= 8)
 
 
 def test_a_floor_stays(sample_model: Path) -> None:
@@ -339,13 +346,15 @@ def test_a_fit_in_front_of_a_clip(shape: tuple[int, ...]) -> None:
     assert away[1] < 0.5 * away[0]
 
 
-@pytest.mark.parametrize("operator", ["Conv", "Gemm", "MatMul"])
-def test_a_full_rank_changes_nothing_and_a_lower_one_little(operator: str) -> None:
+@pytest.mark.parametrize(
+    ("operator", "at_inputs"), [("Conv", False), ("Conv", True), ("Gemm", False), ("MatMul", False)]
+)
+def test_a_full_rank_changes_nothing_and_a_lower_one_little(operator: str, at_inputs: bool) -> None:
     rng = np.random.default_rng(5)
     d = Drawing()
     if operator == "Conv":
-        shape: tuple[int, ...] = (1, 4, 6, 5)
-        result = d.add("Conv", "x", d.weight(6, 4, 3, 3), d.weight(6), strides=[2, 1], pads=[1, 1, 1, 1])
+        shape: tuple[int, ...] = (1, 6, 6, 5)
+        result = d.add("Conv", "x", d.weight(6, 6, 3, 3), d.weight(6), strides=[2, 1], pads=[1, 1, 1, 1])
     else:
         shape = (1, 9)
         extra = (d.weight(6),) if operator == "Gemm" else ()
@@ -357,11 +366,66 @@ def test_a_full_rank_changes_nothing_and_a_lower_one_little(operator: str) -> No
         own_biases(model)
         linear = find_coupling(model).linears[0]
         wanted = outputs(model, samples)
-        factorise(linear, from_moments(measure_moments(model, [linear], samples, 50, 0))[linear], rank)
+        seen = from_moments(measure_moments(model, [linear], samples, 50, 0))[linear]
+        factorise(linear, seen, Split(rank, at_inputs))
         onnx.checker.check_model(ir.to_proto(model))
         away.append(distance(outputs(model, samples), wanted))
     assert away[0] < 1e-9
     assert away[0] < away[1] < away[2] < 1
+
+
+@pytest.mark.parametrize("measure", ["macs", "parameters"])
+@pytest.mark.parametrize("split", [Split(3), Split(2, at_inputs=True)], ids=["outputs", "inputs"])
+def test_a_split_is_counted_as_what_it_becomes(split: Split, measure: Measure) -> None:
+    d = Drawing()
+    shape = (1, 6, 7, 9)
+    result = d.add("Conv", "x", d.weight(8, 6, 3, 3), d.weight(8), strides=[2, 1], pads=[1, 1, 1, 1])
+    model = load(d.finish(result, shape))
+    linear = find_coupling(model).linears[0]
+    cost = Cost(model, measure, [linear])
+    before = cost.total
+    saved = cost.saving_at(linear, split)
+    assert 0 < saved < before == cost.total
+    cost.set_split(linear, split)
+    assert cost.total == before - saved
+    seen = measure_moments(model, [linear], [{"x": np.ones(shape, np.float32)}], 9, 0)
+    factorise(linear, from_moments(seen)[linear], split)
+    infer_shapes(model)
+    RemoveUnusedNodesPass()(model)
+    assert Cost(model, measure).total == before - saved
+
+
+def test_activations_of_few_directions_are_narrowed_at_the_inputs() -> None:
+    """Six channels that are mixtures of two, behind a kernel whose outputs are all independent."""
+    rng = np.random.default_rng(8)
+    d = Drawing()
+    shape = (1, 6, 5, 7)
+    model = load(d.finish(d.add("Conv", "x", d.weight(6, 6, 3, 3), d.weight(6), pads=[1, 1, 1, 1]), shape))
+    linear = find_coupling(model).linears[0]
+    mixing = rng.standard_normal((6, 2))
+    images = np.einsum("cd,ndhw->nchw", mixing, rng.standard_normal((20, 2, 5, 7))).astype(np.float32)
+    samples = [{"x": image[np.newaxis]} for image in images]
+    seen = from_moments(measure_moments(model, [linear], samples, 35, 0))
+    (curve,) = measure_ranks(model, [linear], samples, seen, multiple=1)
+    away = {(split.rank, split.at_inputs): each for split, each in curve.points()}
+    assert away[2, True] < 1e-3 < 0.05 < away[2, False]
+
+
+def test_fitting_both_factors_in_turn_beats_leading_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(9)
+    d = Drawing()
+    shape = (1, 7, 9, 8)
+    model = load(d.finish(d.add("Conv", "x", d.weight(5, 7, 3, 3), d.weight(5), pads=[1, 1, 1, 1]), shape))
+    linear = find_coupling(model).linears[0]
+    smooth = rng.standard_normal((30, 1, 7, 9, 8)).cumsum(axis=3).cumsum(axis=4).astype(np.float32)
+    samples = [{"x": image} for image in smooth]
+    seen = from_moments(measure_moments(model, [linear], samples, 72, 0))
+    away = []
+    for rounds in (0, 1, 4):
+        monkeypatch.setattr(low_rank, "ROUNDS", rounds)
+        (curve,) = measure_ranks(model, [linear], samples, seen, multiple=1)
+        away.append(sum(each for split, each in curve.points() if split.at_inputs))
+    assert away[2] < away[1] < 0.95 * away[0]
 
 
 def test_capture_runs_only_what_it_needs(sample_model: Path, digits: list[dict[str, np.ndarray]]) -> None:

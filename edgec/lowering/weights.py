@@ -12,12 +12,12 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec import scalar
-from edgec.lowering.context import Lowering, Operands, attribute, lowers, refuse, shape_of
+from edgec.lowering.context import Lowering, Operands, attribute, dtype_of, lowers, refuse, shape_of
 from edgec.lowering.convolution import Finish, as_2d, emit_convolution, padded, window_2d
 from edgec.lowering.matmul import emit_product
 from edgec.lowering.window import channels_last, window
 from edgec.program import SCALE_CHANNELS, Packing, View
-from edgec.scalar import Expr, binary
+from edgec.scalar import Expr, binary, cast
 
 _WIDTHS = (2, 3, 4, 8)
 _EIGHT = 8
@@ -68,15 +68,27 @@ def _packed(
     return groups[order].reshape(values.shape), Packing(bits, size, parts=parts), extra
 
 
-def _scaled(ctx: Lowering, scales: np.ndarray, bias: View) -> Finish:
-    """sum · scale + bias, with one scale a channel, or none."""
+def _activations(ctx: Lowering, node: ir.Node) -> View:
+    """The float input as float32, in which it is multiplied and summed up."""
+    x = ctx.input(node, 0)
+    if x.dtype not in ("float32", "float16"):
+        refuse(f"its activations are {x.dtype}", "leave them float32 or float16")
+    if x.dtype == "float32":
+        return x
+    wide = ctx.new(x.shape, "float32", x.order)
+    ctx.compute(wide, lambda ops, *i: cast(ops.load(x, *i), "float32"))
+    return wide
+
+
+def _scaled(ctx: Lowering, scales: np.ndarray, bias: View, dtype: str) -> Finish:
+    """sum · scale + bias as ``dtype``, with one scale a channel, or none."""
     per_channel = ctx.constant(np.ascontiguousarray(scales), "scale") if scales.size else None
 
     def finish(ops: Operands, first: int, count: int) -> Expr:
         total = scalar.accumulator("float32")
         if per_channel is not None:
             total = binary("mul", total, ops.load(per_channel.slice((first,), (count,)), scalar.axis(3)))
-        return binary("add", total, ops.load(bias.slice((first,), (count,)), scalar.axis(3)))
+        return cast(binary("add", total, ops.load(bias.slice((first,), (count,)), scalar.axis(3))), dtype)
 
     return finish
 
@@ -85,21 +97,19 @@ def _constants(ctx: Lowering, node: ir.Node, bias: int) -> tuple[np.ndarray, np.
     """Weights, scales and bias, all known while compiling."""
     values, scales, shift = (ctx.known(node, i, what) for i, what in ((1, "weights"), (2, "scales"), (bias, "bias")))
     assert values is not None and scales is not None and shift is not None
-    return values.astype(np.int8), scales, ctx.constant(shift, "bias")
+    return values.astype(np.int8), scales.astype(np.float32), ctx.constant(shift.astype(np.float32), "bias")
 
 
 @lowers("MatMulOfWeights", domain="edgec")
 def lower_matmul_of_weights(ctx: Lowering, node: ir.Node) -> None:
     """x [..., K] · w [K, N] + bias."""
-    x = ctx.input(node, 0)
+    x, dtype = _activations(ctx, node), dtype_of(node.outputs[0])
     values, scales, bias = _constants(ctx, node, 3)
-    if x.dtype != "float32":
-        refuse(f"its activations are {x.dtype}", "leave them float32")
     x = x if x.shape[-1] == 1 or x.strides[-1] == 1 else ctx.dense(x)
     depth, channels = values.shape
     grouped = scales.shape[0] > 1
-    finish = _scaled(ctx, scales[0] if not grouped else np.empty(0, np.float32), bias)
-    out = ctx.new((*x.shape[:-1], channels), x.dtype, name=str(node.outputs[0].name))
+    finish = _scaled(ctx, scales[0] if not grouped else np.empty(0, np.float32), bias, dtype)
+    out = ctx.new((*x.shape[:-1], channels), dtype, name=str(node.outputs[0].name))
     size = int(attribute(node, "block_size", depth)) if grouped else 0
     values, packing, extra = _packed(ctx, values, scales, size, depth)
     emit_product(ctx, out, x, ctx.constant(values, "weights"), lambda ops: finish(ops, 0, channels), packing, extra)
@@ -109,19 +119,17 @@ def lower_matmul_of_weights(ctx: Lowering, node: ir.Node) -> None:
 @lowers("ConvOfWeights", domain="edgec")
 def lower_conv_of_weights(ctx: Lowering, node: ir.Node) -> None:
     """A convolution over one or two axes."""
-    x = ctx.input(node, 0)
+    x, dtype = _activations(ctx, node), dtype_of(node.outputs[0])
     values, scales, bias = _constants(ctx, node, 4)
     shape = ctx.known(node, 3, "shape")
     assert shape is not None
-    if x.dtype != "float32":
-        refuse(f"its activations are {x.dtype}", "leave them float32")
     own = window(node, x.shape[2:], tuple(map(int, shape[1:-1])))
     w, groups = window_2d(own), int(attribute(node, "group", 1))
     out = ctx.new_for(node.outputs[0], channels_last(len(x.shape)))
     grouped = scales.shape[1] > 1
     if grouped and groups > 1:
         refuse("its scales and its channels are both in groups", "give its weights one scale an output channel")
-    finish = _scaled(ctx, scales[:, 0] if not grouped else np.empty(0, np.float32), bias)
+    finish = _scaled(ctx, scales[:, 0] if not grouped else np.empty(0, np.float32), bias, dtype)
     size = int(attribute(node, "block_size", 0)) if grouped else 0
     rows, packing, extra = _packed(ctx, values.T, scales.T, size, int(shape[-1]))
     kernel = np.moveaxis(rows.T.reshape(shape), -1, 1)

@@ -206,12 +206,17 @@ def quantise_graph(
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     from edgec.passes.quantize import quantize
+    from edgec.passes.quantize.half import computes_in_half, narrow, widened, widened_samples
     from edgec.passes.quantize.nested import nest
     from edgec.quantisation.guard import guard
     from edgec.quantisation.layer_errors import LayerErrors, measure_layers
     from edgec.quantisation.recipes import check_layers, write_recipe
 
     recipe = _recipe(options)
+    half = computes_in_half(graph)
+    if half:
+        _check_weights_only(recipe, options)
+        graph, calibration = widened(graph), replace(calibration, samples=widened_samples(calibration.samples))
     check_layers(recipe, graph)
     mixed = _mixed(graph, options, recipe, calibration, target, tell) if options.mode == "auto" else None
     if mixed is not None:
@@ -241,12 +246,23 @@ def quantise_graph(
     text = write_recipe(replace(recipe, layers={**recipe.layers, **put_back}), found.layers, _reasons(speed))
     for each in (found.twin, found.model):
         RemoveUnusedNodesPass()(each)
+    if half:
+        narrow(found.model)
     protos = [ir.to_proto(each).SerializeToString() for each in (found.twin, found.model)]
     done = Quantisation(
         found.layers, found.equalised, len(samples), calibration.warnings, guarded, text, protos[0], protos[1],
         tuple(attempts), mixed, found.kept, found.lifted, speed,
     )  # fmt: skip
     return found.model, done
+
+
+def _check_weights_only(recipe: Recipe, options: Options) -> None:
+    """Refuse integer activations, for a model whose floats are float16."""
+    if options.mode == "auto" or not recipe.keeps_activations:
+        raise EdgecError(
+            f"the model computes in float16, and --quantize {options.mode} makes integers of float32 activations; "
+            "export it in float32, or quantise its weights only, with w8, w4, w3 or w2"
+        )
 
 
 def _with_float_layers(

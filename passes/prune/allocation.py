@@ -19,7 +19,7 @@ import onnx_ir as ir
 from edgec.errors import EdgecError
 from edgec.passes.prune.cost import Cost
 from edgec.passes.prune.coupling import Group, Unit
-from edgec.passes.prune.low_rank import RankCurve
+from edgec.passes.prune.low_rank import RankCurve, Split
 from edgec.passes.prune.rounding import vector_step
 from edgec.passes.prune.rules import Linear
 from edgec.passes.prune.scores import Scores
@@ -41,10 +41,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Choice:
-    """What goes: units, and the ranks of products that become two."""
+    """What goes: units, and how products become two."""
 
     units: tuple[Unit, ...]
-    ranks: Mapping[Linear, int]
+    splits: Mapping[Linear, Split]
 
 
 @dataclass(frozen=True)
@@ -73,20 +73,24 @@ class _Pack:
 
 @dataclass(frozen=True)
 class _Rank:
-    """A lower rank of a product, and the price of going there from the one before."""
+    """A split of a product, and the price of going there from the one before."""
 
     linear: Linear
-    rank: int
+    split: Split
     price: float
 
     def saving(self, cost: Cost) -> int:
-        return cost.saving_at(self.linear, self.rank)
+        return cost.saving_at(self.linear, self.split)
 
     def take(self, cost: Cost, floor: float) -> bool:
-        """Count with this rank; the curves' smallest rank is its floor."""
+        """Count with this split; the curves' smallest rank is its floor."""
         del floor
-        cost.set_rank(self.linear, self.rank)
+        cost.set_split(self.linear, self.split)
         return True
+
+
+_Point = tuple[int, float, Split | None]
+"""What a split saves, how far it moves the outputs, and the split."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ def allocate(cost: Cost, offers: Offers, whole: int, fraction: float, limits: Li
         raise _unreachable(fraction, 1 - cost.total / whole)
     return Choice(
         tuple(unit for each in taken if isinstance(each, _Pack) for unit in each.units),
-        {each.linear: each.rank for each in taken if isinstance(each, _Rank)},
+        {each.linear: each.split for each in taken if isinstance(each, _Rank)},
     )
 
 
@@ -159,19 +163,23 @@ def _packs(group: Group, offers: Offers, multiple: int) -> list[_Pack]:
 
 
 def _ranks(curve: RankCurve, cost: Cost) -> list[_Rank]:
-    """The ranks on the lower convex hull of distance over saving: each step costs more for what it saves."""
-    points = [(0, 0.0, 0)]
-    for rank, away in zip(curve.ranks, curve.distances, strict=True):
-        point = (cost.saving_at(curve.linear, rank), away, rank)
-        if point[0] <= points[-1][0]:
+    """The splits on the lower convex hull of distance over saving: each step costs more for what it saves."""
+    hull: list[_Point] = [(0, 0.0, None)]
+    points = [(cost.saving_at(curve.linear, split), away, split) for split, away in curve.points()]
+    for point in sorted(points, key=lambda point: point[:2]):
+        if point[0] <= hull[-1][0]:
             continue
-        while len(points) > 1 and _slope(points[-2], points[-1]) >= _slope(points[-1], point):
-            points.pop()
-        points.append(point)
-    return [_Rank(curve.linear, after[2], after[1] - before[1]) for before, after in pairwise(points)]
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], point):
+            hull.pop()
+        hull.append(point)
+    return [
+        _Rank(curve.linear, split, away - before)
+        for (_, before, _), (_, away, split) in pairwise(hull)
+        if split is not None
+    ]
 
 
-def _slope(first: tuple[int, float, int], second: tuple[int, float, int]) -> float:
+def _slope(first: _Point, second: _Point) -> float:
     return (second[1] - first[1]) / (second[0] - first[0])
 
 

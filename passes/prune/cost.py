@@ -15,6 +15,7 @@ import onnx_ir as ir
 from edgec.errors import EdgecError
 from edgec.frontend.values import shape_of
 from edgec.passes.prune.coupling import Axis, Unit
+from edgec.passes.prune.low_rank import Split
 from edgec.passes.prune.rules import Linear
 
 Measure = Literal["macs", "parameters", "bytes"]
@@ -35,9 +36,11 @@ class _Term:
         factor: what the extents are multiplied by.
         axes: whose extents count.
         node: the name of the node whose MACs it counts.
-        product: whose weight it counts; of a lower rank that costs rank · (depth + width), not depth · width.
+        product: whose weight it counts; split in two it costs rank · (one factor + the other).
         width: the axis of the product's output channels among ``axes``.
         depth: the axes of ``axes`` that the product sums over.
+        channels: the one of ``depth`` that counts the input's channels.
+        source: the axes whose extents count a pointwise factor in front.
     """
 
     factor: int
@@ -46,6 +49,8 @@ class _Term:
     product: Linear | None = None
     width: Axis | None = None
     depth: tuple[Axis, ...] = ()
+    channels: Axis | None = None
+    source: tuple[Axis, ...] = ()
 
 
 class Cost:
@@ -53,7 +58,7 @@ class Cost:
 
     A sum of products of extents: of a convolution's output and filter for MACs, of a constant for parameters and
     bytes. With rates the MACs are counted in femtoseconds. Removing a unit changes the terms that count one of its
-    axes; a lower rank those of its product, which has to be among ``linears``.
+    axes; a split those of its product, which has to be among ``linears``.
     """
 
     def __init__(
@@ -62,12 +67,12 @@ class Cost:
         self._terms = _TERMS[measure](model, linears)
         if rates:
             self._terms = _timed(self._terms, rates)
-        self._ranks: dict[Linear, int] = {}
+        self._splits: dict[Linear, Split] = {}
         self._masks: dict[Axis, np.ndarray] = {}
         self._by_axis: dict[Axis, list[int]] = defaultdict(list)
         self.extents: dict[Axis, int] = {}
         for index, term in enumerate(self._terms):
-            for axis in term.axes:
+            for axis in dict.fromkeys((*term.axes, *term.source)):
                 self._by_axis[axis].append(index)
                 self.extents[axis] = shape_of(axis[0])[axis[1]]
         self._values = [self._value(term, {}) for term in self._terms]
@@ -104,19 +109,19 @@ class Cost:
         for index in {index for axis in unit.cuts for index in self._by_axis.get(axis, ())}:
             self._values[index] = self._value(self._terms[index], {})
 
-    def saving_at(self, linear: Linear, rank: int) -> int:
-        """By how much the total falls when the product gets this rank."""
-        before, total = self._ranks.get(linear), self.total
-        self.set_rank(linear, rank)
+    def saving_at(self, linear: Linear, split: Split) -> int:
+        """By how much the total falls when the product is split so."""
+        before, total = self._splits.get(linear), self.total
+        self.set_split(linear, split)
         saved = total - self.total
-        self.set_rank(linear, before)
+        self.set_split(linear, before)
         return saved
 
-    def set_rank(self, linear: Linear, rank: int | None) -> None:
-        """Count the product as two of this rank from now on, where that is cheaper; None makes it one again."""
-        self._ranks.pop(linear, None)
-        if rank is not None:
-            self._ranks[linear] = rank
+    def set_split(self, linear: Linear, split: Split | None) -> None:
+        """Count the product as two from now on, where that is cheaper; None makes it one again."""
+        self._splits.pop(linear, None)
+        if split is not None:
+            self._splits[linear] = split
         for index, term in enumerate(self._terms):
             if term.product == linear:
                 self._values[index] = self._value(term, {})
@@ -130,11 +135,14 @@ class Cost:
 
     def _value(self, term: _Term, changed: Mapping[Axis, int]) -> int:
         whole = term.factor * self._extent(term.axes, changed)
-        rank = None if term.product is None else self._ranks.get(term.product)
-        if rank is None or term.width is None or not whole:
+        split = None if term.product is None else self._splits.get(term.product)
+        if split is None or term.width is None or term.channels is None or not whole:
             return whole
-        thin = whole // self._extent(term.depth, changed) + whole // self._extent((term.width,), changed)
-        return min(whole, rank * thin)
+        if split.at_inputs:
+            thin = term.factor * self._extent(term.source, changed) + whole // self._extent((term.channels,), changed)
+        else:
+            thin = whole // self._extent(term.depth, changed) + whole // self._extent((term.width,), changed)
+        return min(whole, split.rank * thin)
 
     def _extent(self, axes: Iterable[Axis], changed: Mapping[Axis, int]) -> int:
         return prod(changed.get(axis, self.extents[axis]) for axis in axes)
@@ -160,8 +168,9 @@ def _mac_terms(model: ir.Model, linears: Sequence[Linear]) -> list[_Term]:
     for node in model.graph:
         if node in by_node:
             linear = by_node[node]
-            output, depth = _axes(node.outputs[0]), _depth(linear)
-            terms.append(_Term(1, (*output, *depth), str(node.name), linear, output[linear.output_axis], depth))
+            output, depth, channels = _axes(node.outputs[0]), _depth(linear), (linear.weight, linear.in_axis)
+            width, source = output[linear.output_axis], _axes(linear.source)
+            terms.append(_Term(1, (*output, *depth), str(node.name), linear, width, depth, channels, source))
         elif node.domain in ("", "edgec"):
             terms += (replace(term, node=str(node.name)) for term in _node_terms(node))
     return terms
@@ -202,8 +211,13 @@ def _parameter_terms(model: ir.Model, linears: Sequence[Linear], in_bytes: bool 
         linear, tensor = by_weight.get(value), value.const_value
         if tensor is not None:
             factor = tensor.dtype.itemsize if in_bytes else 1
-            width = None if linear is None else (value, linear.out_axis)
-            terms.append(_Term(int(factor), _axes(value), "", linear, width, () if linear is None else _depth(linear)))
+            if linear is None:
+                terms.append(_Term(int(factor), _axes(value)))
+                continue
+            width, channels = (value, linear.out_axis), (value, linear.in_axis)
+            terms.append(
+                _Term(int(factor), _axes(value), "", linear, width, _depth(linear), channels, source=(channels,))
+            )
     return terms
 
 

@@ -1,15 +1,17 @@
 """Distillation in torch: a pruned model learns the original's outputs, from samples without labels.
 
 The graph is run by torch as it stands, one sample at a time as far as the operators can tell and many at once in
-fact. Every step mixes samples with each other and asks the original for the mixtures' outputs, so that few samples
-go a long way (mixup: Zhang et al. 2018; as a source of inputs to distil on: Beyer et al. 2022). Samples that no step
-sees judge which weights are kept.
+fact. Every step moves and mirrors images, mixes samples with each other, and asks the original for the mixtures'
+outputs, so that few samples go a long way (mixup: Zhang et al. 2018; as a source of inputs to distil on: Beyer et al.
+2022). Beside the outputs, what both models compute where branches meet has to agree, layer for layer (hints: Romero
+et al. 2015), which leads sooner to the same end. Samples that no step sees judge which weights are kept.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,17 +25,23 @@ from edgec.passes.prune.rules import Linear, pad_widths, reduced_axes, slice_bou
 from edgec.passes.rewriting import named
 
 BATCH = 64
-RATE = 3e-4
-"""Adam's step at the start; it falls to zero over the time given, as a cosine."""
+RATE, WARMUP = 1e-3, 0.05
+"""Adam's step at most: it rises over that share of the time given, and falls to zero as a cosine over all of it."""
 
 JUDGED, MOST_JUDGED = 8, 256
 """One sample of so many is kept for judging, and so many at most."""
 
-BETWEEN = 16
+BETWEEN = 64
 """Steps between two judgements."""
+
+COLOURS, MOVED = 3, 8
+"""Inputs of so many channels are taken for images, which are moved by at most this part of their size."""
 
 Values = dict[ir.Value, Any]
 """Torch tensors by the graph's value."""
+
+Runner = Callable[[Mapping[str, Any]], list[Any]]
+"""From stacked inputs by name to a list of stacked values."""
 
 
 def distil(
@@ -51,14 +59,15 @@ def distil(
         _reject_unknown(each)
     torch.manual_seed(seed)
     learnt = {
-        value: torch.nn.Parameter(torch.from_numpy(_constant(value).copy()))
+        value: torch.nn.Parameter(_tensor(torch, value))
         for linear in linears
         for value in (linear.weight, linear.bias)
         if value is not None and value.const_value is not None
     }
     judged, seen = samples[::JUDGED][:MOST_JUDGED], [each for index, each in enumerate(samples) if index % JUDGED]
-    student, teacher = stacked_runner(model, learnt), stacked_runner(original, {})
-    trained = _train(torch, student, teacher, list(learnt.values()), _stack(seen), _stack(judged), minutes)
+    ours, theirs = _hints(model, original)
+    pair = _Pair(stacked_runner(model, learnt, ours), stacked_runner(original, {}, theirs), len(model.graph.outputs))
+    trained = _train(torch, pair, list(learnt.values()), _stack(seen), _stack(judged), minutes)
     for value, tensor in zip(learnt, trained, strict=True):
         set_constant(value, tensor.numpy())
 
@@ -79,78 +88,145 @@ def _constant(value: ir.Value) -> np.ndarray:
     return array
 
 
+def _tensor(torch: Any, value: ir.Value) -> Any:
+    """A copy of a constant; filters with their channels last, which convolutions here are fastest on."""
+    found = torch.from_numpy(_constant(value).copy())
+    return found.contiguous(memory_format=torch.channels_last) if found.ndim == 4 else found
+
+
+def _hints(model: ir.Model, original: ir.Model) -> tuple[list[ir.Value], list[ir.Value]]:
+    """The sums of computed values that both graphs have by the same name and shape, of the one and of the other."""
+    sums = {value.name: value for node in original.graph if node.op_type == "Add" for value in node.outputs}
+    pairs = [
+        (node.outputs[0], sums[node.outputs[0].name])
+        for node in model.graph
+        if node.op_type == "Add"
+        and all(value is not None and value.const_value is None for value in node.inputs)
+        and node.outputs[0].name in sums
+        and node.outputs[0].shape == sums[node.outputs[0].name].shape
+    ]
+    return [ours for ours, _ in pairs], [theirs for _, theirs in pairs]
+
+
 def _stack(samples: Sequence[Sample]) -> dict[str, Any]:
     """Torch tensors [samples, *shape] by input name."""
     torch = _torch()
     return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}
 
 
+def _is_image(array: Any) -> bool:
+    """Whether float stacked samples [samples, 1, channels, height, width] have the channels of colours."""
+    return array.ndim == 5 and array.shape[1:3] == (1, COLOURS) and array.is_floating_point()
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The two models on stacked inputs.
+
+    Attributes:
+        student: gives its outputs and then its hints.
+        teacher: the same of the original.
+        outputs: how many outputs there are.
+    """
+
+    student: Runner
+    teacher: Runner
+    outputs: int
+
+    def losses(self, torch: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:
+        """How far the outputs are from the original's, and how far the hints."""
+        with torch.no_grad():
+            wanted = self.teacher(batch)
+        away = _distances(torch, self.student(batch), wanted)
+        return away[: self.outputs].mean(), away[self.outputs :].sum() / max(1, len(away) - self.outputs)
+
+
 def _train(
-    torch: Any, student: Callable[..., Any], teacher: Callable[..., Any], parameters: list[Any],
-    seen: Mapping[str, Any], judged: Mapping[str, Any], minutes: float,
-) -> list[Any]:  # fmt: skip
-    """The best parameters found, detached."""
+    torch: Any, pair: _Pair, parameters: list[Any], seen: Mapping[str, Any], judged: Mapping[str, Any], minutes: float
+) -> list[Any]:
+    """The best parameters found, detached. Hints count less and less, the outputs alone in the end."""
     optimiser = torch.optim.Adam(parameters, RATE)
-    with torch.no_grad():
-        wanted = teacher(judged)
+    judge = _judge_of(torch, pair, judged)
     count = len(next(iter(seen.values())))
-    best, kept = _judge(torch, student, judged, wanted), [each.detach().clone() for each in parameters]
+    best, kept = judge(), [each.detach().clone() for each in parameters]
     start, step = time.monotonic(), 0
     while (spent := (time.monotonic() - start) / (60 * minutes)) < 1:
-        optimiser.param_groups[0]["lr"] = RATE * 0.5 * (1 + np.cos(np.pi * spent))
-        batch = _mixed(torch, seen, count)
-        with torch.no_grad():
-            goal = teacher(batch)
+        optimiser.param_groups[0]["lr"] = RATE * min(1, spent / WARMUP) * 0.5 * (1 + np.cos(np.pi * spent))
         optimiser.zero_grad()
-        _loss(torch, student(batch), goal).backward()
+        outputs, hints = pair.losses(torch, _mixed(torch, seen, count))
+        (outputs + (1 - spent) * hints).backward()
         optimiser.step()
         step += 1
-        if step % BETWEEN == 0:
-            found = _judge(torch, student, judged, wanted)
-            if found < best:
-                best, kept = found, [each.detach().clone() for each in parameters]
-    if _judge(torch, student, judged, wanted) < best:
+        if step % BETWEEN == 0 and (found := judge()) < best:
+            best, kept = found, [each.detach().clone() for each in parameters]
+    if judge() < best:
         kept = [each.detach().clone() for each in parameters]
     return kept
 
 
+def _judge_of(torch: Any, pair: _Pair, judged: Mapping[str, Any]) -> Callable[[], float]:
+    """A function that says how far the outputs for ``judged`` are from the original's now."""
+    with torch.no_grad():
+        wanted = pair.teacher(judged)[: pair.outputs]
+
+    def judge() -> float:
+        with torch.no_grad():
+            return float(_distances(torch, pair.student(judged)[: pair.outputs], wanted).mean())
+
+    return judge
+
+
+def _distances(torch: Any, found: Sequence[Any], wanted: Sequence[Any]) -> Any:
+    """Squared distance of each value over its variance: a tensor [values]."""
+    return torch.stack([((a - b) ** 2).mean() / (b.var() + 1e-6) for a, b in zip(found, wanted, strict=True)])
+
+
 def _mixed(torch: Any, seen: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """Pairs of samples, each a share of the one and the rest of the other; integers come from the first."""
+    """A batch: samples, half of them mixed with others, integers as they are; images are moved and mirrored first.
+
+    A mixture is a share of the one and the rest of the other.
+    """
     first, second = torch.randint(count, (BATCH,)), torch.randint(count, (BATCH,))
     share = torch.rand(BATCH)
+    share[::2] = 1
     found = {}
     for name, array in seen.items():
+        ours, theirs = array[first], array[second]
+        if _is_image(array):
+            ours, theirs = _moved(torch, ours), _moved(torch, theirs)
         wide = share.reshape(-1, *(1,) * (array.ndim - 1))
-        mixes = array.is_floating_point()
-        found[name] = wide * array[first] + (1 - wide) * array[second] if mixes else array[first]
+        found[name] = wide * ours + (1 - wide) * theirs if array.is_floating_point() else ours
     return found
 
 
-def _judge(torch: Any, student: Callable[..., Any], judged: Mapping[str, Any], wanted: Sequence[Any]) -> float:
-    with torch.no_grad():
-        return float(_loss(torch, student(judged), wanted))
+def _moved(torch: Any, batch: Any) -> Any:
+    """Images [samples, 1, colours, height, width], each moved, mirrored or not, and with its channels last in memory.
+
+    What they show after that is the original's to say, so that nothing has to be known of them.
+    """
+    samples, _, _, height, width = batch.shape
+    far = max(1, min(height, width) // MOVED)
+    wide = torch.nn.functional.pad(batch[:, 0], (far, far, far, far), mode="reflect")
+    rows = torch.randint(2 * far + 1, (samples, 1)) + torch.arange(height)
+    columns = torch.randint(2 * far + 1, (samples, 1)) + torch.arange(width)
+    columns = torch.where(torch.rand(samples, 1) < 0.5, columns, columns.flip(1))
+    index = torch.arange(samples).reshape(-1, 1, 1)
+    return wide.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)[:, None]
 
 
-def _loss(torch: Any, found: Sequence[Any], wanted: Sequence[Any]) -> Any:
-    """Squared distance of the outputs over their variance, summed over the outputs."""
-    parts = [((a - b) ** 2).mean() / (b.var() + 1e-6) for a, b in zip(found, wanted, strict=True)]
-    return torch.stack(parts).sum()
-
-
-def stacked_runner(model: ir.Model, learnt: Mapping[ir.Value, Any]) -> Callable[[Mapping[str, Any]], list[Any]]:
-    """A function from stacked inputs to the list of stacked outputs."""
+def stacked_runner(model: ir.Model, learnt: Mapping[ir.Value, Any], also: Sequence[ir.Value] = ()) -> Runner:
+    """A function from stacked inputs to the list of stacked outputs, and the values ``also`` behind them."""
     torch = _torch()
     graph = model.graph
     fixed: Values = {
-        value: learnt[value] if value in learnt else torch.from_numpy(_constant(value).copy())
-        for value in graph.initializers.values()
+        value: learnt[value] if value in learnt else _tensor(torch, value) for value in graph.initializers.values()
     }
 
     def single(inputs: Mapping[str, Any]) -> list[Any]:
         values: Values = {**fixed, **{value: inputs[str(value.name)] for value in graph.inputs}}
         for node in graph:
             _OPERATORS[node.op_type](torch, node, values)
-        return [values[output] for output in graph.outputs]
+        return [values[value] for value in (*graph.outputs, *also)]
 
     mapped = torch.func.vmap(single)
     return lambda inputs: list(mapped(dict(inputs)))
@@ -201,9 +277,12 @@ def _padded(torch: Any, node: ir.Node, x: Any, filler: float = 0.0) -> Any:
 def _conv(torch: Any, node: ir.Node, x: Any, weight: Any, bias: Any = None) -> Any:
     rank = x.ndim - 2
     convolve = (torch.nn.functional.conv1d, torch.nn.functional.conv2d, torch.nn.functional.conv3d)[rank - 1]
+    pads = tuple(node.attributes.get_ints("pads", (0,) * (2 * rank)))
+    even = pads[:rank] == pads[rank:]
     return convolve(
-        _padded(torch, node, x), weight, bias,
+        x if even else _padded(torch, node, x), weight, bias,
         stride=tuple(node.attributes.get_ints("strides", (1,) * rank)),
+        padding=pads[:rank] if even else 0,
         dilation=tuple(node.attributes.get_ints("dilations", (1,) * rank)),
         groups=node.attributes.get_int("group", 1),
     )  # fmt: skip

@@ -91,7 +91,7 @@ class Prune(Pass):
             offers = self._offers(model, coupling, statistics)
             choice = allocate(cost, offers, whole, settings.fraction, settings.limits)
             self._apply(model, coupling, choice, statistics)
-            changed += len(choice.units) + len(choice.ranks)
+            changed += len(choice.units) + len(choice.splits)
         drop_zero_biases(model)
         RemoveUnusedNodesPass()(model)
         infer_shapes(model)
@@ -122,8 +122,8 @@ class Prune(Pass):
         remove_units(model, choice.units)
         if settings.repair and self.samples:
             linears, originals = find_coupling(model).linears, find_coupling(original).linears
-            ranks = {str(linear.node.name): rank for linear, rank in choice.ranks.items()}
-            refit(model, linears, original, originals, kept, ranks, self.samples, settings.rows, settings.seed)
+            splits = {str(linear.node.name): split for linear, split in choice.splits.items()}
+            refit(model, linears, original, originals, kept, splits, self.samples, settings.rows, settings.seed)
             infer_shapes(model)
         if settings.distil_minutes > 0:
             linears = find_coupling(model).linears

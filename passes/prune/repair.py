@@ -18,7 +18,7 @@ import onnx_ir as ir
 from edgec.frontend.values import constant_of, input_of, shape_of
 from edgec.passes.prune.activations import Sample, capture
 from edgec.passes.prune.compensation import from_moments
-from edgec.passes.prune.low_rank import break_even, factorise
+from edgec.passes.prune.low_rank import Split, break_even, factorise
 from edgec.passes.prune.products import (
     Moments,
     add_bias,
@@ -82,14 +82,14 @@ class Targets:
 def refit(
     model: ir.Model, linears: Sequence[Linear], original: ir.Model, originals: Sequence[Linear],
     kept: Mapping[str, np.ndarray],
-    ranks: Mapping[str, int], samples: Sequence[Sample], rows: int, seed: int,
+    splits: Mapping[str, Split], samples: Sequence[Sample], rows: int, seed: int,
 ) -> None:  # fmt: skip
     """Fit the products ``linears`` of ``model``, a pruned copy of ``original``, in place and in order.
 
     Args:
         originals: the same products in the original, by the same names; ``linears`` may lack some.
         kept: by the product's name, bool for each output channel of the original: whether it is left.
-        ranks: by name, of the products that become two thin ones once they are fitted.
+        splits: by name, of the products that become two thin ones once they are fitted.
         samples: calibration inputs, run once for each product.
         rows: positions of each sample that take part.
         seed: of the positions.
@@ -102,7 +102,7 @@ def refit(
     ]
     targets = _targets(original, fits, samples, rows, seed)
     for fit in fits:
-        _solve(model, fit, targets, samples, ranks.get(str(fit.linear.node.name)))
+        _solve(model, fit, targets, samples, splits.get(str(fit.linear.node.name)))
 
 
 def _plan(model: ir.Model, linear: Linear, original: Linear, kept: np.ndarray) -> _Fit:
@@ -230,8 +230,8 @@ class Rows:
         return short
 
 
-def _solve(model: ir.Model, fit: _Fit, targets: Targets, samples: Sequence[Sample], rank: int | None) -> None:
-    """Least squares of one product, its bias with it where the node has one, at a rank where one is given."""
+def _solve(model: ir.Model, fit: _Fit, targets: Targets, samples: Sequence[Sample], split: Split | None) -> None:
+    """Least squares of one product with the bias of its node, then split in two where that is still cheaper."""
     linear, bias = fit.linear, _bias(fit.linear)
     old = matrix(linear)
     groups, depth, width = old.shape
@@ -247,9 +247,9 @@ def _solve(model: ir.Model, fit: _Fit, targets: Targets, samples: Sequence[Sampl
     set_constant(linear.weight, weight_of(linear, (start + change)[:, :depth]))
     if linear.node.op_type != "MatMul":
         add_bias(linear, change[:, depth].reshape(-1).astype(_dtype(linear)))
-    if rank is not None and rank < break_even(depth, width):
+    if split is not None and split.rank < break_even(linear, at_inputs=split.at_inputs):
         moments = Moments(whole.squares[:, :depth, :depth], whole.squares[:, :depth, depth], whole.rows)
-        factorise(linear, from_moments({linear: moments})[linear], rank)
+        factorise(linear, from_moments({linear: moments})[linear], split)
 
 
 def fit_bounded(rows: Rows, start: np.ndarray, change: np.ndarray, normal: _Normal, ridge: float) -> np.ndarray:
