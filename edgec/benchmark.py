@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from edgec.artifact import read_manifest
-from edgec.data.samples import Array, Samples, TensorSpec, load_npz, specs
-from edgec.devices.device import Progress, open_device
+from edgec.data.samples import Array, Samples, TensorSpec, in_reals, load_npz, specs
+from edgec.devices.device import Progress, open_device, specs_of
 from edgec.devices.machine import Machine, observed
 from edgec.errors import EdgecError
 from edgec.evaluation import relative_error
-from edgec.runtimes.peers import open_peer
+from edgec.runtimes.peers import Peer, open_peer
+from edgec.targets.floats import SUFFIX
 from edgec.targets.formats import Format, format_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ WARM_CALLS = 3
 """Before a machine elsewhere is measured."""
 ON_CPU = "edgec on the CPU"
 """What the processor's code of an artifact for a GPU is called beside it."""
-FLOAT_TOLERANCE, QUANTISED_TOLERANCE = 1e-3, 0.25
+FLOAT_TOLERANCE, HALF_TOLERANCE, QUANTISED_TOLERANCE = 1e-3, 0.05, 0.25
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def bench(
         if "gpu" in manifest:
             processor = stack.enter_context(Session(artifact, threads, gpu=False))
             contenders.append(_Artifact(processor, values, ON_CPU))
-        contenders += [_bound_peer(name, path, threads, values) for name, path in files.items()]
+        contenders += [_bound_peer(name, path, threads, tensors, values) for name, path in files.items()]
         with observed() as observation:
             times = _measure(contenders, rounds, progress)
         timings = tuple(_timings(contenders, times, _tolerance(manifest)))
@@ -204,9 +205,13 @@ class _Exported:
     """A file of another runtime that edgec wrote, as a contender."""
 
     def __init__(self, runtime: str, artifact: Path, threads: int, values: Mapping[str, Array]) -> None:
-        peer = _bound_peer(runtime, artifact, threads, values)
-        self.name, self.version = f"edgec in {runtime}", peer.version
-        self.invoke, self.outputs = peer.invoke, peer.outputs
+        manifest = read_manifest(artifact)
+        self._peer = _bound_peer(runtime, artifact, threads, specs(manifest["inputs"]), values)
+        self._specs = specs(manifest["outputs"])
+        self.name, self.version, self.invoke = f"edgec in {runtime}", self._peer.version, self._peer.invoke
+
+    def outputs(self) -> list[Array]:
+        return [spec.reals(array) for spec, array in zip(self._specs, self._peer.outputs(), strict=True)]
 
 
 def _foreign(
@@ -215,11 +220,12 @@ def _foreign(
 ) -> Benchmark:  # fmt: skip
     """A file of another runtime in that runtime, beside others."""
     contenders: list[Contender] = [_Exported(kind.runtime, artifact, threads, values)]
-    contenders += [_bound_peer(name, path, threads, values) for name, path in files.items()]
+    manifest = read_manifest(artifact)
+    tensors = specs(manifest["inputs"])
+    contenders += [_bound_peer(name, path, threads, tensors, values) for name, path in files.items()]
     with observed() as observation:
         times = _measure(contenders, rounds, progress)
-    is_quantised = bool(read_manifest(artifact)["quantised"])
-    tolerance = QUANTISED_TOLERANCE if is_quantised else FLOAT_TOLERANCE
+    tolerance = QUANTISED_TOLERANCE if manifest["quantised"] else FLOAT_TOLERANCE
     return Benchmark(threads, rounds, observation.machine, tuple(_timings(contenders, times, tolerance)), ())
 
 
@@ -258,8 +264,9 @@ def _files(against: Sequence[str], model: Path | None, peer_models: Mapping[str,
 
 def _tolerance(manifest: Mapping[str, Any]) -> float:
     """The largest error that rounding explains: of floats, or of bytes, which runtimes round in different places."""
-    is_quantised = any(step["kernel"].startswith(("s8_", "u8_")) for step in manifest["steps"])
-    return QUANTISED_TOLERANCE if is_quantised else FLOAT_TOLERANCE
+    if any(step["kernel"].startswith(("s8_", "u8_")) for step in manifest["steps"]):
+        return QUANTISED_TOLERANCE
+    return HALF_TOLERANCE if manifest["target"].endswith(SUFFIX) else FLOAT_TOLERANCE
 
 
 def peer_files(flags: Sequence[str]) -> dict[str, Path]:
@@ -301,19 +308,25 @@ class _Artifact:
         self.name = name
         self.version = edgec.__version__
         self.invoke = session.invoke
-        self._outputs = session.bind(values)
+        self._specs, self._outputs = specs_of(session.outputs), session.bind(values)
 
     def outputs(self) -> list[Array]:
-        return list(self._outputs.values())
+        return list(in_reals(self._specs, self._outputs).values())
 
 
-def _bound_peer(name: str, model: Path, threads: int, values: Mapping[str, Array]) -> Contender:
+def _bound_peer(
+    name: str, model: Path, threads: int, tensors: Sequence[TensorSpec], values: Mapping[str, Array]
+) -> Peer:
+    """The peer with the artifact's inputs ``tensors`` bound: to ``values``, or to the reals that these stand for."""
     shapes = {each: array.shape for each, array in values.items()}
-    peer = open_peer(name, model, threads=threads, shapes=shapes)
+    peer, reals, bound = open_peer(name, model, threads=threads, shapes=shapes), in_reals(tensors, values), {}
     for spec in peer.inputs:
-        if spec.name not in values or values[spec.name].dtype != spec.dtype:
+        found = (each[spec.name] for each in (values, reals) if spec.name in each)
+        fitting = [array for array in found if array.dtype == spec.dtype]
+        if not fitting:
             raise EdgecError(f"'{model}' has the input {spec}, which the artifact lacks; give the model it came from")
-    peer.bind(values)
+        bound[spec.name] = fitting[0]
+    peer.bind(bound)
     return peer
 
 

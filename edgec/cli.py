@@ -420,16 +420,17 @@ def run(
     json: Json = False,
 ) -> None:
     """Run an artifact on the samples of a file, and save or summarise its outputs."""
+    from dataclasses import replace
+
     from edgec.artifact import check_writable, read_manifest
     from edgec.data.samples import batch_size, load_npz, save_npz, specs, summarise_array
     from edgec.devices.device import LocalDevice, open_device
 
-    where = open_device(device, artifact)
+    where = open_device(device, artifact, width)
     if fallback is not None:
         if not isinstance(where, LocalDevice):
             raise EdgecError("--fallback is for artifacts for a GPU that run on this machine; leave it out")
-        where = LocalDevice(fallback)
-    where = where if width is None else where.at_width(width)
+        where = replace(where, fallback=fallback)
     inputs = specs(read_manifest(artifact)["inputs"])
     samples = load_npz(input, inputs)
     if output:

@@ -197,7 +197,7 @@ def compile(
     elif isinstance(chosen, Format):
         chosen.check_path(path)
         check_writable(path)
-        own = {"--tune": tune, "--bundle-tests": bundle_tests, "--state": states, "--integer-io": integer_io}
+        own = {"--tune": tune, "--bundle-tests": bundle_tests, "--state": states}
         if given := [flag for flag, value in own.items() if value]:
             raise EdgecError(f"{given[0]} is for edgec's own kernels and library, and {target} has none; leave it out")
     else:
@@ -237,7 +237,7 @@ def compile(
         write_atomically(files | (quantisation.files(path) if quantisation else {}))
         return Compiled(path, made.manifest, project_report)
     if isinstance(chosen, Format):
-        return _compile_format(graph, chosen, _name(model), path, model_facts, reports, quantisation, clock)
+        return _compile_format(graph, chosen, _name(model), path, model_facts, reports, quantisation, grids, clock)
     program = lower(graph)
     program.name = _name(model)
     program.inputs = [_on_grid(tensor, grids.get(tensor.name)) for tensor in program.inputs]
@@ -288,7 +288,7 @@ def compile(
 
 def _compile_format(
     graph: ir.Model, kind: Format, name: str, path: Path, model: dict[str, Any], reports: tuple[PassReport, ...],
-    quantisation: Quantisation | None, clock: _Clock,
+    quantisation: Quantisation | None, grids: Mapping[str, Grid], clock: _Clock,
 ) -> Compiled:  # fmt: skip
     """Write a transformed graph as a file of another runtime."""
     from edgec.artifact import write_atomically
@@ -297,7 +297,7 @@ def _compile_format(
     is_quantised = any(node.op_type == "QuantizeLinear" for node in graph.graph)
     facts = {"edgec": metadata.version("edgec"), "name": name, "model": model, "quantised": is_quantised}
     facts["versions"] = {"onnx": metadata.version("onnx")}
-    content, manifest = write_format(graph, kind, facts)
+    content, manifest = write_format(graph, kind, facts, grids)
     clock.lap("conversion")
     report = FormatReport(manifest, reports, (), len(content), clock.laps, None, quantisation)
     files = {manifest_path(path): json.dumps(report.as_dict(), indent=1).encode()}
@@ -329,18 +329,20 @@ def _transformed(
     default = FLOAT if options.quantises else (*FLOAT, *integers)
     judge = judge_by(graph, options) if check is not None else None
     score = judge.score_of if judge else None
-    grids = {} if options.quantises else _edges(graph, integer_io)
+    stays = isinstance(target, Format)  # one of Quantize and Dequantize, whose edges can be looked at last
+    grids = {} if options.quantises or stays else _edges(graph, integer_io)
     reports = apply_passes(graph, default if passes is None else passes, check, score)
     if pruned:  # which has run the passes before
         reports = (*pruned, *(each for each in reports if each.matched or each.before != each.after))
     clock.lap("passes")
     if calibration is None or not options.quantises:
-        return graph, reports, None, grids
+        return graph, reports, None, _edges(graph, integer_io) if stays else grids
     costs = plans.costs if plans is not None and options.mode == "int8" else None
     graph, quantisation = quantise_graph(graph, options, calibration, target, costs, tell)
     clock.lap("quantisation")
-    grids = _edges(graph, integer_io)
-    return graph, (*reports, *apply_passes(graph, integers, None)), quantisation, grids
+    grids = {} if stays else _edges(graph, integer_io)
+    reports = (*reports, *apply_passes(graph, integers, None))
+    return graph, reports, quantisation, _edges(graph, integer_io) if stays else grids
 
 
 def fitted(program: Program, target: Target) -> Program:

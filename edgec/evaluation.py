@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from edgec.artifact import is_artifact, read_manifest
-from edgec.data.samples import Array, Samples, TensorSpec, batch_size, load_samples, specs
+from edgec.data.samples import Array, Samples, TensorSpec, batch_size, in_reals, load_samples, specs
 from edgec.devices.device import Device, LocalDevice, Progress, Results, open_device
 from edgec.devices.machine import Machine
 from edgec.errors import EdgecError
@@ -79,10 +80,10 @@ def evaluate(
     Raises:
         EdgecError: something does not fit, or there is neither a label nor a reference to judge by.
     """
-    where = open_device(device, path)
-    where = where if width is None else where.at_width(width)
+    where = open_device(device, path, width)
     peer = None if is_artifact(path) or format_of(path) else _reference(path, where, threads, shapes)
-    inputs = peer.inputs if peer else specs(read_manifest(path)["inputs"])
+    manifest = {} if peer else read_manifest(path)
+    inputs = peer.inputs if peer else specs(manifest["inputs"])
     samples = load_samples(data, inputs, preprocess)
     if samples.labels is None and reference is None:
         raise EdgecError(
@@ -98,7 +99,7 @@ def evaluate(
         samples=count,
         ms_per_sample=None if where.is_emulated else _median_ms(results) / batch_size(inputs),
         top1=None if samples.labels is None else _accuracy(results, samples.labels),
-        agreement=_compare(results, reference, inputs, samples, threads, progress) if reference else None,
+        agreement=_compare(results, manifest, reference, inputs, samples, threads, progress) if reference else None,
         machine=results.machine,
     )
 
@@ -172,15 +173,18 @@ def _accuracy(results: Results, labels: Array) -> float:
 
 def _compare(
     results: Results,
+    manifest: Mapping[str, Any],
     reference: Path,
     inputs: Sequence[TensorSpec],
     samples: Samples,
     threads: int,
     progress: Progress | None,
 ) -> Agreement:
-    """Run the reference on the same samples."""
+    """Run the reference on the same samples; what integers stand for is compared."""
     peer = open_peer("onnxruntime", reference, threads=threads, shapes={s.name: s.shape for s in inputs})
-    wanted = run_peer(peer, samples, progress)
+    reals = replace(samples, read=lambda index: in_reals(inputs, samples.read(index)))
+    wanted = run_peer(peer, reals, progress)
+    results = replace(results, outputs=in_reals(specs(manifest.get("outputs", ())), results.outputs))
     if len(wanted.outputs) != len(results.outputs):
         raise EdgecError(f"'{reference}' has {len(wanted.outputs)} outputs, and {len(results.outputs)} are compared")
     pairs = list(zip(results.outputs.items(), wanted.outputs.values(), strict=True))

@@ -18,6 +18,8 @@ from edgec.report import Report, told
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from edgec.passes.grids import Grid
+
 METADATA = "edgec"
 """The key of the manifest in a file's metadata."""
 TFLITE_MARK = b"TFL3"
@@ -139,19 +141,22 @@ class FormatReport(Report):
         return "\n".join([*lines, f"{self.manifest['format']}: {self.artifact_bytes:,} bytes"])
 
 
-def write_format(graph: ir.Model, kind: Format, manifest: Mapping[str, Any]) -> tuple[bytes, dict[str, Any]]:
+def write_format(
+    graph: ir.Model, kind: Format, manifest: Mapping[str, Any], grids: Mapping[str, Grid]
+) -> tuple[bytes, dict[str, Any]]:
     """The file of ``graph``, and its manifest as stored.
 
     Args:
         graph: after all passes, float or QDQ; it is not changed.
         kind: the format.
         manifest: what there is to say; the inputs and outputs are added.
+        grids: of the inputs and outputs that are integers.
 
     Raises:
         UnsupportedModelError: with the nodes that have no form in the format.
     """
     plain = _spelled_out(graph)
-    facts = {**manifest, "target": kind.name, "format": kind.suffix.removeprefix("."), **_tensors(plain)}
+    facts = {**manifest, "target": kind.name, "format": kind.suffix.removeprefix("."), **_tensors(plain, grids)}
     text = json.dumps(facts, separators=(",", ":"), sort_keys=True)
     if kind.name == "onnxruntime":
         import onnx_ir as ir
@@ -160,7 +165,7 @@ def write_format(graph: ir.Model, kind: Format, manifest: Mapping[str, Any]) -> 
         return ir.to_proto(plain).SerializeToString(), facts
     from edgec.targets.tflite.convert import Converter
 
-    converter = Converter(plain)
+    converter = Converter(plain, grids)
     inputs, outputs = converter.convert()
     sources, results = ([value.tensor for value in values] for values in (inputs, outputs))
     return converter.writer.pack(sources, results, {METADATA: text.encode()}), facts
@@ -187,13 +192,15 @@ def _spelled_out(graph: ir.Model) -> ir.Model:
     return copy
 
 
-def _tensors(graph: ir.Model) -> dict[str, Sequence[dict[str, Any]]]:
+def _tensors(graph: ir.Model, grids: Mapping[str, Grid]) -> dict[str, Sequence[dict[str, Any]]]:
     """Inputs and outputs as manifests list them, in ONNX's own layout."""
 
     def entry(value: ir.Value, kind: str) -> dict[str, Any]:
         assert value.shape is not None and value.dtype is not None
         shape = [int(extent) for extent in value.shape.numpy()]
-        return {"name": str(value.name), "shape": shape, "dtype": str(value.dtype.numpy()), "kind": kind}
+        name = str(value.name)
+        grid = {"scale": grids[name].scale, "zero_point": grids[name].zero} if name in grids else {}
+        return {"name": name, "shape": shape, "dtype": str(value.dtype.numpy()), "kind": kind, **grid}
 
     return {
         "inputs": [entry(value, "input") for value in graph.graph.inputs],

@@ -277,7 +277,7 @@ def test_nibbles_equal_the_reference(name: str, tmp_path: Path) -> None:
         assert any("w4" in call.contract for call in compiled.code.calls)
 
 
-@pytest.mark.parametrize(("target", "cpu", "threads"), CORES[1:3])
+@pytest.mark.parametrize(("target", "cpu", "threads"), [*CORES[1:3], CORES[4]])
 def test_nibbles_on_arm(target: str, cpu: str, threads: int, emulator: str, tmp_path: Path) -> None:
     inputs = {f"{i}_x": values["x"] for i, (_, values) in enumerate(NIBBLES.values())}
     model = together(model for model, _ in NIBBLES.values())

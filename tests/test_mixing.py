@@ -10,7 +10,10 @@ import onnx
 import pytest
 
 import edgec
-from edgec.quantisation.mixing import FAMILIES, Mix, Option, _joined, _Measured, _solved
+from edgec.graph import load_graph
+from edgec.passes.quantize import Recipe
+from edgec.passes.quantize.products import product_of
+from edgec.quantisation.mixing import FAMILIES, Mix, Option, _joined, _Measured, _solved, _weight_bytes
 from tests import graphs
 from tests.test_cli import results_of, sentence_of
 
@@ -128,3 +131,15 @@ def test_limits_that_cannot_hold_are_sentences(
     arguments = ["compile", sample_model, *mode, "--calib", calib, "--recipe", quick, *flags]
     assert said in sentence_of(*arguments, "-o", tmp_path / "x.so")
     assert not list(tmp_path.iterdir())
+
+
+def test_bytes_count_salient_groups(sample_model: Path) -> None:
+    """A layer of 2 bits with a quarter of its groups at 4 has the bytes that its kernel stores."""
+    graph = load_graph(sample_model)
+    node = next(each for each in graph.graph if each.op_type == "Gemm")
+    product = product_of(node)
+    assert product is not None
+    outputs, depth = product.rows(product.weight).shape[1:]
+    for share, salient in ((0.0, 0), (0.25, round(0.25 * depth / 16))):
+        exact = outputs * ((2 * depth + 2 * 16 * salient) / 8 + 2 * depth / 16)
+        assert _weight_bytes(product, "w2", None, Recipe(group_size=16, salient_groups=share)) == exact

@@ -115,9 +115,10 @@ def word_graph(op: str, **attributes: object) -> tuple[Graph, str]:
     return g, g.pair(y, 0.02, 0)
 
 
-def _resized(g: Graph, x: str, sizes: str) -> str:
+def _resized(g: Graph, x: str, sizes: str, transformation: str = "half_pixel") -> str:
     name = f"v{len(g.nodes)}"
-    g.nodes.append(onnx.helper.make_node("Resize", [x, "", "", sizes], [name], name=name, mode="linear"))
+    attributes = {"mode": "linear", "coordinate_transformation_mode": transformation}
+    g.nodes.append(onnx.helper.make_node("Resize", [x, "", "", sizes], [name], name=name, **attributes))
     return name
 
 
@@ -139,6 +140,24 @@ def test_rules_are_onnxruntimes_within_a_step(op: str, tmp_path: Path) -> None:
     wanted = run_reference(program, inputs)
     assert_within_one_step(wanted, graphs.run(model, inputs), [0.02 / 256], share=0.3)
     np.testing.assert_array_equal(HostProgram(program, tmp_path).run(inputs)[y], wanted[y])
+
+
+@pytest.mark.parametrize("transformation", ["half_pixel", "align_corners"])
+@pytest.mark.parametrize("size", [(17, 31), (5, 6), (10, 31)])
+def test_interpolation_is_nearly_as_exact_as_words(size: tuple[int, int], transformation: str, tmp_path: Path) -> None:
+    """Weights that are no multiples of a power of two, and neighbours that differ by the whole range."""
+    g = Graph("int16")
+    shape, scale = (1, 7, 10, 13), 0.02
+    x, sizes = g.input(*shape, scale=scale, zero=0), g.constant(np.array([1, 7, *size], np.int64))
+    y = g.pair(_resized(g, x, sizes, transformation), scale, 0)
+    model = g.build(y)
+    assert operators_after_passes(model) == ["QLinearResize"]
+    inputs = {"x0": np.random.default_rng(5).uniform(-128 * scale, 128 * scale, shape).astype(np.float32)}
+    program = program_of(model)
+    found = run_reference(program, inputs)[y]
+    apart = np.abs(found - graphs.run(model, inputs)[y]) / (scale / 256)
+    assert apart.max() <= 5 and apart.mean() <= 1
+    np.testing.assert_array_equal(HostProgram(program, tmp_path).run(inputs)[y], found)
 
 
 def test_the_graph_after_the_passes_runs_in_onnxruntime() -> None:

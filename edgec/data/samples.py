@@ -47,6 +47,21 @@ class TensorSpec:
         whole = np.rint(array / np.float32(self.scale)) + np.float32(self.zero_point)
         return np.clip(whole, limits.min, limits.max).astype(self.dtype)
 
+    def integers(self, array: Array) -> Array:
+        """An array of the dtype, or of floats that stand for it."""
+        return self.quantise(array) if self.scale and array.dtype == np.float32 else array
+
+    def reals(self, array: Array) -> Array:
+        """float32 that the integers stand for; an array of floats, or that stands for nothing, as it is."""
+        if not self.scale or array.dtype == np.float32:
+            return array
+        return (array.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
+
+
+def in_reals(specs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """The arrays with floats in place of integers that stand for them."""
+    return {**arrays, **{spec.name: spec.reals(arrays[spec.name]) for spec in specs}}
+
 
 @dataclass(frozen=True)
 class ArraySummary:

@@ -187,9 +187,11 @@ class RuntimeDevice(Device):
         from edgec.evaluation import run_peer
         from edgec.runtimes.peers import open_peer
 
-        inputs = specs(read_manifest(artifact)["inputs"])
-        shapes = {spec.name: spec.shape for spec in inputs}
-        return run_peer(open_peer(self.name, artifact, threads=threads, shapes=shapes), samples, progress)
+        manifest = read_manifest(artifact)
+        shapes = {spec.name: spec.shape for spec in specs(manifest["inputs"])}
+        results = run_peer(open_peer(self.name, artifact, threads=threads, shapes=shapes), samples, progress)
+        outputs = {spec.name: spec.integers(results.outputs[spec.name]) for spec in specs(manifest["outputs"])}
+        return replace(results, outputs=outputs)
 
 
 @dataclass(frozen=True)
@@ -273,12 +275,22 @@ def emulate(
     _emulate(command, folder)
 
 
-def open_device(url: str, artifact: Path | None = None) -> Device:
+def open_device(url: str, artifact: Path | None = None, width: int | None = None) -> Device:
     """The device that a URL names; an FPGA project's own is its C simulation, here.
 
+    Args:
+        url: as :data:`WORKING` spells them.
+        artifact: what it is to run.
+        width: the bits at which nested weights are read; see :meth:`Device.at_width`.
+
     Raises:
-        EdgecError: any other URL than :data:`WORKING`; says which work.
+        EdgecError: any other URL than :data:`WORKING`, and says which work; or a width where there are none.
     """
+    device = _device_of(url, artifact)
+    return device if width is None else device.at_width(width)
+
+
+def _device_of(url: str, artifact: Path | None) -> Device:
     kind, colon, cpu = url.partition(":")
     if url == "local" and artifact is not None and artifact.is_dir():
         from edgec.targets.fpga.simulation import SimulatedDevice
@@ -308,7 +320,7 @@ def _by_sample(output: Array, batch: int) -> Array:
 
 def specs_of(tensors: Sequence[Any]) -> tuple[TensorSpec, ...]:
     """The inputs or outputs of an open session."""
-    return tuple(TensorSpec(tensor.name, tensor.shape, tensor.dtype) for tensor in tensors)
+    return tuple(TensorSpec(t.name, t.shape, t.dtype, t.scale, t.zero_point) for t in tensors)
 
 
 def _empty_outputs(outputs: Sequence[TensorSpec], runs: int) -> dict[str, Array]:

@@ -32,8 +32,7 @@ the float32 scales and rounded once to float32.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from math import floor, log2
@@ -58,6 +57,9 @@ FACTOR_BITS = 21
 _SUM_BITS = 30
 _MOST = 2**31 - 1
 _WEIGHT_BITS = 11
+_GUARD_BITS = 1
+"""Of the fraction of a step that words keep between two axes of an interpolation."""
+
 _EXPONENTIAL_BITS = 15
 """Bits of the two factors of an exponential for 16 bits."""
 
@@ -251,8 +253,9 @@ def lower_qlinear_resize(ctx: Lowering, node: ir.Node) -> None:
     if len(axes) > 2:
         refuse("it interpolates along more than two axes", "resize in two steps")
     transformation = str(attribute(node, "coordinate_transformation_mode", "half_pixel"))
-    fitting = (_SUM_BITS - given.largest.bit_length()) // max(len(axes), 1)
-    bits = min(_WEIGHT_BITS, fitting) if given.wide else _WEIGHT_BITS
+    # with words there is no room for the weights of two axes at once: what the inner one gives is rounded first
+    rounds = given.wide and len(axes) > 1
+    bits = _SUM_BITS - given.largest.bit_length() - _GUARD_BITS if given.wide else _WEIGHT_BITS
     sampling = linear_sampling(transformation, bool(attribute(node, "exclude_outside", 0)))
     tables = []
     for axis in axes:
@@ -260,19 +263,33 @@ def lower_qlinear_resize(ctx: Lowering, node: ir.Node) -> None:
         taps = sampling.taps(x.shape[axis], shape[axis], scale, (0.0, 1.0))
         weights = ctx.constant(_whole_weights(taps.weight, bits), "weights")
         tables.append((axis, ctx.constant(taps.index, "places"), weights))
-    factor = given.scale / (result.scale * 2.0 ** (bits * len(axes)))
+    factor = given.scale / (result.scale * 2.0 ** (bits + _GUARD_BITS if rounds else bits * len(axes)))
+
+    def along(ops: Operands, rest: Sequence[tuple[int, View, View]], place: Sequence[Expr], weight: Expr) -> Expr:
+        """Σ weight · (q − zero) over the taps of the axes ``rest``; ``place`` is the output's along these."""
+        if not rest:
+            return binary("mul", _centred(ops.load(x, *place), given.zero), weight)
+        (axis, places, weights), *inner = rest
+        terms = []
+        for tap in range(places.shape[0]):
+            index = clamp_index(ops.load(places, tap, place[axis]), x.shape[axis])
+            there, own = [*place[:axis], index, *place[axis + 1 :]], ops.load(weights, tap, place[axis])
+            if rounds and inner:
+                row = along(ops, inner, there, const(1, "int32"))
+                terms.append(binary("mul", _halved(row, bits - _GUARD_BITS), own))
+            else:
+                terms.append(along(ops, inner, there, binary("mul", own, weight)))
+        return reduce(partial(binary, "add"), terms)
 
     def body(ops: Operands, *i: Expr) -> Expr:
-        terms = []
-        for chosen in itertools.product(*(range(places.shape[0]) for _, places, _ in tables)):
-            place, weight = list(i), const(1, "int32")
-            for tap, (axis, places, weights) in zip(chosen, tables, strict=True):
-                place[axis] = clamp_index(ops.load(places, tap, i[axis]), x.shape[axis])
-                weight = binary("mul", ops.load(weights, tap, i[axis]), weight)
-            terms.append(binary("mul", _centred(ops.load(x, *place), given.zero), weight))
-        return saturating(scaled(reduce(partial(binary, "add"), terms), factor), result.zero, dtype)
+        return saturating(scaled(along(ops, tables, i, const(1, "int32")), factor), result.zero, dtype)
 
     ctx.compute(ctx.new_for(value, x.order), body)
+
+
+def _halved(total: Expr, bits: int) -> Expr:
+    """``total`` / 2^``bits``, rounded to nearest, half up."""
+    return binary("shiftright", binary("add", total, const(1 << bits - 1, "int32")), const(bits, "int32"))
 
 
 def _whole_weights(weight: np.ndarray, bits: int) -> np.ndarray:

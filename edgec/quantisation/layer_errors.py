@@ -236,8 +236,9 @@ def compare_layers(
     from edgec.artifact import is_artifact, read_manifest
     from edgec.calibration import load_calibration
     from edgec.graph import load_graph
+    from edgec.targets.formats import format_of
 
-    if not is_artifact(quantised):
+    if not is_artifact(quantised) and format_of(quantised) is None:
         floats, twin = (load_graph(path, shapes=shapes) for path in (model, quantised))
         return measure_layers(floats, twin, load_calibration(calib, floats, preprocess).samples, progress)
     _check_origin(model, quantised, read_manifest(quantised))
@@ -300,12 +301,15 @@ def _with_times(errors: LayerErrors, artifact: Path, floats: Path, sample: Sampl
 
 def step_times(artifact: Path, sample: Sample) -> dict[str, float]:
     """Microseconds of every step of an artifact for this machine, by the first node that it computes."""
+    from edgec.artifact import read_manifest
     from edgec.benchmark import profile_steps
     from edgec.compiler import manifest_path
+    from edgec.data.samples import specs
 
     nodes = json.loads(manifest_path(artifact).read_text(encoding="utf-8"))["nodes"]
     times: dict[str, float] = {}
-    for names, step in zip(nodes, profile_steps(artifact, dict(sample)), strict=True):
+    inputs = {spec.name: spec.integers(sample[spec.name]) for spec in specs(read_manifest(artifact)["inputs"])}
+    for names, step in zip(nodes, profile_steps(artifact, inputs), strict=True):
         times[names[0]] = times.get(names[0], 0.0) + step.min_ns / 1e3
     return times
 

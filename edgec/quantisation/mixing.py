@@ -26,6 +26,7 @@ import numpy as np
 from edgec.errors import EdgecError
 from edgec.passes.quantize import Quantized, Recipe, quantize
 from edgec.passes.quantize.execution import ModelRunner, Sample
+from edgec.passes.quantize.lowbit import WIDER
 from edgec.passes.quantize.operators import weight_axis
 from edgec.passes.quantize.prediction import Prediction
 from edgec.passes.quantize.products import Product, product_of
@@ -183,7 +184,7 @@ def _measure(
         for name, loss in losses.items():
             fixed = recipe.layers.get(name, precision)
             if fixed == precision:
-                size = _weight_bytes(products[name], precision, bits.get((name, precision)), recipe.group_size)
+                size = _weight_bytes(products[name], precision, bits.get((name, precision)), recipe)
                 options.append(Option(name, precision, loss, size, None if times is None else times.get(name, 0.0)))
     return _Measured(recipe.default, tuple(options), rest)
 
@@ -194,7 +195,7 @@ def _joined(families: Sequence[_Measured]) -> _Measured:
     return _Measured(families[0].default, tuple(options.values()), families[0].rest_ms)
 
 
-def _weight_bytes(product: Product, wanted: str, given: str | None, group_size: int) -> int:
+def _weight_bytes(product: Product, wanted: str, given: str | None, recipe: Recipe) -> int:
     """Bytes of the weights and of their scales, at the precision that was ``given`` where another was ``wanted``."""
     precision = PRECISIONS[given or wanted]
     elements, bits = product.weight.size, precision.weights
@@ -203,8 +204,11 @@ def _weight_bytes(product: Product, wanted: str, given: str | None, group_size: 
     outputs = product.weight.shape[weight_axis(product.node)]
     if precision.activations is not None or bits == 8:
         return -(-elements * bits // 8) + 4 * outputs
-    group = product.group_size(group_size)
-    return -(-elements * bits // 8) + 2 * outputs * -(-elements // outputs // group)
+    group = product.group_size(recipe.group_size)
+    groups = -(-elements // outputs // group)
+    salient = round(recipe.salient_groups * groups) if product.mixes_widths(group) else 0
+    more = salient * group * outputs * (WIDER[bits] - bits)
+    return -(-(elements * bits + more) // 8) + 2 * outputs * groups
 
 
 def _times(model: ir.Model, sample: Sample) -> dict[str, float]:

@@ -343,7 +343,8 @@ def print_evaluation(path: Path, found: Evaluation) -> None:
     if found.agreement and found.agreement.top1 is not None:
         rows.append(("same class as the reference", f"{found.agreement.top1:.2%}"))
     if found.agreement:
-        rows += [(f"error of '{name}' / its range", f"{e:.2e}") for name, e in found.agreement.relative_error.items()]
+        errors = found.agreement.relative_error
+        rows += [(f"largest error of '{name}' / its range", f"{error:.2e}") for name, error in errors.items()]
     print_table(str(path), ("", ""), rows)
     if found.machine:
         print_machine(found.machine)

@@ -1,7 +1,7 @@
 """LiteRT (TensorFlow Lite) with XNNPACK, on a .tflite file of the same network.
 
 Its inputs and outputs are the ONNX model's in order, channels last where those have them second. A quantised input is
-quantised before the inference, and a quantised output dequantised after it.
+quantised before the inference, unless it is given as integers, and a quantised output dequantised after it.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _scale(detail: Mapping[str, Any]) -> float:
 
 def _quantised(value: Array, detail: Mapping[str, Any]) -> Array:
     scale, zero = detail["quantization"]
-    if not scale:
+    if not scale or value.dtype == detail["dtype"]:
         return value
     limits = np.iinfo(detail["dtype"])
     return np.clip(np.rint(value / scale) + zero, limits.min, limits.max).astype(detail["dtype"])

@@ -7,7 +7,7 @@ quantised becomes one on 8-bit integers; what has no such form is computed in fl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import onnx_ir as ir
 from edgec.data.samples import Array
 from edgec.errors import EdgecError, Refusal, UnsupportedModelError
 from edgec.frontend.values import constant_of
+from edgec.passes.grids import Grid
 from edgec.targets.tflite.writer import Quant, Writer
 
 LAST, SECOND = (0, 2, 3, 1), (0, 3, 1, 2)
@@ -189,8 +190,8 @@ class Call:
 class Converter:
     """Walks a graph, node by node."""
 
-    def __init__(self, model: ir.Model) -> None:
-        self.model, self.writer = model, Writer()
+    def __init__(self, model: ir.Model, grids: Mapping[str, Grid]) -> None:
+        self.model, self.grids, self.writer = model, grids, Writer()
         self.values: dict[str, Value] = {}
         self.constants: dict[str, Constant] = {}
         self._integers: dict[str, Value] = {}
@@ -228,22 +229,24 @@ class Converter:
 
     def _input(self, value: ir.Value) -> Value:
         shape, dtype = shape_of(value), str(value.dtype.numpy()) if value.dtype else "float32"
-        if dtype not in ("float32", "int32", "int64", "bool"):
+        grid = self.grids.get(str(value.name))
+        quant = Quant((grid.scale,), (grid.zero,)) if grid is not None and dtype == "int8" else None
+        if quant is None and dtype not in ("float32", "int32", "int64", "bool"):
             raise EdgecError(f"the input '{value.name}' is {dtype}, which the target tflite does not take")
-        made = self.tensor(str(value.name), shape, dtype, len(shape) == 4, None)
+        made = self.tensor(str(value.name), shape, dtype, len(shape) == 4, quant)
         self.values[str(value.name)] = made
         self._named.add(made.tensor)
         return made
 
     def _output(self, value: ir.Value) -> Value:
-        """The graph's output in floats, with channels last, in a tensor of its own name."""
+        """The graph's output, with channels last, in a tensor of its own name."""
         name = str(value.name)
         if name in self.constants:
             raise EdgecError(f"the output '{name}' is a constant, which a TensorFlow Lite file cannot give")
         found = self.value(name, False)
         found = self.last(found) if len(found.shape) == 4 else found
         if found.tensor in self._named:
-            copy = self.tensor(name, found.shape, found.dtype, found.last, None)
+            copy = self.tensor(name, found.shape, found.dtype, found.last, found.quant)
             shape = self.writer.constant("shape", np.asarray(found.stored, np.int32))
             options = {"newShape": list(found.stored)}
             self.writer.operator("RESHAPE", [found.tensor, shape], [copy.tensor], "ReshapeOptions", **options)

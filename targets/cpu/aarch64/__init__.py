@@ -46,7 +46,7 @@ def template_for(kernel: Kernel, target: Target) -> Template | None:
             return HALVES
         if kernel.input_dtype in ("int16", "float16"):
             return None
-        if "i8mm" in target.features:
+        if "i8mm" in target.features and kernel.packing is None:
             return MATRIX
         return DOT if "dotprod" in target.features else PAIRS
     if isinstance(kernel, Depthwise) and depthwise.fits(kernel):
