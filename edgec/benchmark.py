@@ -24,6 +24,7 @@ from edgec.devices.machine import Machine, observed
 from edgec.errors import EdgecError
 from edgec.evaluation import relative_error
 from edgec.runtimes.peers import Peer, open_peer
+from edgec.targets.floats import SUFFIX
 from edgec.targets.formats import Format, format_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ WARM_CALLS = 3
 """Before a machine elsewhere is measured."""
 ON_CPU = "edgec on the CPU"
 """What the processor's code of an artifact for a GPU is called beside it."""
-FLOAT_TOLERANCE, QUANTISED_TOLERANCE = 1e-3, 0.25
+FLOAT_TOLERANCE, HALF_TOLERANCE, QUANTISED_TOLERANCE = 1e-3, 0.05, 0.25
 
 
 @dataclass(frozen=True)
@@ -263,8 +264,9 @@ def _files(against: Sequence[str], model: Path | None, peer_models: Mapping[str,
 
 def _tolerance(manifest: Mapping[str, Any]) -> float:
     """The largest error that rounding explains: of floats, or of bytes, which runtimes round in different places."""
-    is_quantised = any(step["kernel"].startswith(("s8_", "u8_")) for step in manifest["steps"])
-    return QUANTISED_TOLERANCE if is_quantised else FLOAT_TOLERANCE
+    if any(step["kernel"].startswith(("s8_", "u8_")) for step in manifest["steps"]):
+        return QUANTISED_TOLERANCE
+    return HALF_TOLERANCE if manifest["target"].endswith(SUFFIX) else FLOAT_TOLERANCE
 
 
 def peer_files(flags: Sequence[str]) -> dict[str, Path]:

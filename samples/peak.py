@@ -1,8 +1,11 @@
-"""How near the kernels come to what this machine can do: ``python samples/peak.py``.
+"""How near the kernels come to what this machine can do: ``python -m samples.peak``.
 
 The peak is measured, by a loop over registers alone that the same compiler builds: multiply-adds of float32, and
-products of bytes in groups of four. Layers then run hot, one thread, and are rated in G MAC/s and as a share of it;
-depthwise layers, which no multiplier bounds, against the rate at which this machine copies their bytes.
+products of bytes in groups of four. Layers then run hot, one thread, and are rated in G MAC/s and as a share of their
+bound: of the peak; for depthwise layers, which do few multiply-adds a byte, of the lower one of the peak and of what
+copying as many bytes as they read and write would leave time for. (Of bytes it is the latter, as no instruction
+multiplies each channel's bytes by its own weights at the peak's rate.) A second table sums up: the least share of a
+kind of layer.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -29,6 +33,15 @@ from edgec.tuning.roofline import copy_rate, fastest, measure_peak
 
 Layer = tuple[str, int, int, int, int, int]
 """Name, output height = width, output channels, input channels, kernel, stride."""
+
+Kind = tuple[str, float, Callable[[Layer, bool], bool]]
+"""Layers of a kind: what they are called, the share of their bound that is aimed at, and which they are."""
+
+KINDS: list[Kind] = [
+    ("1x1, 64 channels or more", 0.8, lambda layer, apart: not apart and layer[4] == 1 and min(layer[2:4]) >= 64),
+    ("3x3", 0.6, lambda layer, apart: not apart and layer[4] == 3 and layer[3] > 3),
+    ("depthwise 3x3", 0.7, lambda layer, apart: apart),
+]
 
 DENSE: list[Layer] = [
     ("1x1 64 → 64, 56", 56, 64, 64, 1, 1),
@@ -138,17 +151,35 @@ def main() -> None:
     for dtype in arguments.dtype:
         most = measure_peak(target, dtype)
         table = Table(title=f"{dtype}: peak {most:.0f} G MAC/s", title_justify="left")
-        for heading in ("layer", "µs", "G MAC/s", "of the peak", "of the copy rate"):
+        for heading in ("layer", "µs", "G MAC/s", "of the peak", "of the copy rate", "of its bound"):
             table.add_column(heading, justify="left" if heading == "layer" else "right")
+        shares: dict[str, list[float]] = {name: [] for name, _, _ in KINDS}
         for depthwise, layers in ((False, DENSE), (True, DEPTHWISE)):
             for layer in layers:
                 call, macs, nbytes = layer_call(layer, target, dtype, depthwise)
                 seconds = fastest(call)
-                rate = macs / seconds / 1e9
-                moved = f"{nbytes / seconds / copy_rate(nbytes):.0%}" if depthwise else ""
-                name = f"depthwise {layer[0]}" if depthwise else layer[0]
-                table.add_row(name, f"{seconds * 1e6:.1f}", f"{rate:.1f}", f"{rate / most:.0%}", moved)
+                rate, moved = macs / seconds / 1e9, nbytes / seconds / copy_rate(nbytes)
+                share = rate / most
+                if depthwise:
+                    share = max(share, moved) if dtype == "float32" else moved
+                row = [f"{rate:.1f}", f"{rate / most:.0%}", f"{moved:.0%}" if depthwise else "", f"{share:.0%}"]
+                table.add_row(f"depthwise {layer[0]}" if depthwise else layer[0], f"{seconds * 1e6:.1f}", *row)
+                for name, _, belongs in KINDS:
+                    if belongs(layer, depthwise):
+                        shares[name].append(share)
         console.print(table)
+        console.print(_summary(dtype, shares))
+
+
+def _summary(dtype: str, shares: dict[str, list[float]]) -> Table:
+    """The least share of each kind of layer, beside what is aimed at."""
+    table = Table(title=f"{dtype}: share of the bound", title_justify="left")
+    for heading in ("layers", "least", "median", "aimed at"):
+        table.add_column(heading, justify="left" if heading == "layers" else "right")
+    for name, aim, _ in KINDS:
+        found = shares[name]
+        table.add_row(name, f"{min(found):.0%}", f"{median(found):.0%}", f"{aim:.0%}")
+    return table
 
 
 if __name__ == "__main__":

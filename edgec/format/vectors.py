@@ -22,8 +22,9 @@ from edgec.scalar import Expr
 MOST_TESTS = 4
 """So many samples of a file are bundled."""
 
-TOLERANCE = 1e-3
-"""How far floats may lie from the reference, as a share of the root mean square or of the output's range."""
+TOLERANCE, HALF_TOLERANCE = 1e-3, 0.02
+"""How far floats may lie from the reference, as a share of the root mean square or of the output's range; and the same
+where sums are float16, whose order decides how they are rounded."""
 
 AXES = 6
 """Axes of a region; a step that stores along more is not checked by itself."""
@@ -81,6 +82,7 @@ class Vectors:
         outputs: in the same way.
         exact_outputs: for each output whether it is the same on every target.
         count: of the tests.
+        tolerance: see :data:`TOLERANCE`.
     """
 
     regions: tuple[Region | None, ...]
@@ -89,6 +91,7 @@ class Vectors:
     outputs: bytes
     exact_outputs: tuple[bool, ...]
     count: int
+    tolerance: float = TOLERANCE
 
 
 def make_vectors(program: Program, samples: Sequence[Mapping[str, reference.Array]]) -> Vectors:
@@ -102,6 +105,7 @@ def make_vectors(program: Program, samples: Sequence[Mapping[str, reference.Arra
     exact: dict[int, bool] = {}
     regions = tuple(_region(step, exact) for step in program.steps)
     runs = [_run(program, regions, sample) for sample in samples]
+    in_half = any(getattr(step.kernel, "sum_dtype", None) == "float16" for step in program.steps)
     inputs = [[np.ascontiguousarray(sample[t.name], t.dtype) for t in program.inputs] for sample in samples]
     return Vectors(
         regions,
@@ -110,6 +114,7 @@ def make_vectors(program: Program, samples: Sequence[Mapping[str, reference.Arra
         b"".join(_dense(outputs) for _, outputs in runs),
         tuple(exact.get(id(tensor.buffer.root), True) for tensor in program.outputs),
         len(samples),
+        HALF_TOLERANCE if in_half else TOLERANCE,
     )
 
 
@@ -179,7 +184,7 @@ def sources(vectors: Vectors, offsets: Mapping[int, int], steps: int) -> Iterato
     yield "};"
     exact = sum(1 << index for index, same in enumerate(vectors.exact_outputs) if same)
     yield (
-        f"static const edgert_tests tests = {{{vectors.count}u, {TOLERANCE!r}f, {exact}u, regions, expected, "
+        f"static const edgert_tests tests = {{{vectors.count}u, {vectors.tolerance!r}f, {exact}u, regions, expected, "
         f"edgec_test_inputs, edgec_test_outputs}};"
     )
 
