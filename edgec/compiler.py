@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from edgec.calibration import Calibration, Source
     from edgec.format.vectors import Vectors
+    from edgec.grid import Grid
     from edgec.passes.base import Pass, PassReport
-    from edgec.passes.grids import Grid
     from edgec.passes.quantize import Recipe
     from edgec.planning.memory import Lifetime
     from edgec.program import Program, Tensor

@@ -17,9 +17,10 @@ import onnx_ir.passes.common as common_passes
 
 from edgec.errors import Refusal
 from edgec.frontend.shapes import infer_shapes
+from edgec.grid import Grid
 from edgec.passes.base import Pass
 from edgec.passes.fuse import initializer
-from edgec.passes.grids import BYTES, Grid, grid_of
+from edgec.passes.grids import BYTES, grid_of
 
 
 @dataclass(frozen=True)

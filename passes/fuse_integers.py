@@ -31,10 +31,11 @@ import onnx_ir.passes.common as common_passes
 from edgec.errors import Refusal
 from edgec.frontend.shapes import infer_shapes
 from edgec.frontend.values import constant_of, input_of, shape_of
+from edgec.grid import Grid
 from edgec.passes.affine import Channels, read_affine, varying_operand
 from edgec.passes.functions import call
 from edgec.passes.fuse import FusePass, Match, initializer, scalar_of
-from edgec.passes.grids import Grid, dequantised, grid_of, weights_of
+from edgec.passes.grids import dequantised, grid_constants, grid_of, weights_of
 from edgec.passes.rewriting import Refused, is_private, named
 
 _CLAMPS = frozenset({"Relu", "Clip"})
@@ -103,7 +104,7 @@ class _Site:
         return str(self.quantise.outputs[0].name)
 
     def constants(self, grid: Grid, suffix: str) -> tuple[ir.Value, ir.Value]:
-        return grid.constants(self.model, f"{self.name}_{suffix}")
+        return grid_constants(self.model, grid, f"{self.name}_{suffix}")
 
     # ---- functions of one byte -----------------------------------------------------------------------------
 
@@ -147,12 +148,8 @@ class _Site:
         """Q(f(D(q))) for every q, by ONNX's own reference."""
         least, most = grid.limits
         q = np.arange(least, most + 1)
-        reals = ((q - grid.zero).astype(np.float32) * np.float32(grid.scale)).astype(np.float32)
         with np.errstate(all="ignore"):
-            results = _evaluate(self.model, chain, start, reals)
-            whole = np.rint(results.astype(np.float32) / np.float32(self.grid.scale)) + self.grid.zero
-        low, high = self.grid.limits
-        return np.where(np.isnan(whole), low, np.clip(whole, low, high)).astype(self.grid.dtype)
+            return self.grid.quantise(_evaluate(self.model, chain, start, grid.dequantise(q)))
 
     # ---- operators -----------------------------------------------------------------------------------------
 
@@ -176,8 +173,7 @@ class _Site:
         below, above = -np.inf, np.inf
         for node in reversed(clamps):
             below, above = (float(np.clip(bound, *(_clamp(node) or (-np.inf, np.inf)))) for bound in (below, above))
-        low = least if below == -np.inf else min(max(self.grid.quantise(below), least), most)
-        high = most if above == np.inf else min(max(self.grid.quantise(above), least), most)
+        low, high = (int(self.grid.quantise(np.array(bound))) for bound in (below, above))
         if (low, high) == (least, most):
             return nodes
         bounds = [
@@ -407,7 +403,7 @@ class _Product:
             "bias": self.bias,
         }
         constants = [initializer(model, f"{name}_{suffix}", array) for suffix, array in arrays.items()]
-        return [self.x, *self.grid.constants(model, f"{name}_x"), *constants]
+        return [self.x, *grid_constants(model, self.grid, f"{name}_x"), *constants]
 
 
 def _convolution(node: ir.Node) -> _Product | None:

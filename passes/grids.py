@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.frontend.values import constant_of, input_of
+from edgec.grid import Grid
 from edgec.passes.fuse import initializer
 
 BYTES = ("int8", "uint8")
@@ -16,38 +17,10 @@ _MIDDLES = {"int8": 0, "uint8": 128, "int4": 0, "uint4": 8, "int2": 0, "uint2": 
 """dtypes of weights, and the integer in the middle of each."""
 
 
-@dataclass(frozen=True)
-class Grid:
-    """real = scale · (q − zero) for q of ``dtype``; one for a whole tensor."""
-
-    scale: float
-    zero: int
-    dtype: str
-
-    @property
-    def limits(self) -> tuple[int, int]:
-        """The least and the greatest q."""
-        info = np.iinfo(self.dtype)
-        return int(info.min), int(info.max)
-
-    @property
-    def bits(self) -> int:
-        """8 or 16."""
-        return 8 * np.dtype(self.dtype).itemsize
-
-    @property
-    def largest(self) -> int:
-        """The largest magnitude of q − zero."""
-        return max(abs(limit - self.zero) for limit in self.limits)
-
-    def quantise(self, real: float) -> int:
-        """The q nearest to ``real``, half to even, without saturation."""
-        return int(np.rint(np.float32(real) / np.float32(self.scale))) + self.zero
-
-    def constants(self, model: ir.Model, name: str) -> tuple[ir.Value, ir.Value]:
-        """Scale and zero point as constants of the graph."""
-        scale = initializer(model, f"{name}_scale", np.array(self.scale, np.float32))
-        return scale, initializer(model, f"{name}_zero_point", np.array(self.zero, self.dtype))
+def grid_constants(model: ir.Model, grid: Grid, name: str) -> tuple[ir.Value, ir.Value]:
+    """Scale and zero point of ``grid`` as constants of the graph."""
+    scale = initializer(model, f"{name}_scale", np.array(grid.scale, np.float32))
+    return scale, initializer(model, f"{name}_zero_point", np.array(grid.zero, grid.dtype))
 
 
 def grid_of(node: ir.Node | None, op_type: str) -> Grid | None:
@@ -86,7 +59,7 @@ def quantised_once(value: ir.Value) -> tuple[ir.Node, Grid] | None:
 
 
 @dataclass(frozen=True)
-class Weights:
+class StoredWeights:
     """Constant int8 weights around zero: real = scale · q, one scale for all or one for each index of ``axis``."""
 
     values: np.ndarray
@@ -94,7 +67,7 @@ class Weights:
     axis: int
 
 
-def weights_of(value: ir.Value | None) -> Weights | None:
+def weights_of(value: ir.Value | None) -> StoredWeights | None:
     """The weights that DequantizeLinear makes of constants as int8, unsigned ones moved by half; None for others.
 
     Weights whose zero point is not the middle of their range have none.
@@ -111,4 +84,4 @@ def weights_of(value: ir.Value | None) -> Weights | None:
         return None
     centred = (values.astype(np.int16) - middle).astype(np.int8)
     axis = node.attributes.get_int("axis", 1)
-    return Weights(centred, scale.reshape(-1), axis % values.ndim if values.ndim else 0)
+    return StoredWeights(centred, scale.reshape(-1), axis % values.ndim if values.ndim else 0)

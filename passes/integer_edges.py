@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from edgec.passes.grids import Grid, grid_of
+from edgec.grid import Grid
+from edgec.passes.grids import grid_of
 
 
 def make_edges_integers(model: ir.Model) -> int:

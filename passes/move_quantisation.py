@@ -21,9 +21,10 @@ import onnx_ir.passes.common as common_passes
 from edgec.errors import Refusal
 from edgec.frontend.shapes import infer_shapes
 from edgec.frontend.values import constant_of, input_of, is_static
+from edgec.grid import Grid
 from edgec.passes.base import Pass
 from edgec.passes.fuse import initializer
-from edgec.passes.grids import Grid, dequantised, grid_of
+from edgec.passes.grids import dequantised, grid_constants, grid_of
 from edgec.passes.rewriting import replace_node
 
 _MOVES = frozenset(
@@ -107,7 +108,7 @@ def _sink(model: ir.Model, node: ir.Node, inputs: Sequence[ir.Value | None], gri
     moved = ir.node(
         node.op_type, inputs, dict(node.attributes), num_outputs=len(node.outputs), name=f"{node.name}_integers"
     )
-    scale, zero = grid.constants(model, str(node.outputs[0].name))
+    scale, zero = grid_constants(model, grid, str(node.outputs[0].name))
     graph.insert_before(node, moved)
     for old, new in zip(node.outputs, moved.outputs, strict=True):
         new.name, new.type, new.shape = f"{old.name}_integers", _tensor_type(grid.dtype), old.shape

@@ -18,7 +18,7 @@ from edgec.report import Report, told
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgec.passes.grids import Grid
+    from edgec.grid import Grid
 
 METADATA = "edgec"
 """The key of the manifest in a file's metadata."""

@@ -12,7 +12,7 @@ import edgec
 from edgec.building.toolchain import find_toolchain
 from edgec.data.samples import Samples
 from edgec.devices.device import open_device
-from edgec.passes.quantize.grid import Grid, powers_of_two
+from edgec.grid import Grid, powers_of_two
 from edgec.passes.quantize.lowbit import fit_low_bit
 from edgec.planning.fixed_point import use_shifts
 from edgec.quantisation.quantise import companions
@@ -35,7 +35,9 @@ def test_powers_of_two_are_the_next_above() -> None:
     np.testing.assert_array_equal(powers_of_two(given), np.float32([1, 1, 0.5, 1, 2.0**-98, 8]))
 
 
-@pytest.mark.parametrize("grid", [Grid(0.03, -128), Grid(0.03, 5), Grid(0.25, 7), Grid(0.007, 127), Grid(0.01, 0, 16)])
+@pytest.mark.parametrize(
+    "grid", [Grid(0.03, -128), Grid(0.03, 5), Grid(0.25, 7), Grid(0.007, 127), Grid(0.01, 0, "int16")]
+)
 def test_a_grid_lies_between_two_of_powers_of_two(grid: Grid) -> None:
     wider, finer = (grid.by_power_of_two(each) for each in (True, False))
     assert is_power(np.array([wider.scale, finer.scale])).all() and grid.scale / 2 < finer.scale <= grid.scale

@@ -17,6 +17,7 @@ from edgec.format.manifest import manifest_text, parse_manifest
 from edgec.graph import load_graph
 from edgec.passes.integer_edges import edge_grids, make_edges_integers
 from edgec.quantisation.quantise import companions
+from tests.programs import program_of, run_reference
 from tests.quantised import Graph
 from tests.test_cli import call, results_of, sentence_of
 
@@ -52,6 +53,22 @@ def test_integers_at_the_edges_are_the_models_own(tmp_path: Path, dtype: str) ->
     for spec in results:
         real = on_grid(spec, found[spec.name]) if spec.scale else found[spec.name]
         np.testing.assert_array_equal(real, wanted[spec.name])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16"])
+def test_an_input_is_quantised_as_the_kernels_do(dtype: str) -> None:
+    """NaN becomes the least integer, and infinities the ends; by a caller, and by a model's QuantizeLinear."""
+    limits = np.iinfo(dtype)
+    step = 0.1 if limits.bits == 8 else 0.1 / 256
+    real = np.array([np.nan, -np.inf, np.inf, 0, 0.5, 1.5, -1e9, 1e9], np.float32) * np.float32(step)
+    middle = limits.min + 2 ** (limits.bits - 1)
+    wanted = [limits.min, limits.min, limits.max, middle, middle, middle + 2, limits.min, limits.max]
+    spec = TensorSpec("x", (8,), np.dtype(dtype), step, middle)
+    np.testing.assert_array_equal(spec.quantise(real), np.array(wanted, dtype))
+    graph = Graph(dtype)
+    graph.input(8, scale=0.1, zero=middle)
+    program = program_of(graph.build("x0_q"))
+    np.testing.assert_array_equal(run_reference(program, {"x0": real})["x0_q"], np.array(wanted, dtype))
 
 
 def test_what_stays_as_it_is() -> None:

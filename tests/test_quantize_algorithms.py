@@ -7,10 +7,11 @@ import onnx_ir as ir
 import pytest
 
 from edgec.graph import load_graph
+from edgec.grid import Grid
 from edgec.passes.quantize import Recipe, quantize
 from edgec.passes.quantize.channels import trace
 from edgec.passes.quantize.execution import ModelRunner
-from edgec.passes.quantize.grid import Grid, exact_grid, grid_of, round_weights, weight_scales
+from edgec.passes.quantize.grid import exact_grid, grid_between, round_weights, weight_scales
 from edgec.passes.quantize.observers import OBSERVERS, clipped_share, rounding_error
 from edgec.passes.quantize.prediction import Prediction
 from edgec.passes.quantize.rounding import clip_scales, learn_rounding, output_error, second_moment
@@ -147,9 +148,9 @@ def test_observers_stay_inside_the_range(name: str) -> None:
 def test_the_mse_observer_has_the_least_error() -> None:
     values = np.random.default_rng(0).laplace(size=20_000).astype(np.float32)
     histogram = histogram_of(values)
-    errors = {name: rounding_error(histogram, grid_of(*find(histogram))) for name, find in OBSERVERS.items()}
+    errors = {name: rounding_error(histogram, grid_between(*find(histogram))) for name, find in OBSERVERS.items()}
     assert errors["mse"] == min(errors.values()) < errors["minmax"]
-    grid = grid_of(*OBSERVERS["mse"](histogram))
+    grid = grid_between(*OBSERVERS["mse"](histogram))
     assert np.square(grid.round(values) - values).mean() == pytest.approx(errors["mse"], rel=0.1)
     assert clipped_share(histogram, grid) > 0
 
@@ -161,12 +162,12 @@ def test_merged_histograms_hold_both() -> None:
 
 def test_grids_hold_zero_exactly() -> None:
     for low, high in ((-1.0, 3.0), (0.0, 6.0), (2.0, 7.0), (-4.0, -1.0), (0.0, 0.0)):
-        grid = grid_of(low, high)
+        grid = grid_between(low, high)
         assert grid.round(np.zeros(1)) == 0 and -128 <= grid.zero <= 127
         ends = np.array([min(low, 0), max(high, 0)])
         assert np.abs(grid.round(ends) - ends).max() <= grid.scale
-    assert grid_of(0, 6).zero == -128
-    assert grid_of(-2, 1, 16) == Grid(float(np.float32(2 / 32767)), 0, 16)
+    assert grid_between(0, 6).zero == -128
+    assert grid_between(-2, 1, 16) == Grid(float(np.float32(2 / 32767)), 0, "int16")
 
 
 def test_exact_grids_are_found_for_pixels_only() -> None:

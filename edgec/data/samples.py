@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgec.errors import EdgecError
+from edgec.grid import dequantise, quantise
 
 Array = np.ndarray[Any, Any]
 
@@ -43,9 +44,7 @@ class TensorSpec:
 
     def quantise(self, array: Array) -> Array:
         """float32 of any shape as the integers that stand for it."""
-        limits = np.iinfo(self.dtype)
-        whole = np.rint(array / np.float32(self.scale)) + np.float32(self.zero_point)
-        return np.clip(whole, limits.min, limits.max).astype(self.dtype)
+        return quantise(array, self.scale, self.zero_point, self.dtype)
 
     def integers(self, array: Array) -> Array:
         """An array of the dtype, or of floats that stand for it."""
@@ -55,7 +54,7 @@ class TensorSpec:
         """float32 that the integers stand for; an array of floats, or that stands for nothing, as it is."""
         if not self.scale or array.dtype == np.float32:
             return array
-        return (array.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
+        return dequantise(array, self.scale, self.zero_point)
 
 
 def in_reals(specs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> dict[str, Array]:

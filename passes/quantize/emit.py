@@ -71,7 +71,7 @@ class _Writer:
             pair = [_node("DequantizeLinear", [integers, *parameters], f"{value.name}_dequantized{suffix}", own)]
         else:
             first = _node("QuantizeLinear", [own, *parameters], f"{value.name}_quantized{suffix}", own)
-            first.outputs[0].type = ir.TensorType(ir.DataType.from_numpy(grid.dtype))
+            first.outputs[0].type = ir.TensorType(ir.DataType.from_numpy(np.dtype(grid.dtype)))
             second = _node(
                 "DequantizeLinear", [first.outputs[0], *parameters], f"{value.name}_dequantized{suffix}", own
             )

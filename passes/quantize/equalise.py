@@ -31,7 +31,7 @@ from edgec.passes.quantize.channels import (
     scaled_parameters,
 )
 from edgec.passes.quantize.execution import NodeRunner, Sample
-from edgec.passes.quantize.grid import grid_of, round_weights, weight_scales
+from edgec.passes.quantize.grid import grid_between, round_weights, weight_scales
 from edgec.passes.quantize.operators import weight_axis
 from edgec.passes.quantize.products import product_of
 from edgec.passes.quantize.tape import Tape, few
@@ -225,7 +225,7 @@ def _tap_noise(tap: Tap, found: Channels, factors: np.ndarray, seen: Mapping[ir.
 
 def _rounded(x: np.ndarray) -> np.ndarray:
     """``x`` on the 8-bit grid of its range."""
-    return grid_of(float(x.min()), float(x.max())).round(x)
+    return grid_between(float(x.min()), float(x.max())).round(x)
 
 
 def _apply(found: Channels, factors: np.ndarray, graph: ir.Graph) -> None:

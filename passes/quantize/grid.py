@@ -1,4 +1,4 @@
-"""Grids: which reals the integers stand for, ``real = scale · (q − zero)``.
+"""The grids of a quantisation.
 
 Activations have one grid a tensor: 8 bits with a zero point, 16 bits around zero. Weights have one scale an output
 channel, around zero, in [−127, 127].
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgec.grid import Grid
+
 WEIGHT_LIMIT = 127
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 _SMALLEST_SHARE = 1e-9
@@ -20,65 +22,11 @@ _SUM_LIMIT = 0.99 * 2.0**31
 """Largest sum of products and bias; the rest is for a bias that is corrected afterwards."""
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A tensor's grid: ``bits`` is 8 or 16, ``scale`` is a float32 number."""
-
-    scale: float
-    zero: int
-    bits: int = 8
-
-    @property
-    def limits(self) -> tuple[int, int]:
-        """The least and the largest integer."""
-        return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
-
-    @property
-    def dtype(self) -> np.dtype:
-        """int8 or int16."""
-        return np.dtype(f"int{self.bits}")
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """The least and the largest real."""
-        least, largest = self.limits
-        return self.scale * (least - self.zero), self.scale * (largest - self.zero)
-
-    def quantise(self, x: np.ndarray) -> np.ndarray:
-        """``x`` as integers of this grid, rounded half to even and saturated, as ONNX's QuantizeLinear does."""
-        steps = np.rint(np.asarray(x, np.float32) / np.float32(self.scale)) + np.float32(self.zero)
-        return np.clip(steps, *self.limits).astype(self.dtype)
-
-    def dequantise(self, q: np.ndarray) -> np.ndarray:
-        """The float32 reals of ``q``."""
-        return (q.astype(np.float32) - np.float32(self.zero)) * np.float32(self.scale)
-
-    def round(self, x: np.ndarray) -> np.ndarray:
-        """``x`` on the grid, float32."""
-        return self.dequantise(self.quantise(x))
-
-    def by_power_of_two(self, wider: bool) -> Grid:
-        """The grid with the next power of two from the scale upwards (``wider``) or downwards.
-
-        The wider one begins where this one does; the other one has the zero point, and cuts off both ends.
-        """
-        above = float(powers_of_two(np.array(self.scale)))
-        scale = above if wider or above == self.scale else above / 2
-        if self.bits == 16 or not wider:
-            return Grid(scale, self.zero, self.bits)
-        least = self.limits[0]
-        return Grid(scale, int(np.rint(least - self.range[0] / scale)), self.bits)
-
-    def scaled(self, factor: float) -> Grid:
-        """The grid with steps of ``factor`` times the size and the same zero."""
-        return Grid(float(np.float32(self.scale * factor)), self.zero, self.bits)
-
-
-def grid_of(low: float, high: float, bits: int = 8) -> Grid:
+def grid_between(low: float, high: float, bits: int = 8) -> Grid:
     """The grid from ``low`` to ``high``, which it is widened to hold 0 exactly; for 16 bits it is symmetric."""
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     if bits == 16:
-        return Grid(_float32(max(-low, high) / 32767), 0, 16)
+        return Grid(_float32(max(-low, high) / 32767), 0, "int16")
     scale = _float32((high - low) / 255)
     return Grid(scale, int(np.clip(np.rint(-128 - low / scale), -128, 127)))
 
@@ -95,12 +43,6 @@ def exact_grid(levels: np.ndarray) -> Grid | None:
     if np.abs(steps - np.rint(steps)).max() > 0.01 or high - low > 255.01:
         return None
     return Grid(_float32(step), int(-128 - np.rint(low)))
-
-
-def powers_of_two(scales: np.ndarray) -> np.ndarray:
-    """The least powers of two that are no less than positive ``scales``, float32."""
-    fraction, exponent = np.frexp(scales.astype(np.float64))
-    return np.ldexp(1.0, np.where(fraction == 0.5, exponent - 1, exponent)).astype(np.float32)
 
 
 def _float32(scale: float) -> float:

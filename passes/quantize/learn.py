@@ -17,15 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from edgec.grid import Grid, powers_of_two
 from edgec.passes.quantize.execution import NodeRunner, Sample
 from edgec.passes.quantize.grid import (
-    Grid,
     Nearest,
     Weights,
     fitting_scales,
     nearest_integer,
     nearest_sum,
-    powers_of_two,
     round_weights,
     weight_scales,
 )

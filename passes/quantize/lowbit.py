@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from ml_dtypes import bfloat16
 
-from edgec.passes.quantize.grid import powers_of_two
+from edgec.grid import powers_of_two
 
 Range = tuple[np.ndarray, np.ndarray]
 """The least and the largest integer for each element of the depth."""

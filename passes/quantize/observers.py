@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from edgec.passes.quantize.grid import Grid, grid_of
+from edgec.grid import Grid
+from edgec.passes.quantize.grid import grid_between
 from edgec.passes.quantize.statistics import Histogram
 
 _TAIL = 1e-4
@@ -38,12 +39,12 @@ def percentile(histogram: Histogram) -> tuple[float, float]:
 
 def mse(histogram: Histogram) -> tuple[float, float]:
     """The ends with the least mean squared error."""
-    return _search(histogram, lambda low, high: rounding_error(histogram, grid_of(low, high)))
+    return _search(histogram, lambda low, high: rounding_error(histogram, grid_between(low, high)))
 
 
 def entropy(histogram: Histogram) -> tuple[float, float]:
     """The ends with the least divergence."""
-    return _search(histogram, lambda low, high: _divergence(histogram, grid_of(low, high)))
+    return _search(histogram, lambda low, high: _divergence(histogram, grid_between(low, high)))
 
 
 OBSERVERS: Mapping[str, Callable[[Histogram], tuple[float, float]]] = {

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from edgec.grid import Grid
 from edgec.passes.quantize.emit import emit
 from edgec.passes.quantize.execution import Sample
-from edgec.passes.quantize.grid import Grid, grid_of
+from edgec.passes.quantize.grid import grid_between
 from edgec.passes.quantize.learn import nearest_fit
 from edgec.passes.quantize.placement import Placement, place
 from edgec.passes.quantize.products import product_of
@@ -50,7 +51,7 @@ class Outlines:
         for root, members in placement.members().items():
             low, high = (pick(self._range(value)[end] for value in members) for end, pick in enumerate((min, max)))
             for bits in {bits for member in members for bits in placement.grids_of(member)}:
-                grid = grid_of(low, high, bits)
+                grid = grid_between(low, high, bits)
                 found[root, bits] = Range(grid.by_power_of_two(wider=True) if fixed_point else grid, "minmax")
         return found
 

@@ -18,7 +18,7 @@ from edgec.frontend.summary import node_macs
 from edgec.frontend.values import shape_of
 from edgec.passes.quantize.emit import Emitted, emit, obstacle_to_opset
 from edgec.passes.quantize.execution import ModelRunner, Sample
-from edgec.passes.quantize.grid import grid_of
+from edgec.passes.quantize.grid import grid_between
 from edgec.passes.quantize.learn import Fit
 from edgec.passes.quantize.operators import Role
 from edgec.passes.quantize.placement import Placement
@@ -116,10 +116,9 @@ def _shares(
     All others are at 16 bits meanwhile, and so is that one, but for its steps: one session serves all groups. The
     ranges are wider than at 8 bits, so that what these clip of one tensor is not counted for all others.
     """
-    fine = {
-        (root, 16): Range(grid_of(_HEADROOM * each.grid.range[0], _HEADROOM * each.grid.range[1], 16), each.observer)
-        for (root, _), each in ranges.items()
-    }
+    ends = {root: [_HEADROOM * end for end in each.grid.range] for (root, _), each in ranges.items()}
+    observers = {root: each.observer for (root, _), each in ranges.items()}
+    fine = {(root, 16): Range(grid_between(low, high, 16), observers[root]) for root, (low, high) in ends.items()}
     whole = emit(model, replace(placement, bits=dict.fromkeys(placement.bits, 16)), fine, {})
     runner = ModelRunner(whole.model, open_constants=list(whole.scales.values()))
     shares = {}

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from edgec.grid import Grid
 from edgec.passes.quantize.execution import NodeRunner, Sample
-from edgec.passes.quantize.grid import Grid, exact_grid, grid_of
+from edgec.passes.quantize.grid import exact_grid, grid_between
 from edgec.passes.quantize.observers import OBSERVERS
 from edgec.passes.quantize.operators import Role
 from edgec.passes.quantize.placement import Placement
@@ -68,7 +69,7 @@ def _settled(
     """The range where there is nothing to choose: 16 bits, and inputs that are pixels."""
     if key[1] == 16:
         histogram = group_histogram(members, statistics)
-        return Range(grid_of(histogram.low, histogram.high, 16), "minmax")
+        return Range(grid_between(histogram.low, histogram.high, 16), "minmax")
     fed = [value for value in members if value.is_graph_input()]
     if fed and all(value in fed or value.const_value is not None for value in members):
         grid = exact_grid(levels_of([sample[str(value.name)] for value in fed for sample in samples]))
@@ -78,7 +79,7 @@ def _settled(
 
 def _candidates(histogram: Histogram, observer: str) -> list[Range]:
     names = list(OBSERVERS) if observer == "auto" else [observer]
-    found = [Range(grid_of(*OBSERVERS[name](histogram)), name) for name in names]
+    found = [Range(grid_between(*OBSERVERS[name](histogram)), name) for name in names]
     return list({each.grid: each for each in reversed(found)}.values())[::-1]
 
 

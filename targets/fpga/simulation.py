@@ -20,6 +20,7 @@ import numpy as np
 from edgec.data.samples import Array, Samples
 from edgec.devices.device import Device, Progress, Results
 from edgec.errors import EdgecError
+from edgec.grid import dequantise, quantise
 from edgec.runtimes.build import cache_folder
 from edgec.targets.fpga.artifact import COMPILERS, read_project
 from edgec.targets.fpga.project import DDR_WEIGHTS, streamed, unstreamed
@@ -54,11 +55,10 @@ def simulated_frames(project: Path, samples: Samples) -> Array:
 
 
 def quantised(port: Mapping[str, Any], array: Array) -> Array:
-    """An input as the bytes that stream for it: round_half_even(x / scale) + zero, as QuantizeLinear in float32."""
+    """An input as the bytes that stream for it."""
     if not port["scale"]:
         return streamed(array, port["shape"])
-    whole = np.rint(array.astype(np.float32) / np.float32(port["scale"])).astype(np.float64) + port["zero"]
-    return streamed(np.where(np.isnan(whole), -128, np.clip(whole, -128, 127)).astype(np.int8), port["shape"])
+    return streamed(quantise(array, port["scale"], port["zero"], "int8"), port["shape"])
 
 
 def dequantised(port: Mapping[str, Any], data: Array) -> Array:
@@ -67,8 +67,7 @@ def dequantised(port: Mapping[str, Any], data: Array) -> Array:
         sums = np.ascontiguousarray(data).view("<i4").reshape(-1, len(port["factors"]))
         real = unstreamed(sums.astype(np.float32) * np.array(port["factors"], np.float32), port["shape"])
     elif port["scale"]:
-        whole = unstreamed(data, port["shape"]).astype(np.float32)
-        real = (whole - np.float32(port["zero"])) * np.float32(port["scale"])
+        real = dequantise(unstreamed(data, port["shape"]), port["scale"], port["zero"])
     else:
         return unstreamed(data, port["shape"])
     return _softmax(real) if port["softmax"] else real

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from edgec.data.samples import Array
 from edgec.errors import EdgecError, Refusal, UnsupportedModelError
 from edgec.frontend.values import constant_of
-from edgec.passes.grids import Grid
+from edgec.grid import Grid
 from edgec.targets.tflite.writer import Quant, Writer
 
 LAST, SECOND = (0, 2, 3, 1), (0, 3, 1, 2)
