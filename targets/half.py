@@ -151,7 +151,7 @@ class _Computing:
         if isinstance(kernel, Conv | Depthwise) and _sums_reals(kernel):
             inputs[:own] = [self._as_half(buffer, step) for buffer in step.inputs[:own]]
             changes = {"input_dtype": HALF, "sum_dtype": HALF}
-        if _stays_exact_enough(kernel, step.inputs[own:]):
+        if _fits_half(kernel, step.inputs[own:]):
             inputs[own:] = [self._constant(buffer) for buffer in inputs[own:]]
             changes |= _rewritten(kernel, lambda expr: _halved(expr, inputs))
         else:
@@ -186,7 +186,7 @@ def _reads_full(kernel: Kernel) -> bool:
     return isinstance(kernel, Conv | Depthwise) and kernel.input_dtype == FULL and not _sums_reals(kernel)
 
 
-def _stays_exact_enough(kernel: Conv | Depthwise | Loops, operands: list[Buffer]) -> bool:
+def _fits_half(kernel: Conv | Depthwise | Loops, operands: list[Buffer]) -> bool:
     """Whether what ``kernel`` computes of floats are single operations, on numbers that float16 has.
 
     ``operands`` are those that expressions read.

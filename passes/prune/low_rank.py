@@ -122,7 +122,7 @@ def _distance(
     copy = model.clone()
     twin = in_copy(linear, {str(node.name): node for node in copy.graph})
     first, second = _factors(linear, inputs, split)
-    set_matrix(twin, _product(first, second, taps(linear))[np.newaxis], inputs.mean)
+    set_matrix(twin, _product(first, second)[np.newaxis], inputs.mean)
     return distance(outputs(copy, samples), wanted)
 
 
@@ -133,8 +133,7 @@ def _factors(linear: Linear, inputs: Inputs, split: Split) -> tuple[np.ndarray, 
         basis = leading_directions(weights, covariance, split.rank)
         return weights @ basis, basis.T
     narrow, back = leading_channels(weights, covariance, taps(linear), split.rank)
-    second = (back @ weights.reshape(back.shape[1], -1)).reshape(-1, weights.shape[1])
-    second = _fit_second(weights, covariance, narrow, second)
+    second = _fit_second(weights, covariance, narrow, _through(back, weights))
     for _ in range(ROUNDS if narrow.size <= _ALTERNATED else 0):
         narrow = _fit_first(weights, covariance, narrow, second)
         second = _fit_second(weights, covariance, narrow, second)
@@ -143,16 +142,16 @@ def _factors(linear: Linear, inputs: Inputs, split: Split) -> tuple[np.ndarray, 
 
 def _fit_second(weights: np.ndarray, covariance: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Least squares of the kernel [rank · taps, width] behind the channels ``first``, from ``second`` on."""
-    seen = _spread(first, len(second) // first.shape[1])
-    moments = damped((seen.T @ covariance @ seen)[np.newaxis])[0]
-    return second + np.linalg.solve(moments, seen.T @ covariance @ (weights - seen @ second))
+    seen = _through(first.T, covariance)
+    moments = damped(_through(first.T, seen.T)[np.newaxis])[0]
+    return second + np.linalg.solve(moments, seen @ (weights - _through(first, second)))
 
 
 def _fit_first(weights: np.ndarray, covariance: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Least squares of the channels [channels, rank] in front of the kernel ``second``, from ``first`` on."""
     channels, rank = first.shape
     kernel, size = len(second) // rank, first.size
-    short = covariance @ (weights - _spread(first, kernel) @ second)
+    short = covariance @ (weights - _through(first, second))
     right = np.einsum("cto,rto->cr", short.reshape(channels, kernel, -1), second.reshape(rank, kernel, -1))
     pairs = covariance.reshape(channels, kernel, channels, kernel).transpose(0, 2, 1, 3).reshape(channels**2, -1)
     reach = (second @ second.T).reshape(rank, kernel, rank, kernel).transpose(0, 2, 1, 3).reshape(rank**2, -1)
@@ -160,15 +159,16 @@ def _fit_first(weights: np.ndarray, covariance: np.ndarray, first: np.ndarray, s
     return first + np.linalg.solve(damped(moments[np.newaxis])[0], right.reshape(-1)).reshape(first.shape)
 
 
-def _product(first: np.ndarray, second: np.ndarray, kernel: int) -> np.ndarray:
+def _product(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """float64 [depth, width]: the matrix of both factors together."""
-    found: np.ndarray = (first if first.shape[1] == len(second) else _spread(first, kernel)) @ second
+    found: np.ndarray = first @ second if first.shape[1] == len(second) else _through(first, second)
     return found
 
 
-def _spread(narrow: np.ndarray, kernel: int) -> np.ndarray:
-    """[channels · taps, rank · taps]: ``narrow``, [channels, rank], at every tap."""
-    return np.kron(narrow, np.eye(kernel))
+def _through(mixing: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """``mixing``, [m, n], at every tap of ``rows``, [n · taps, width]: float64 [m · taps, width]."""
+    found: np.ndarray = mixing @ rows.reshape(mixing.shape[1], -1)
+    return found.reshape(-1, rows.shape[1])
 
 
 def leading_directions(weights: np.ndarray, covariance: np.ndarray, rank: int) -> np.ndarray:
@@ -203,7 +203,7 @@ def factorise(linear: Linear, inputs: Inputs, split: Split) -> None:
     old = constant_of(linear.weight)
     assert old is not None
     first, second = _factors(linear, inputs, split)
-    set_matrix(linear, _product(first, second, taps(linear))[np.newaxis], inputs.mean)
+    set_matrix(linear, _product(first, second)[np.newaxis], inputs.mean)
     kernel, point = old.shape[2:], (1,) * (old.ndim - 2)
     kernels = (point, kernel) if split.at_inputs else (kernel, point)
     thin, wide = (_laid_out(linear, each, size) for each, size in zip((first, second), kernels, strict=True))
