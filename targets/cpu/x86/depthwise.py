@@ -5,6 +5,8 @@ channel together. Its products with four weights, of which those of rows outside
 output pixel that the column reaches, in each of the tile's rows: rows 0 to 3 serve a 3×3 window in output row 0 by
 the weights (w0, w1, w2, 0) and in row 1 by (0, w0, w1, w2).
 
+Those of row 1 are not stored: they are those of row 0, shifted by a byte in registers.
+
 Without VNNI two rows are interleaved, and widened to int16.
 """
 
@@ -83,9 +85,26 @@ class IntegerDepthwisePlan:
         ]
 
     @property
+    def vectors(self) -> int:
+        """Vectors of weights that a block of channels takes."""
+        return len(self.steps(self.rows)) * self.depthwise.kernel[1]
+
+    def shifted(self, row: int, group: int) -> bool:
+        """Whether the weights of a step are those of row 0, a byte a row further; only where they are shifted once."""
+        if row == 0 or not self.isa.vnni or self.vectors > HELD_WEIGHTS:
+            return False
+        own, first = (self.window(each, self.groups(self.rows)[group]) for each in (row, 0))
+        return own == [*[None] * row, *first[:-row]] and first[-row:] == [None] * row
+
+    @property
+    def stored(self) -> list[tuple[int, int]]:
+        """The steps whose weights are stored."""
+        return [step for step in self.steps(self.rows) if not self.shifted(*step)]
+
+    @property
     def layout(self) -> Panel:
         """How the weights of a block of channels lie."""
-        return Panel(len(self.steps(self.rows)) * self.depthwise.kernel[1], self.signed, self.taps)
+        return Panel(len(self.stored) * self.depthwise.kernel[1], self.signed, self.taps)
 
     def reach(self, columns: int) -> dict[int, list[tuple[int, int]]]:
         """For each input column from the tile's first on, (output column, column of the window) that it belongs to."""
@@ -110,7 +129,7 @@ def plan(depthwise: Depthwise, target: Target) -> IntegerDepthwisePlan:
 def candidates(conv: Depthwise, isa: Isa) -> Iterator[IntegerDepthwisePlan]:
     """Every tile that fits the register file; the rest of the rows must find its weights among the whole tile's."""
     for rows in range(1, min(MOST_ROWS, conv.out_height) + 1 if conv.dilation[0] == 1 else 2):
-        weights = IntegerDepthwisePlan(conv, rows, 1, isa).layout.steps
+        weights = IntegerDepthwisePlan(conv, rows, 1, isa).vectors
         free = isa.registers - SPARE - (weights if weights <= HELD_WEIGHTS else 1)
         for columns in range(1, min(conv.out_width, max(1, free // rows)) + 1):
             yield IntegerDepthwisePlan(conv, rows, columns, isa)
@@ -135,7 +154,7 @@ def pack(p: IntegerDepthwisePlan, weight: np.ndarray) -> np.ndarray:
     """The weight [kh, kw, c] as one panel a vector of channels (see :class:`Panel`), int16 without VNNI."""
     groups, (_, width, channels) = p.groups(p.rows), weight.shape
     steps = np.zeros((p.layout.steps, p.taps, channels), np.int8)
-    for step, (row, index) in enumerate(p.steps(p.rows)):
+    for step, (row, index) in enumerate(p.stored):
         for tap, place in enumerate(p.window(row, groups[index])):
             if place is not None:
                 steps[step * width : (step + 1) * width, tap] = weight[place]
@@ -200,11 +219,16 @@ class _DepthwiseWriter:
     def _load_weights(self, panel: Any, width: int) -> None:
         """The weights by (output row, group, column of the window), in registers where there is room."""
         kernel_width, size = self.conv.kernel[1], width * self.plan.taps
-        for step, (row, group) in enumerate(self.plan.steps(self.plan.rows)):
+        held = self.plan.vectors <= HELD_WEIGHTS
+        for step, (row, group) in enumerate(self.plan.stored):
             for tap in range(kernel_width):
                 value = vector_load(self.weight, panel + (step * kernel_width + tap) * size, size)
-                held = self.plan.layout.steps <= HELD_WEIGHTS
                 self.weights[row, group, tap] = self.body.hold(value) if held else value
+        for row, group in self.plan.steps(self.plan.rows):
+            for tap in range(kernel_width if self.plan.shifted(row, group) else 0):
+                words = tirx.reinterpret(f"int32x{width}", self.weights[0, group, tap])
+                moved = tirx.shift_left(words, tirx.Broadcast(tirx.const(8 * row, "int32"), width))
+                self.weights[row, group, tap] = self.body.hold(tirx.reinterpret(f"int8x{size}", moved))
 
     def _tile(self, origin: dict[int, Any], rows: int, columns: int, channels: int, width: int) -> None:
         points = [Point(r, c) for r in range(rows) for c in range(columns)]
