@@ -238,10 +238,12 @@ def test_records_decide_and_the_report_and_the_recipe_say_so(files: Path, tmp_pa
     assert {layer["bits"] for layer in plain["quantisation"]["layers"]} == {"int8"}
 
 
-def test_a_line_is_printed(files: Path, tmp_path: Path) -> None:
+def test_a_line_is_printed_and_stands_on_the_page(files: Path, tmp_path: Path) -> None:
     arguments = ["--quantize", "int8", "--calib", files / "calib.npz", "--tune-db", files / "slow.jsonl"]
-    done = call("compile", files / "chain.onnx", *arguments, "-o", tmp_path / "c.so")
+    page = tmp_path / "page.html"
+    done = call("compile", files / "chain.onnx", *arguments, "-o", tmp_path / "c.so", "--report", page)
     assert "float because integers take longer on priced: c;" in " ".join(done.output.split())
+    assert "Float because integers take longer on priced: c;" in page.read_text(encoding="utf-8")
 
 
 def test_the_recipe_repeats_the_choice_without_the_records(files: Path, tmp_path: Path) -> None:

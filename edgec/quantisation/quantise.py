@@ -153,6 +153,11 @@ class Quantisation:
         recipe, before, after = companions(artifact)
         return {recipe: self.recipe.encode(), before: self.float_model, after: self.model}
 
+    @property
+    def choices(self) -> list[str]:
+        """Which layers got another precision without being asked, and why, as sentences."""
+        return [str(each) for each in (self.lifted, self.speed) if each]
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
@@ -165,13 +170,14 @@ class Quantisation:
             "mix": asdict(self.mix) if self.mix else None,
             "lifted": asdict(self.lifted) if self.lifted else None,
             "speed": asdict(self.speed) if self.speed else None,
+            "choices": self.choices,
         }
 
     def __str__(self) -> str:
         from edgec.passes.quantize.report import counts
 
         lines = [f"quantised by {self.samples} samples: {counts(self.layers)}; {self.equalised} tensors equalised"]
-        lines += [str(each) for each in (self.lifted, self.speed) if each]
+        lines += self.choices
         return "\n".join([*lines, *self.warnings, *([str(self.guarded)] if self.guarded else [])])
 
 

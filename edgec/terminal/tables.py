@@ -153,9 +153,8 @@ def print_quantisation(done: Quantisation, explain: bool) -> None:
             for layer in layers
         ),
     )  # fmt: skip
-    for found in (done.lifted, done.speed):
-        if found:
-            print_text(str(found))
+    for choice in done.choices:
+        print_text(choice)
     for warning in done.warnings:
         print_text(f"warning: {warning}")
     if done.guarded:
