@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -13,7 +16,8 @@ import edgec
 from edgec.graph import load_graph
 from edgec.passes.quantize import Recipe
 from edgec.passes.quantize.products import product_of
-from edgec.quantisation.mixing import FAMILIES, Mix, Option, _joined, _Measured, _solved, _weight_bytes
+from edgec.quantisation.guard import Judge
+from edgec.quantisation.mixing import FAMILIES, Mix, Option, _bisect, _joined, _Measured, _solved, _weight_bytes
 from tests import graphs
 from tests.test_cli import results_of, sentence_of
 
@@ -56,6 +60,40 @@ def test_families_join() -> None:
     assert joined.default == "int8" and [option.precision for option in joined.options] == ["int8", "float", "w4"]
     made = _solved(joined, "bytes", lambda option: option.loss, 2.0)
     assert made is not None and made.chosen == {"a": "w4"}
+
+
+class Exact:
+    """Quantises nothing, and judges a choice by the losses of its layers: the points it loses."""
+
+    float_score = 100.0
+
+    def __init__(self, measured: _Measured) -> None:
+        self.losses = {(option.layer, option.precision): option.loss for option in measured.options}
+        self.judged: list[float] = []
+
+    def quantise(self, recipe: Recipe) -> Any:
+        return SimpleNamespace(model=sum(self.losses[each] for each in recipe.layers.items()))
+
+    def score_of(self, lost: float) -> float:
+        self.judged.append(lost)
+        return self.float_score - lost
+
+
+def test_what_has_no_fewer_bytes_is_not_judged() -> None:
+    floats = tuple(Option(f"layer{layer}", "float", 0.0, 400, None) for layer in range(5))
+    measured = _Measured("w8", (*options(1, 5), *floats), None)
+    judge = Exact(measured)
+
+    def bisect(rival: Mix | None) -> Mix | None:
+        return _bisect(measured, 2.0, rival, judge.quantise, Recipe(), cast(Judge, judge), lambda *_: None)
+
+    first = bisect(None)
+    assert first is not None and first.loss <= 2.0
+    tried, judge.judged = len(judge.judged), []
+    again = bisect(first)
+    assert len(judge.judged) < tried and (again is None or (again.bytes < first.bytes and again.loss <= 2.0))
+    judge.judged = []
+    assert bisect(replace(first, bytes=1)) is None and not judge.judged
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ the time of its kernel. Losses of layers add up, near enough. Then
 * ``most_drop``: the choice of fewest bytes with which no more points are lost, on calibration samples that were not
   learned from, found by bisection over the loss that the program may spend.
 
-The best of three is taken: each family, and both together, where a layer of few bits and float activations may stand
-between layers of integers. Layers whose choice was fixed in a recipe keep it.
+The best of three is taken: both families together, where a layer of few bits and float activations may stand between
+layers of integers, and each alone. For points, quantising a choice to count them takes most of the time, so those that
+would not have fewer bytes than the best so far are not tried. Layers whose choice was fixed in a recipe keep it.
 """
 
 from __future__ import annotations
@@ -89,6 +90,11 @@ class Mix:
     ms: float | None
 
     @property
+    def loss(self) -> float:
+        """Of the choice: the sum of its layers'."""
+        return sum(option.loss for option in self.options if option.chosen)
+
+    @property
     def chosen(self) -> dict[str, str]:
         """Precision by layer."""
         return {option.layer: option.precision for option in self.options if option.chosen}
@@ -133,20 +139,18 @@ def mix(
         _measure(graph, samples, quantise, replace(recipe, default=default), here, tell) for default in families
     ]
     if len(measurements) > 1:
-        measurements.append(_joined(measurements))
-    found: list[Mix] = []
-    for measured in measurements:
-        if limits.most_drop is None:
-            made = _within(measured, limits)
-        else:
-            judge = Judge.of(graph, samples[::HELD_OUT], None)
-            made = _bisect(measured, limits.most_drop, quantise, recipe, judge, tell)
-        found += [made] if made is not None else []
-    if not found:
-        raise EdgecError(f"no mix of precisions is within {_said(limits)}; allow more")
+        measurements.insert(0, _joined(measurements))
+    best: Mix | None = None
     if limits.most_drop is not None:
-        return min(found, key=lambda each: each.bytes)
-    return min(found, key=lambda each: sum(option.loss for option in each.options if option.chosen))
+        judge = Judge.of(graph, samples[::HELD_OUT], None)
+        for measured in measurements:
+            best = _bisect(measured, limits.most_drop, best, quantise, recipe, judge, tell) or best
+    else:
+        found = [made for measured in measurements if (made := _within(measured, limits)) is not None]
+        best = min(found, key=lambda each: each.loss, default=None)
+    if best is None:
+        raise EdgecError(f"no mix of precisions is within {_said(limits)}; allow more")
+    return best
 
 
 def _said(limits: Limits) -> str:
@@ -236,9 +240,10 @@ def _within(measured: _Measured, limits: Limits) -> Mix | None:
 
 
 def _bisect(
-    measured: _Measured, most: float, quantise: Quantise, recipe: Recipe, judge: Judge, tell: Progress
-) -> Mix | None:
-    """The fewest bytes whose drop is at most ``most`` points."""
+    measured: _Measured, most: float, rival: Mix | None, quantise: Quantise, recipe: Recipe, judge: Judge,
+    tell: Progress,
+) -> Mix | None:  # fmt: skip
+    """The fewest bytes whose drop is at most ``most`` points; None where that are no fewer than ``rival``'s."""
     largest: dict[str, float] = {}
     for option in measured.options:
         largest[option.layer] = max(largest.get(option.layer, 0.0), option.loss)
@@ -250,6 +255,11 @@ def _bisect(
         tell("precisions", step, _BISECTIONS)
         if made is None:
             return best
+        if rival is not None and made.bytes >= rival.bytes:
+            if step == 0:
+                return None
+            low = room  # fewer bytes take more of the loss
+            continue
         score = judge.score_of(quantise(replace(recipe, default=made.default, layers=made.chosen)).model)
         if judge.float_score - score <= most:
             best, low = made, room
