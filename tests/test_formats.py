@@ -441,6 +441,8 @@ def test_every_piece_of_a_small_network_is_onnxruntimes(small, tmp_path):
 
 WORDS = (SINET, FASTESTDET)
 """What has integers of 16 bits, for which floats stand in TensorFlow Lite."""
+SHALLOW = (MNIST, KWS, RESNET8, AUTOENCODER, VWW, REPVGG)
+"""What is not deep enough for a step's difference to grow."""
 BYTES = (MNIST, KWS, RESNET8, AUTOENCODER, VWW, REPVGG, RESNET20, VIT, SQUEEZENET, MOBILENET)
 
 
@@ -448,7 +450,7 @@ BYTES = (MNIST, KWS, RESNET8, AUTOENCODER, VWW, REPVGG, RESNET20, VIT, SQUEEZENE
 @pytest.mark.parametrize("model", [*BYTES, *WORDS], ids=lambda model: model.name)
 def test_shared_models_in_8_bits(shared, tmp_path, model: SharedModel):
     """On real samples, given the same integers: LiteRT's last ones are ours, and ONNX Runtime's, piece by piece, at
-    most a step away. In ONNX Runtime a step's difference is handed on and grows, and what comes of it is only told.
+    most a step away. There a step is handed on and grows in deep networks; what comes of it is only told.
 
     A sum in mobilenet_v2 is so near a half, once in 10,000 times, that LiteRT rounds it to the other side.
     """
@@ -472,6 +474,7 @@ def test_shared_models_in_8_bits(shared, tmp_path, model: SharedModel):
     path = edgec.compile(tmp_path / "twin.onnx", "onnxruntime", tmp_path / "pieces.onnx").path
     said = assert_pieces_agree(path, tmp_path, feeds[:4])
     print(f"{model.name}: {said}; at the end {(steps > 0).mean():.2e} of the integers, {steps.max():.0f} steps at most")
+    assert steps.max() <= 1 or model not in SHALLOW
     if model in BYTES:
         steps = np.rint(np.abs(integers_of("tflite") - wanted) / scale)
         assert steps.max() <= (1 if model is MOBILENET else 0)
