@@ -119,7 +119,7 @@ def _link(folder: Path, toolchain: Toolchain, sources: Sources) -> Path:
         shared=True,
         flags=[
             "-s", "-Wl,--gc-sections", f"-Wl,--version-script={folder / 'exports.map'}",
-            "-Wl,-z,noexecstack", "-Wl,-z,norelro", "-lm",
+            "-Wl,-z,noexecstack", "-Wl,-z,norelro", *toolchain.unpadded_flags(), "-lm",
         ],
     )  # fmt: skip
     return output

@@ -167,6 +167,11 @@ class Toolchain:
         """
         return self._run([self.tool(name), *(os.fspath(argument) for argument in arguments)])
 
+    def unpadded_flags(self) -> list[str]:
+        """Flags that keep code and constants in one segment, as lld does by itself: GNU's linker otherwise begins each
+        on a page of its own, which makes every artifact some 4 kB larger."""
+        return [] if any("zig" in part for part in self.cc) else ["-Wl,-z,noseparate-code"]
+
     def executable_flags(self) -> list[str]:
         """Flags of an executable. Of functions that no library here defines, a linker takes only shared objects."""
         return ["-shared", str(ANDROID_FOLDER / "start.c"), "-Wl,-e,_start"] if self.freestanding else []
