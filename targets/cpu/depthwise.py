@@ -7,15 +7,15 @@ neighbouring pixels of the register tile share their loads.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from edgec.building.lazy_tvm import tirx
 from edgec.program import Depthwise
 from edgec.targets.cpu.conv import lanes_of_sums
-from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, shape_name, tiles
+from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, over_channels, shape_name, tiles
 from edgec.targets.cpu.tir import Kernel, Special, nothing_special
 from edgec.targets.target import Target
 from edgec.targets.vectors import pieces
@@ -75,24 +75,14 @@ class _DepthwiseWriter:
         with self.body.loop(self.conv.batch) as image:
             first, count = self.kernel.share(self.conv.out_height)
             with self.body.loop(count, first) as row:
-                self._channels(image, row)
+                over_channels(self.body, self.conv.channels, self.plan.lanes, partial(self._row, image, row))
 
-    def _channels(self, image: Any, row: Any) -> None:
-        lanes, whole = self.plan.lanes, self.conv.channels // self.plan.lanes
-        if whole:
-            with self.body.loop(whole) as block:
-                self._row(image, row, block * lanes, lanes, block * (lanes * self.taps))
-        channel = whole * lanes
-        for width in pieces(self.conv.channels - channel, lanes):
-            self._row(image, row, tirx.const(channel, "int32"), width, tirx.const(channel * self.taps, "int32"))
-            channel += width
-
-    def _row(self, image: Any, row: Any, channel: Any, width: int, weights: Any) -> None:
+    def _row(self, image: Any, row: Any, _: Any, channel: Any, width: int) -> None:
         for start, columns, count in tiles(self.conv.out_width, self.plan.columns):
             with self.body.loop(count) as index:
-                self._tile(image, row, start + index * columns, columns, channel, width, weights)
+                self._tile(image, row, start + index * columns, columns, channel, width)
 
-    def _tile(self, image: Any, row: Any, column: Any, columns: int, channel: Any, width: int, weights: Any) -> None:
+    def _tile(self, image: Any, row: Any, column: Any, columns: int, channel: Any, width: int) -> None:
         points = [Point(0, c) for c in range(columns)]
         acc = Accumulators(self.body, self.conv.accumulator_dtype, points, [width])
         n_step, h_step, w_step, _ = self.conv.input_strides
@@ -103,7 +93,7 @@ class _DepthwiseWriter:
         for tap_row in range(kernel_h):
             for tap_column in range(kernel_w):
                 tap = tap_row * kernel_w + tap_column
-                weight = self.body.bind("w", load_channels(self.weight, weights + tap * width, width))
+                weight = self.body.bind("w", load_channels(self.weight, channel * self.taps + tap * width, width))
                 for pixel in range(columns):
                     offset = tap_row * dh * h_step + (pixel * sw + tap_column * dw) * w_step
                     value = load_channels(self.input, corner + offset, width)

@@ -177,6 +177,19 @@ def share_rows(kernel: Kernel, extent: int, size: int, inner: Callable[[Any, int
                 inner(tirx.const(start, "int32"), rows)
 
 
+def over_channels(body: Body, channels: int, lanes: int, inner: Callable[[Any, Any, int], None]) -> None:
+    """``inner`` with the number of each vector of channels, its first channel and its width: whole vectors in a loop,
+    and narrower ones for what is left."""
+    whole = channels // lanes
+    if whole:
+        with body.loop(whole) as block:
+            inner(block, block * lanes, lanes)
+    first = whole * lanes
+    for index, width in enumerate(pieces(channels - first, lanes)):
+        inner(tirx.const(whole + index, "int32"), tirx.const(first, "int32"), width)
+        first += width
+
+
 def reduce_over(body: Body, loops: Sequence[tuple[int, int]], source: Any, visit: Callable[[Any, Any], None]) -> None:
     """``visit`` inside the loops over a sum, with the input element (from ``source`` on) and the number of the round.
 

@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from edgec.building.lazy_tvm import tirx
 from edgec.program import Depthwise
 from edgec.targets.cpu.aarch64 import assembly
 from edgec.targets.cpu.aarch64.assembly import FAR, KINDS, REGISTERS, Inline, parts
 from edgec.targets.cpu.aarch64.neon import special
 from edgec.targets.cpu.aarch64.tile import Start, Tile, lanes_of, unset
-from edgec.targets.cpu.tile import Point, Store, bias_apart, shape_name, share_rows, tiles, window_uses
+from edgec.targets.cpu.tile import Point, Store, bias_apart, over_channels, shape_name, share_rows, tiles, window_uses
 from edgec.targets.cpu.tir import Kernel
 from edgec.targets.target import Target
 from edgec.targets.vectors import pieces
@@ -148,19 +147,10 @@ class _WindowWriter:
             share_rows(self.kernel, self.conv.out_height, self.plan.rows, partial(self._channels, image))
 
     def _channels(self, image: Any, row: Any, rows: int) -> None:
-        lanes = self.lanes
-        run = self.conv.kernel[0] * self.conv.kernel[1] * lanes
-        whole, channels = divmod(self.conv.channels, lanes)
-        if whole:
-            with self.body.loop(whole) as block:
-                self._row(image, row, rows, block * lanes, lanes, block * run)
-        first = whole * lanes
-        for index, width in enumerate(pieces(channels, lanes)):
-            channel, weights = tirx.const(first, "int32"), tirx.const((whole + index) * run, "int32")
-            self._row(image, row, rows, channel, width, weights)
-            first += width
+        over_channels(self.body, self.conv.channels, self.lanes, partial(self._row, image, row, rows))
 
-    def _row(self, image: Any, row: Any, rows: int, channel: Any, width: int, weights: Any) -> None:
+    def _row(self, image: Any, row: Any, rows: int, vector: Any, channel: Any, width: int) -> None:
+        weights = vector * (self.conv.kernel[0] * self.conv.kernel[1] * self.lanes)
         for start, columns, count in tiles(self.conv.out_width, self.plan.columns):
             with self.body.loop(count) as index:
                 self._tile({0: image, 1: row, 2: start + index * columns, 3: channel}, rows, columns, width, weights)

@@ -11,13 +11,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from edgec.building.lazy_tvm import tirx
 from edgec.program import Depthwise
 from edgec.targets.cpu.depthwise import DepthwisePlan
-from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, shape_name, share_rows, tiles, window_uses
+from edgec.targets.cpu.tile import (
+    Accumulators,
+    Point,
+    Store,
+    load_channels,
+    over_channels,
+    shape_name,
+    share_rows,
+    tiles,
+    window_uses,
+)
 from edgec.targets.cpu.tir import Kernel
 from edgec.targets.target import Target
-from edgec.targets.vectors import pieces
 
 REGISTERS = 32
 MOST_TAPS = 12
@@ -101,19 +109,12 @@ class _WindowWriter:
     def _row(self, image: Any, row: Any, rows: int) -> None:
         for start, columns, count in tiles(self.conv.out_width, self.plan.columns):
             with self.body.loop(count) as index:
-                self._channels({0: image, 1: row, 2: start + index * columns}, rows, columns)
+                origin = {0: image, 1: row, 2: start + index * columns}
+                tile = partial(self._tile, origin, rows, columns)
+                over_channels(self.body, self.conv.channels, self.plan.lanes, tile)
 
-    def _channels(self, origin: dict[int, Any], rows: int, columns: int) -> None:
-        lanes, whole = self.plan.lanes, self.conv.channels // self.plan.lanes
-        if whole:
-            with self.body.loop(whole) as block:
-                self._tile({**origin, 3: block * lanes}, rows, columns, lanes)
-        first = whole * lanes
-        for width in pieces(self.conv.channels - first, lanes):
-            self._tile({**origin, 3: tirx.const(first, "int32")}, rows, columns, width)
-            first += width
-
-    def _tile(self, origin: dict[int, Any], rows: int, columns: int, width: int) -> None:
+    def _tile(self, at: dict[int, Any], rows: int, columns: int, _: Any, channel: Any, width: int) -> None:
+        origin = {**at, 3: channel}
         acc = Accumulators(self.body, "float32", [Point(r, c) for r in range(rows) for c in range(columns)], [width])
         n_step, h_step, w_step, _ = self.conv.input_strides
         sh, sw = self.conv.stride
