@@ -14,9 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
-from edgec.passes.quantize.channels import trace
 from edgec.passes.quantize.emit import Emitted, emit, for_onnxruntime
-from edgec.passes.quantize.equalise import equalise
+from edgec.passes.quantize.equalise import equalised
 from edgec.passes.quantize.execution import ModelRunner, Sample
 from edgec.passes.quantize.learn import Fit, learn
 from edgec.passes.quantize.placement import Placement, place
@@ -80,7 +79,7 @@ class _Work:
     def run(self) -> Quantized:
         if self.recipe.keeps_activations:
             return self._weights_only()
-        equalised = self._equalise()
+        count = self._equalise()
         graph, recipe = self.model.graph, self.recipe
         seen = observe(self.model, self.samples, progress=self._of_samples("ranges")).ranges
         inside, whole = self._places(recipe, seen)
@@ -110,7 +109,7 @@ class _Work:
         placement, ranges, emitted = self._with_outputs(inside, whole, ranges, statistics, fits, emitted)
         layers = tuple(describe(graph, placement, ranges, fits, statistics))
         lifted = self._lifted(promoted, eight, emitted)
-        return Quantized(for_onnxruntime(emitted.model), self.model, layers, equalised, tuple(kept), lifted)
+        return Quantized(for_onnxruntime(emitted.model), self.model, layers, count, tuple(kept), lifted)
 
     def _lifted(self, promoted: Mapping[str, str], before: Emitted, after: Emitted) -> Lifted | None:
         """What the layers that were given other precisions are good for."""
@@ -154,12 +153,7 @@ class _Work:
         return ranges, fits, emit(self.model, placement, ranges, fits)
 
     def _equalise(self) -> int:
-        if not self.recipe.equalise:
-            return 0
-        found = trace(self.model, self.recipe.layers)
-        axes = {port.value: port.axis for port in found.readers} | {tap.value: tap.axis for tap in found.taps}
-        largest = observe(self.model, self.samples, axes, progress=self._of_samples("channels")).channels
-        return equalise(self.model, found, largest, self.samples, self._step("equalisation"))
+        return equalised(self.model, self.samples, self.recipe, self.tell) if self.recipe.equalise else 0
 
     def _histograms(
         self, seen: Mapping[ir.Value, tuple[float, float]], *placements: Placement

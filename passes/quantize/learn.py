@@ -62,23 +62,28 @@ def learn(
     samples: Sequence[Sample],
     recipe: Recipe,
     progress: Callable[[int, int], None] | None = None,
+    alone: bool = False,
 ) -> dict[ir.Node, Fit]:
-    """Weights and biases for every product whose weights are to be integers."""
+    """Weights and biases for every product whose weights are to be integers.
+
+    With ``alone`` each is fitted as if it were the only one: on the inputs that it has in the float model.
+    """
     graph, runner = model.graph, NodeRunner(model)
     narrow = any(bits < 8 for bits in placement.weights.values())
     chosen = few(graph, samples, bytes=MORE_BYTES) if narrow else few(graph, samples)
-    exact, quantised = Tape(graph, chosen), Tape(graph, chosen)
+    exact, quantised = Tape(graph, chosen), None if alone else Tape(graph, chosen)
     fits: dict[ir.Node, Fit] = {}
     moved: dict[ir.Node, dict[int, np.ndarray]] = {}
     nodes = list(graph)
     for done, node in enumerate(nodes, 1):
         given = exact.inputs(node)
         wanted = runner.run(node, given)
-        inputs = _rounded(node, quantised.inputs(node), placement, ranges)
+        inputs = _rounded(node, given if quantised is None else quantised.inputs(node), placement, ranges)
         product = product_of(node) if node in placement.weights else None
-        if product is None:
+        outputs = None
+        if product is None and quantised is not None:
             outputs = runner.run(node, inputs, moved.get(node))
-        else:
+        elif product is not None:
             grid = _grid(node, 0, placement, ranges) if (node, 0) in placement.bits else None
             sight = _Sight(inputs[0], given[0], wanted[0])
             fit, outputs = _fit(product, sight, grid, placement.weights[node], recipe, runner)
@@ -86,7 +91,8 @@ def learn(
             if product.adder is not None and fit.bias is not None:
                 moved[product.adder] = {product.bias_place[1]: product.shaped_bias(fit.bias)}
         exact.store(node, wanted)
-        quantised.store(node, outputs)
+        if quantised is not None and outputs is not None:
+            quantised.store(node, outputs)
         if progress:
             progress(done, len(nodes))
     return fits
