@@ -356,6 +356,9 @@ def prune_model(
     tokens: Annotated[
         float, typer.Option(metavar="FRACTION", min=0, max=0.9, help="MACs to save first by merging tokens.")
     ] = 0.0,
+    pixels: Annotated[
+        float, typer.Option(metavar="FRACTION", min=0, max=0.9, help="MACs to save first by smaller images.")
+    ] = 0.0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="OUT", help="The ONNX file; MODEL.pruned.onnx by default.")
     ] = None,
@@ -388,7 +391,8 @@ def prune_model(
     from edgec.targets.target import resolve_target
 
     shapes = parse_shape_flags(shape or ())
-    choices = {"score": score, "repair": repair, "distil_minutes": distil, "seed": seed, "tokens": tokens}
+    first = {"tokens": tokens, "pixels": pixels}
+    choices = {"score": score, "repair": repair, "distil_minutes": distil, "seed": seed, **first}
     settings = settings_for(remove, resolve_target(target), **choices)
     found: Comparison
     if curve is not None:

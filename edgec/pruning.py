@@ -293,17 +293,23 @@ def prune_graph(graph: ir.Model, settings: Settings, calib: Source | None) -> tu
     """Fold and prune an imported graph, in place.
 
     Folding comes first, since what is counted and fitted then is what will run; only the score that reads batch
-    norms has to come before they are folded. Tokens are merged before channels go, whose share is of the rest.
+    norms has to come before they are folded. Images get smaller and tokens are merged before channels go, whose share
+    is of the rest.
     """
     from edgec.passes.pipeline import FLOAT, run
     from edgec.passes.prune.pruning import Prune
+    from edgec.passes.prune.resolution import ReduceResolution
     from edgec.passes.prune.tokens import ReduceTokens
 
-    folding = FLOAT[:1] if settings.score == "norm-scale" and not settings.tokens else FLOAT
+    folding = FLOAT[:1] if settings.score == "norm-scale" and not settings.tokens and not settings.pixels else FLOAT
     samples = _samples(graph, calib)
-    reports = run(graph, folding)
-    merging = [ReduceTokens(settings.tokens, samples)] if settings.tokens else []
-    return (*reports, *(each.apply(graph) for each in (*merging, Prune(settings, samples))))
+    reports = list(run(graph, folding))
+    if settings.pixels:
+        reports.append(ReduceResolution(settings.pixels, samples).apply(graph))
+        reports += run(graph, folding)
+    if settings.tokens:
+        reports.append(ReduceTokens(settings.tokens, samples).apply(graph))
+    return (*reports, Prune(settings, samples).apply(graph))
 
 
 def settings_for(fraction: float, target: Target | GpuTarget | Board | Format, **choices: Any) -> Settings:

@@ -103,7 +103,7 @@ def _conv(conv: Conv, operands: Sequence[Array], output: Array) -> None:
             matrix = np.empty_like(sorted_groups)
             matrix[groups] = sorted_groups
             matrix = matrix.reshape(1, -1, conv.out_channels)
-        if conv.packing and conv.packing.group:
+        if conv.packing and conv.packing.group and conv.accumulator_dtype != "int32":
             matrix = matrix * _spread_scales(conv, operands[2])
     else:
         batch, k, column = np.ogrid[: conv.batch, : conv.in_channels, : conv.out_channels]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,9 +12,12 @@ import pytest
 
 import edgec
 from edgec.graph import load_graph
-from edgec.passes.quantize import Recipe
+from edgec.passes.pipeline import FLOAT, run
+from edgec.passes.quantize import Recipe, quantize
+from edgec.passes.quantize.assembly import Assembly
+from edgec.passes.quantize.execution import ModelRunner
 from edgec.passes.quantize.products import product_of
-from edgec.quantisation.guard import Judge
+from edgec.passes.quantize.report import signal_to_noise
 from edgec.quantisation.mixing import FAMILIES, Mix, Option, _bisect, _joined, _Measured, _solved, _weight_bytes
 from tests import graphs
 from tests.test_cli import results_of, sentence_of
@@ -62,38 +63,42 @@ def test_families_join() -> None:
     assert made is not None and made.chosen == {"a": "w4"}
 
 
-class Exact:
-    """Quantises nothing, and judges a choice by the losses of its layers: the points it loses."""
-
-    float_score = 100.0
-
-    def __init__(self, measured: _Measured) -> None:
-        self.losses = {(option.layer, option.precision): option.loss for option in measured.options}
-        self.judged: list[float] = []
-
-    def quantise(self, recipe: Recipe) -> Any:
-        return SimpleNamespace(model=sum(self.losses[each] for each in recipe.layers.items()))
-
-    def score_of(self, lost: float) -> float:
-        self.judged.append(lost)
-        return self.float_score - lost
-
-
-def test_what_has_no_fewer_bytes_is_not_judged() -> None:
+def test_bisection_goes_to_fewer_bytes() -> None:
+    """Where losses add up exactly, every choice that is found holds, and the last one comes near to the limit."""
     floats = tuple(Option(f"layer{layer}", "float", 0.0, 400, None) for layer in range(5))
     measured = _Measured("w8", (*options(1, 5), *floats), None)
-    judge = Exact(measured)
+    found = _bisect(measured, 2.0, lambda made: made.loss, lambda *_: None)
+    assert found and all(made.loss <= 2.0 for made in found)
+    assert [made.bytes for made in found] == sorted((made.bytes for made in found), reverse=True)
+    best = _solved(measured, "bytes", lambda option: option.loss, 2.0)
+    assert best is not None and best.bytes <= found[-1].bytes <= 1.1 * best.bytes
+    everything = _bisect(measured, 1e9, lambda made: made.loss, lambda *_: None)
+    assert [made.bytes for made in everything] == [
+        sum(min(o.bytes for o in measured.options if o.layer == f"layer{i}") for i in range(5))
+    ]
 
-    def bisect(rival: Mix | None) -> Mix | None:
-        return _bisect(measured, 2.0, rival, judge.quantise, Recipe(), cast(Judge, judge), lambda *_: None)
 
-    first = bisect(None)
-    assert first is not None and first.loss <= 2.0
-    tried, judge.judged = len(judge.judged), []
-    again = bisect(first)
-    assert len(judge.judged) < tried and (again is None or (again.bytes < first.bytes and again.loss <= 2.0))
-    judge.judged = []
-    assert bisect(replace(first, bytes=1)) is None and not judge.judged
+def test_assembled_mix_is_near_what_quantisation_gives(sample_model: Path) -> None:
+    """Layers learned alone and put together, against the model whose layers were learned one behind the other."""
+    graph = load_graph(sample_model)
+    run(graph, FLOAT)
+    with np.load(sample_model.with_name("digits_calib.npz")) as data:
+        samples = [{"image": image[None]} for image in data["image"][:64]]
+    assembly = Assembly(graph, samples, Recipe(), lambda *_: None)
+    names = [str(node.name) for node in graph.graph if product_of(node) is not None]
+    wanted = ModelRunner(graph).run_all(samples)
+    for layers in ({}, dict.fromkeys(names[::2], "w4"), dict.fromkeys(names, "float"), {names[0]: "int16"}):
+        recipe = Recipe(layers=layers, keep=0.0)
+        put_together = signal(ModelRunner(assembly.mixed(recipe)).run_all(samples), wanted)
+        quantised = signal(ModelRunner(quantize(graph, samples, recipe).model).run_all(samples), wanted)
+        assert put_together > quantised - 6
+    bits = assembly.weight_bits("w4")
+    assert set(bits) == set(names) and set(bits.values()) == {4, 8}
+
+
+def signal(found: Any, wanted: Any) -> float:
+    """Signal-to-noise ratio of the first outputs, in dB."""
+    return signal_to_noise([run[0] for run in found], [run[0] for run in wanted])
 
 
 @pytest.fixture(scope="module")
@@ -180,4 +185,4 @@ def test_bytes_count_salient_groups(sample_model: Path) -> None:
     outputs, depth = product.rows(product.weight).shape[1:]
     for share, salient in ((0.0, 0), (0.25, round(0.25 * depth / 16))):
         exact = outputs * ((2 * depth + 2 * 16 * salient) / 8 + 2 * depth / 16)
-        assert _weight_bytes(product, "w2", None, Recipe(group_size=16, salient_groups=share)) == exact
+        assert _weight_bytes(product, "w2", 2, Recipe(group_size=16, salient_groups=share)) == exact

@@ -197,18 +197,6 @@ def measure_layers(
     return LayerErrors(tuple(found), whole, len(chosen))
 
 
-def outputs_alone(
-    model: ir.Model, quantised: ir.Model, samples: Sequence[Sample], progress: Progress | None = None
-) -> dict[str, list[list[Array]]]:
-    """The outputs on ``samples`` of the float ``model`` with one layer of ``quantised``, by the layer's name."""
-    tell = progress or (lambda what, done, total: None)
-    layers, found = list(_layers(model, quantised)), {}
-    for index, layer in enumerate(layers):
-        found[str(layer.node.name)] = ModelRunner(_with_layer(model, quantised, layer, True, True)).run_all(samples)
-        tell("layers", index + 1, len(layers))
-    return found
-
-
 def compare_layers(
     model: Path,
     quantised: Path,

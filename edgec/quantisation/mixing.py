@@ -1,17 +1,18 @@
 """Mixed precision: which bits each layer gets, as an exact integer program over what was measured.
 
 Every product of the model is tried at every precision of a family: one with integer activations (w4a8, int8, float),
-one with float activations (w2, w3, w4, w8, float). The loss of an option is how far the float model's prediction on
-calibration samples moves with that layer alone quantised; its cost are the bytes of its weights and, on this machine,
-the time of its kernel. Losses of layers add up, near enough. Then
+one with float activations (w2, w3, w4, w8, float). Each is learned once; the loss of an option is how far the float
+model's prediction on calibration samples moves with that layer alone quantised; its cost are the bytes of its weights
+and, on this machine, the time of its kernel. Losses of layers add up, near enough. Then
 
 * ``most_bytes`` or ``most_ms``: the choice of least loss within them;
 * ``most_drop``: the choice of fewest bytes with which no more points are lost, on calibration samples that were not
   learned from, found by bisection over the loss that the program may spend.
 
 The best of three is taken: both families together, where a layer of few bits and float activations may stand between
-layers of integers, and each alone. For points, quantising a choice to count them takes most of the time, so those that
-would not have fewer bytes than the best so far are not tried. Layers whose choice was fixed in a recipe keep it.
+layers of integers, and each alone. Points are counted of models that are put together from the layers as they were
+tried; those of the choice are counted again of the model that a quantisation by it gives, and where it loses more, the
+next larger choice is taken. Layers whose choice was fixed in a recipe keep it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgec.errors import EdgecError
-from edgec.passes.quantize import Quantized, Recipe, quantize
+from edgec.passes.quantize import Recipe, quantize
+from edgec.passes.quantize.assembly import Assembly
 from edgec.passes.quantize.execution import ModelRunner, Sample
 from edgec.passes.quantize.lowbit import WIDER
 from edgec.passes.quantize.operators import weight_axis
@@ -37,7 +39,6 @@ from edgec.quantisation.guard import HELD_OUT, Judge
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-Quantise = Callable[[Recipe], Quantized]
 Progress = Callable[[str, int, int], None]
 
 FAMILIES: Mapping[str, Sequence[str]] = {"int8": ("w4a8", "int8", "float"), "w8": ("w2", "w3", "w4", "w8", "float")}
@@ -47,7 +48,9 @@ DEFAULT_DROP = 1.0
 """Points that may be lost where no limit is given."""
 
 _SAMPLES = 16
-_BISECTIONS = 5
+_BISECTIONS = 8
+_CONFIRMED = 4
+"""Choices that are quantised by at most, to see whether they hold."""
 
 
 @dataclass(frozen=True)
@@ -130,21 +133,28 @@ def mix(
     """
     if limits.most_ms is not None and not here:
         raise EdgecError("--max-ms takes times that are measured here, for --target host; give --max-bytes instead")
-    kept = [sample for index, sample in enumerate(samples) if index % HELD_OUT]
-
-    def quantise(chosen: Recipe) -> Quantized:
-        return quantize(graph, samples if limits.most_drop is None else kept, chosen, tell)
-
-    measurements = [
-        _measure(graph, samples, quantise, replace(recipe, default=default), here, tell) for default in families
-    ]
+    counted = limits.most_drop is not None
+    learned = [sample for index, sample in enumerate(samples) if index % HELD_OUT] if counted else list(samples)
+    assembly = Assembly(graph, learned, replace(recipe, default=families[0]), tell)
+    measurements = [_measure(assembly, samples, replace(recipe, default=each), here, tell) for each in families]
     if len(measurements) > 1:
         measurements.insert(0, _joined(measurements))
     best: Mix | None = None
     if limits.most_drop is not None:
         judge = Judge.of(graph, samples[::HELD_OUT], None)
-        for measured in measurements:
-            best = _bisect(measured, limits.most_drop, best, quantise, recipe, judge, tell) or best
+
+        def drop(made: Mix, model_of: Callable[[Recipe], ir.Model]) -> float:
+            chosen = replace(recipe, default=made.default, layers={**recipe.layers, **made.chosen})
+            return judge.float_score - judge.score_of(model_of(chosen))
+
+        allowed = [
+            made for measured in measurements
+            for made in _bisect(measured, limits.most_drop, lambda made: drop(made, assembly.mixed), tell)
+        ]  # fmt: skip
+        for candidate in sorted(allowed, key=lambda each: each.bytes)[:_CONFIRMED]:
+            if drop(candidate, lambda chosen: quantize(graph, learned, chosen, tell).model) <= limits.most_drop:
+                best = candidate
+                break
     else:
         found = [made for measured in measurements if (made := _within(measured, limits)) is not None]
         best = min(found, key=lambda each: each.loss, default=None)
@@ -162,34 +172,27 @@ def _said(limits: Limits) -> str:
 # ---- measuring ------------------------------------------------------------------------------------------------
 
 
-def _measure(
-    graph: ir.Model, samples: Sequence[Sample], quantise: Quantise, recipe: Recipe, here: bool, tell: Progress
-) -> _Measured:
+def _measure(assembly: Assembly, samples: Sequence[Sample], recipe: Recipe, here: bool, tell: Progress) -> _Measured:
     """Every layer at every precision of the recipe's default family."""
-    from edgec.quantisation.layer_errors import outputs_alone
-
     few = list(samples)[:: -(-len(samples) // _SAMPLES)]
-    prediction = Prediction(ModelRunner(graph).run_all(few))
+    prediction = Prediction(ModelRunner(assembly.model).run_all(few))
+    products = {str(node.name): product for node in assembly.model.graph if (product := product_of(node)) is not None}
     options: list[Option] = []
-    products = {str(node.name): product for node in graph.graph if (product := product_of(node)) is not None}
-    float_times = _times(graph, few[0]) if here else None
-    bits: dict[tuple[str, str], str] = {}
+    float_times = _times(assembly.model, few[0]) if here else None
     rest = None if float_times is None else sum(ms for name, ms in float_times.items() if name not in products)
     for precision in FAMILIES[recipe.default]:
-        if precision == "float":
-            losses = dict.fromkeys(products, 0.0)
-            times = float_times
-        else:
-            made = quantise(replace(recipe, default=precision, layers={}, keep=0.0))
-            bits |= {(layer.name, precision): layer.bits for layer in made.layers}
-            outputs = outputs_alone(made.twin, made.model, few, tell)
-            losses = {name: prediction.distance(each) for name, each in outputs.items() if name in products}
-            times = _times(made.model, few[0]) if here else None
-        for name, loss in losses.items():
-            fixed = recipe.layers.get(name, precision)
-            if fixed == precision:
-                size = _weight_bytes(products[name], precision, bits.get((name, precision)), recipe)
-                options.append(Option(name, precision, loss, size, None if times is None else times.get(name, 0.0)))
+        tried = [name for name in products if recipe.layers.get(name, precision) == precision]
+        bits, times = assembly.weight_bits(precision), float_times
+        if here and precision != "float":
+            times = _times(assembly.mixed(replace(recipe, default=precision, layers={})), few[0])
+        for done, name in enumerate(tried, 1):
+            loss = 0.0
+            if name in bits:
+                alone = assembly.mixed(replace(recipe, default="float", layers={name: precision}))
+                loss = prediction.distance(ModelRunner(alone).run_all(few))
+            size = _weight_bytes(products[name], precision, bits.get(name), recipe)
+            options.append(Option(name, precision, loss, size, None if times is None else times.get(name, 0.0)))
+            tell(f"layers at {precision}", done, len(tried))
     return _Measured(recipe.default, tuple(options), rest)
 
 
@@ -199,15 +202,16 @@ def _joined(families: Sequence[_Measured]) -> _Measured:
     return _Measured(families[0].default, tuple(options.values()), families[0].rest_ms)
 
 
-def _weight_bytes(product: Product, wanted: str, given: str | None, recipe: Recipe) -> int:
-    """Bytes of the weights and of their scales, at the precision that was ``given`` where another was ``wanted``."""
-    precision = PRECISIONS[given or wanted]
-    elements, bits = product.weight.size, precision.weights
+def _weight_bytes(product: Product, precision: str, bits: int | None, recipe: Recipe) -> int:
+    """Bytes of the weights and of their scales, where those of ``precision`` have ``bits``; None: they are floats."""
+    elements = product.weight.size
     if bits is None:
         return 4 * elements
     outputs = product.weight.shape[weight_axis(product.node)]
-    if precision.activations is not None or bits == 8:
-        return -(-elements * bits // 8) + 4 * outputs
+    if PRECISIONS[precision].activations is not None or bits == 8:
+        shared = product.factor_group if bits == 4 and recipe.factors else 0
+        factors = outputs * -(-elements // outputs // shared) if shared else 0
+        return -(-elements * bits // 8) + 4 * outputs + factors
     group = product.group_size(recipe.group_size)
     groups = -(-elements // outputs // group)
     salient = round(recipe.salient_groups * groups) if product.mixes_widths(group) else 0
@@ -239,35 +243,27 @@ def _within(measured: _Measured, limits: Limits) -> Mix | None:
     return _solved(measured, "loss", lambda option: option.bytes, limits.most_bytes)
 
 
-def _bisect(
-    measured: _Measured, most: float, rival: Mix | None, quantise: Quantise, recipe: Recipe, judge: Judge,
-    tell: Progress,
-) -> Mix | None:  # fmt: skip
-    """The fewest bytes whose drop is at most ``most`` points; None where that are no fewer than ``rival``'s."""
+def _bisect(measured: _Measured, most: float, drop: Callable[[Mix], float], tell: Progress) -> list[Mix]:
+    """Choices whose drop is at most ``most`` points, each of fewer bytes than the one before it."""
     largest: dict[str, float] = {}
     for option in measured.options:
         largest[option.layer] = max(largest.get(option.layer, 0.0), option.loss)
     low, high = 0.0, sum(largest.values())
-    best: Mix | None = None
+    found: list[Mix] = []
     for step in range(_BISECTIONS + 1):
         room = high if step == 0 else float(np.sqrt(max(low, 1e-4 * high) * high))
         made = _solved(measured, "bytes", lambda option: option.loss, room)
         tell("precisions", step, _BISECTIONS)
         if made is None:
-            return best
-        if rival is not None and made.bytes >= rival.bytes:
-            if step == 0:
-                return None
-            low = room  # fewer bytes take more of the loss
-            continue
-        score = judge.score_of(quantise(replace(recipe, default=made.default, layers=made.chosen)).model)
-        if judge.float_score - score <= most:
-            best, low = made, room
-            if step == 0:
-                break
-        else:
+            break
+        if drop(made) > most:
             high = room
-    return best
+            continue
+        found.append(made)
+        low = room
+        if step == 0:
+            break
+    return found
 
 
 def _solved(measured: _Measured, goal: str, cost: Callable[[Option], float], room: float) -> Mix | None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgec.passes.base import PassReport
     from edgec.pruning import Comparison, Prunable
     from edgec.quantisation.layer_errors import LayerErrors
-    from edgec.quantisation.mixing import Mix
+    from edgec.quantisation.mixing import Mix, Option
     from edgec.quantisation.quantise import Quantisation
     from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
@@ -117,18 +117,26 @@ def print_gpu(facts: Mapping[str, Any]) -> None:
 
 
 def print_mix(found: Mix) -> None:
-    """Every layer's options, those that were chosen marked."""
+    """What was chosen for each layer, beside the losses of its options (floats lose nothing)."""
+    precisions = list(dict.fromkeys(option.precision for option in found.options if option.precision != "float"))
+    options: dict[str, dict[str, Option]] = {}
+    for option in found.options:
+        options.setdefault(option.layer, {})[option.precision] = option
+    losses = [f"loss: {precision}" for precision in precisions]
     time = "" if found.ms is None else f", {found.ms:.3f} ms"
     print_table(
         f"mixed precision: {found.bytes:,} bytes of weights{time}; change a layer in the recipe",
-        ("layer", "precision", "", "loss", "bytes", "µs"),
+        ("layer", "chosen", "bytes", "µs", *losses),
         (
             (
-                option.layer, option.precision, "chosen" if option.chosen else "", f"{option.loss:.3g}", option.bytes,
-                None if option.ms is None else round(1e3 * option.ms, 2),
+                layer, chosen.precision, chosen.bytes, None if chosen.ms is None else round(1e3 * chosen.ms, 2),
+                *(f"{tried[precision].loss:.1e}" if precision in tried else "" for precision in precisions),
             )
-            for option in found.options
+            for layer, tried in options.items()
+            for chosen in tried.values()
+            if chosen.chosen
         ),
+        spare=losses,
     )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def open_session(model: ir.Model) -> onnxruntime.InferenceSession:
     """A session on one thread, so that the results do not depend on the machine."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised as exceptions, whose readers decide what to print
     try:
         proto = ir.to_proto(model).SerializeToString()
         return onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])

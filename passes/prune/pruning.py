@@ -37,6 +37,7 @@ class Settings:
         measure: what the budget counts.
         rates: nanoseconds that a MAC takes on the target, by the node's name; MACs are counted in time with them.
         tokens: the share of the MACs that goes first by merging tokens (:mod:`edgec.passes.prune.tokens`).
+        pixels: the share that goes first by smaller images (:mod:`edgec.passes.prune.resolution`).
         score: one of :data:`edgec.passes.prune.scores.SCORES`.
         limits: what every layer keeps.
         low_rank: whether products may become two thin ones, where sensitivities are measured and repaired.
@@ -52,6 +53,7 @@ class Settings:
     measure: Measure = "macs"
     rates: Rates | None = None
     tokens: float = 0.0
+    pixels: float = 0.0
     score: str = "obs"
     limits: Limits = field(default_factory=Limits)
     low_rank: bool = True

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -29,11 +30,14 @@ from edgec.passes.quantize.channels import (
     magnitudes,
     multiply_inputs,
     scaled_parameters,
+    trace,
 )
 from edgec.passes.quantize.execution import NodeRunner, Sample
 from edgec.passes.quantize.grid import grid_between, round_weights, weight_scales
 from edgec.passes.quantize.operators import weight_axis
 from edgec.passes.quantize.products import product_of
+from edgec.passes.quantize.recipe import Recipe
+from edgec.passes.quantize.statistics import observe
 from edgec.passes.quantize.tape import Tape, few
 
 _EXPONENTS = (1.0, 0.75, 0.5, 0.25)
@@ -90,7 +94,20 @@ def regions(found: Channels) -> list[Region]:
     return list(grouped.values())
 
 
-def equalise(
+def equalised(
+    model: ir.Model, samples: Sequence[Sample], recipe: Recipe, tell: Callable[[str, int, int], None]
+) -> int:
+    """Scale in place what the channels of ``model`` gain by on ``samples``; how many regions did.
+
+    Layers that ``recipe`` leaves float do not take part. ``tell`` is told (what, done, total).
+    """
+    found = trace(model, recipe.layers)
+    axes = {port.value: port.axis for port in found.readers} | {tap.value: tap.axis for tap in found.taps}
+    seen = observe(model, samples, axes, progress=lambda done: tell("channels", done, len(samples)))
+    return _equalise(model, found, seen.channels, samples, partial(tell, "equalisation"))
+
+
+def _equalise(
     model: ir.Model,
     found: Channels,
     largest: Mapping[ir.Value, np.ndarray],

@@ -28,7 +28,7 @@ from edgec.passes.quantize.grid import (
     round_weights,
     weight_scales,
 )
-from edgec.passes.quantize.lowbit import LowBit, aimed, fit_low_bit, nearest_low_bit, shrunk
+from edgec.passes.quantize.lowbit import LowBit, aimed, fit_factored, fit_low_bit, nearest_low_bit, shrunk
 from edgec.passes.quantize.operators import channel_axis, weight_axis
 from edgec.passes.quantize.placement import Placement
 from edgec.passes.quantize.products import Product, product_of
@@ -62,23 +62,28 @@ def learn(
     samples: Sequence[Sample],
     recipe: Recipe,
     progress: Callable[[int, int], None] | None = None,
+    alone: bool = False,
 ) -> dict[ir.Node, Fit]:
-    """Weights and biases for every product whose weights are to be integers."""
+    """Weights and biases for every product whose weights are to be integers.
+
+    With ``alone`` each is fitted as if it were the only one: on the inputs that it has in the float model.
+    """
     graph, runner = model.graph, NodeRunner(model)
     narrow = any(bits < 8 for bits in placement.weights.values())
     chosen = few(graph, samples, bytes=MORE_BYTES) if narrow else few(graph, samples)
-    exact, quantised = Tape(graph, chosen), Tape(graph, chosen)
+    exact, quantised = Tape(graph, chosen), None if alone else Tape(graph, chosen)
     fits: dict[ir.Node, Fit] = {}
     moved: dict[ir.Node, dict[int, np.ndarray]] = {}
     nodes = list(graph)
     for done, node in enumerate(nodes, 1):
         given = exact.inputs(node)
         wanted = runner.run(node, given)
-        inputs = _rounded(node, quantised.inputs(node), placement, ranges)
+        inputs = _rounded(node, given if quantised is None else quantised.inputs(node), placement, ranges)
         product = product_of(node) if node in placement.weights else None
-        if product is None:
+        outputs = None
+        if product is None and quantised is not None:
             outputs = runner.run(node, inputs, moved.get(node))
-        else:
+        elif product is not None:
             grid = _grid(node, 0, placement, ranges) if (node, 0) in placement.bits else None
             sight = _Sight(inputs[0], given[0], wanted[0])
             fit, outputs = _fit(product, sight, grid, placement.weights[node], recipe, runner)
@@ -86,7 +91,8 @@ def learn(
             if product.adder is not None and fit.bias is not None:
                 moved[product.adder] = {product.bias_place[1]: product.shaped_bias(fit.bias)}
         exact.store(node, wanted)
-        quantised.store(node, outputs)
+        if quantised is not None and outputs is not None:
+            quantised.store(node, outputs)
         if progress:
             progress(done, len(nodes))
     return fits
@@ -136,7 +142,7 @@ def _fit(
 def _low_bit(
     product: Product, seen: tuple[np.ndarray, np.ndarray] | None, x: Grid | None, bits: int, recipe: Recipe,
     centred: bool,
-) -> LowBit:  # fmt: skip
+) -> Weights | LowBit:  # fmt: skip
     """Weights of less than 8 bits, for patches of the input as it will be and in the float model; without these
     rounded to the nearest."""
     order = product.depth_order
@@ -147,6 +153,10 @@ def _low_bit(
     patches, exact = (each[:, order] for each in seen)
     moment = shrunk(second_moment(patches[np.newaxis], centred)[0], len(patches))
     rows = aimed(rows, exact, patches, centred)
+    if x is not None and bits == 4 and recipe.factors and not recipe.fixed_point and product.factor_group:
+        group = product.factor_group
+        values, scales = fit_factored(rows, moment, group, lambda each: _fitting(product, each, x, False))
+        return Weights(product.from_rows(product.unordered(values)), scales, weight_axis(product.node))
     salient = recipe.salient_groups if x is None and product.mixes_widths(group) else 0.0
     return fit_low_bit(rows, moment, bits, group, x is not None, recipe.fixed_point, salient)
 
