@@ -67,6 +67,9 @@ class Target:
 
     packs_weights: ClassVar[bool] = True
     """Whether products of floats read packed integer weights."""
+    fuses_sums: ClassVar[bool] = True
+    """Whether a convolution is computed together with the sum that reads it, so that what lies between can have any
+    width."""
 
     @property
     def bare_metal(self) -> bool:
