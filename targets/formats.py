@@ -50,6 +50,8 @@ class Format:
 
     fuses_sums: ClassVar[bool] = False
     """See :class:`edgec.targets.target.Target`; neither runtime does with integers of 16 bits."""
+    weight_factors: ClassVar[bool] = False
+    """Files hold integers of 4 bits, and no factors beside them."""
 
     def default_output(self, name: str) -> Path:
         """Where the file goes unless told otherwise; not over the model that it is made from."""

@@ -221,6 +221,8 @@ def quantise_graph(
     recipe = _recipe(options)
     if not target.fuses_sums:
         recipe = replace(recipe, wide_sums=False)
+    if not target.weight_factors:
+        recipe = replace(recipe, factors=False)
     half = computes_in_half(graph)
     if half:
         _check_weights_only(recipe, options)

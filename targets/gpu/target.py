@@ -55,6 +55,7 @@ class GpuTarget:
     packs_weights: ClassVar[bool] = False
     fuses_sums: ClassVar[bool] = True
     """See :class:`edgec.targets.target.Target`."""
+    weight_factors: ClassVar[bool] = True
 
     @property
     def triple(self) -> str:
