@@ -45,14 +45,11 @@ def test_sample_model_keeps_its_accuracy(
     assert (classes(predict(sample_data["image"])) == labels).sum() >= exact.sum() - 2
 
 
-missed = pytest.mark.xfail(reason="issue 4: it loses 0.33 points, ten of the 3 000 images", strict=False)
-
-
 @pytest.mark.parametrize(
     ("model", "points"),
     [
         (shared_models.KWS, 0.2),
-        pytest.param(shared_models.RESNET8, 0.2, marks=missed),
+        (shared_models.RESNET8, 0.2),
         pytest.param(shared_models.RESNET20, 0.2, marks=heavy),
         pytest.param(shared_models.REPVGG, 0.2, marks=heavy),
         pytest.param(shared_models.VIT, 0.5, marks=heavy),
