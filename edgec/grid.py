@@ -85,3 +85,42 @@ def powers_of_two(scales: np.ndarray) -> np.ndarray:
     """The least powers of two that are no less than positive ``scales``, float32."""
     fraction, exponent = np.frexp(scales.astype(np.float64))
     return np.ldexp(1.0, np.where(fraction == 0.5, exponent - 1, exponent)).astype(np.float32)
+
+
+FACTOR_GROUP = 32
+"""Neighbours along the depth of a product of integers that share a factor, at most."""
+
+LARGEST_FACTOR = 17
+"""By which unsigned integers of 4 bits stay within a byte, so that a kernel can multiply two bytes at a time."""
+
+FACTORED_LIMIT = 7
+"""The largest magnitude of what a factor multiplies."""
+
+
+def factor_group(channels: int, taps: int) -> int:
+    """How many neighbours along a depth of ``taps`` times ``channels`` share a factor; 0: none do.
+
+    Kernels count them in eights within the channels of a tap; only a single tap's last group may be shorter.
+    """
+    if channels % 8:
+        return 0
+    if taps == 1:
+        return FACTOR_GROUP
+    return next((size for size in (FACTOR_GROUP, FACTOR_GROUP // 2) if channels % size == 0), 0)
+
+
+def common_factors(weight: np.ndarray, size: int) -> np.ndarray | None:
+    """int8 [groups, outputs]: by what each ``size`` integers of ``weight`` [depth, outputs] are integers of 4 bits
+    around zero; None where there is no such factor up to :data:`LARGEST_FACTOR`."""
+    starts = np.arange(0, len(weight), size)
+    magnitudes = np.abs(weight.astype(np.int32))
+    divisors, largest = np.gcd.reduceat(magnitudes, starts), np.maximum.reduceat(magnitudes, starts)
+    found = np.zeros(divisors.shape, np.int8)
+    for factor in range(LARGEST_FACTOR, 0, -1):
+        found[(divisors % factor == 0) & (largest <= FACTORED_LIMIT * factor)] = factor
+    return found if found.all() else None
+
+
+def spread_factors(factors: np.ndarray, size: int, depth: int) -> np.ndarray:
+    """The factor of every weight, int8 [depth, outputs]."""
+    return np.repeat(factors, size, axis=0)[:depth]

@@ -217,6 +217,10 @@ def _accumulator_dtype(kernel: Conv | Depthwise) -> str:
 class Packing:
     """How constant integer weights are stored: ``bits`` each (2, 3, 4 or 8), unpacked in the kernel's registers.
 
+    With integer inputs, ``group`` > 0 neighbours along the depth [kh, kw, ci] are, for each output channel, integers of
+    ``bits`` around zero times a factor (see :func:`edgec.grid.common_factors`). Operand 1 holds the products; a kernel
+    may store both apart. A group is of one tap of the window.
+
     With float inputs, ``group`` > 0 neighbours along the depth [kh, kw, ci] share a scale for each output channel; it
     is a multiple of 8. Operand 2 then holds these as [group, channel], the channels filled up to a multiple of
     :data:`SCALE_CHANNELS`: float32, or the upper halves of those as uint16, which is bfloat16. Otherwise scales are
@@ -285,7 +289,7 @@ class Conv:
     @property
     def own_operands(self) -> int:
         """How many operands the sums take; the epilogue's follow."""
-        if self.packing is None or not self.packing.group:
+        if self.packing is None or not self.packing.group or self.accumulator_dtype == "int32":
             return 2
         return 4 if self.packing.parts else 3
 

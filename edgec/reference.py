@@ -103,7 +103,7 @@ def _conv(conv: Conv, operands: Sequence[Array], output: Array) -> None:
             matrix = np.empty_like(sorted_groups)
             matrix[groups] = sorted_groups
             matrix = matrix.reshape(1, -1, conv.out_channels)
-        if conv.packing and conv.packing.group:
+        if conv.packing and conv.packing.group and conv.accumulator_dtype != "int32":
             matrix = matrix * _spread_scales(conv, operands[2])
     else:
         batch, k, column = np.ogrid[: conv.batch, : conv.in_channels, : conv.out_channels]
@@ -211,7 +211,7 @@ def _value(
     if node.op == "cast":
         return _cast(args[0], node.dtype)
     if node.op == "saturate":
-        return _saturate(args[0], *node.args[1:]).astype(node.dtype)
+        return _saturate(args[0], *node.args[1:4]).astype(node.dtype)
     result = OPERATORS[node.op](*args)
     return result if node.dtype == scalar.INDEX else np.asarray(result, node.dtype)
 

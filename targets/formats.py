@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgec.errors import EdgecError
 from edgec.report import Report, told
@@ -47,6 +47,9 @@ class Format:
     runtime: str
     packs_weights: bool
     activation_dtype: str
+
+    weight_factors: ClassVar[bool] = False
+    """Files hold integers of 4 bits, and no factors beside them."""
 
     def default_output(self, name: str) -> Path:
         """Where the file goes unless told otherwise; not over the model that it is made from."""

@@ -67,6 +67,8 @@ class Target:
 
     packs_weights: ClassVar[bool] = True
     """Whether products of floats read packed integer weights."""
+    weight_factors: ClassVar[bool] = True
+    """Whether weights of 4 bits that multiply integers may have factors: see :class:`edgec.program.Packing`."""
 
     @property
     def bare_metal(self) -> bool:

@@ -12,8 +12,10 @@ from onnx.reference import ReferenceEvaluator
 
 from edgec.errors import UnsupportedModelError
 from edgec.lowering.transposed import phases
+from edgec.program import Conv, Depthwise
 from tests import graphs
 from tests.operators import assert_agrees, compiled_outputs, node, normal
+from tests.programs import program_of
 
 PHASES = product((9, 10), (1, 3, 4), (1, 2, 3), (1, 2, 4), (0, 1))
 
@@ -82,6 +84,15 @@ def test_convolution_of_any_rank(case: str, known: bool, tmp_path: Path) -> None
     constants, inputs = {"w": normal(*kernel), "b": normal(kernel[0])}, {"x": normal(*shape)}
     made = node("Conv", "x w b", **attributes)
     assert_agrees(made, inputs if known else {**inputs, **constants}, tmp_path, constants if known else {})
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_several_outputs_a_channel_are_one_depthwise_step(times: int) -> None:
+    made = node("Conv", "x w", group=17, pads=[1, 0, 1, 1])
+    program = program_of(graphs.build([made], {"x": (1, 17, 7, 5)}, ["y"], {"w": normal(17 * times, 1, 3, 3)}))
+    kernels = [step.kernel for step in program.steps]
+    assert [kernel.channels for kernel in kernels if isinstance(kernel, Depthwise)] == [17 * times]
+    assert not any(isinstance(kernel, Conv) for kernel in kernels)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float16", 3e-3), ("float64", 1e-9)])

@@ -31,6 +31,7 @@ SHAPES = {
     "depthwise, odd": ((1, 17, 15, 13), (17, 1, 3, 3), {"group": 17, "pads": [0, 0, 1, 1], "strides": [2, 2]}),
     "depthwise, 5x5": ((2, 40, 12, 7), (40, 1, 5, 5), {"group": 40, "pads": [2, 2, 2, 2]}),
     "depthwise, dilated": ((1, 24, 9, 9), (24, 1, 3, 3), {"group": 24, "pads": [2, 2, 2, 2], "dilations": [2, 2]}),
+    "depthwise, doubled": ((1, 17, 7, 9), (34, 1, 3, 3), {"group": 17, "pads": [1, 0, 1, 1], "strides": [2, 1]}),
     "depthwise, 7x1": ((1, 16, 9, 9), (16, 1, 7, 1), {"group": 16, "pads": [3, 0, 3, 0]}),
 }  # fmt: skip
 """Input, weights, attributes."""

@@ -14,9 +14,10 @@ import pytest
 import edgec
 from edgec.artifact import read_manifest
 from edgec.graph import load_graph
+from edgec.grid import FACTORED_LIMIT, LARGEST_FACTOR, common_factors, factor_group, spread_factors
 from edgec.passes.pipeline import run as run_passes
 from edgec.passes.quantize import Recipe
-from edgec.passes.quantize.lowbit import WIDER, LowBit, fit_low_bit, limits, nearest_low_bit, spread
+from edgec.passes.quantize.lowbit import WIDER, LowBit, fit_factored, fit_low_bit, limits, nearest_low_bit, spread
 from edgec.program import Conv
 from edgec.targets.cpu.packed import pack, plan
 from edgec.targets.target import load_target
@@ -81,6 +82,19 @@ def test_scales_fit_two_bytes(problem: tuple[np.ndarray, np.ndarray]) -> None:
 def test_symmetric_fit_is_for_integer_kernels(problem: tuple[np.ndarray, np.ndarray]) -> None:
     fit = fit_low_bit(*problem, 4, 127, symmetric=True)
     assert fit.values.min() >= -7 and fit.values.max() <= 7 and (fit.scales > 0).all()
+
+
+def test_factors_cost_less_than_one_scale(problem: tuple[np.ndarray, np.ndarray]) -> None:
+    """And what comes out has them: a kernel finds them again."""
+    rows, moment = problem
+    whole = fit_low_bit(rows, moment, 4, 127, symmetric=True)
+    values, scales = fit_factored(rows, moment, 32, lambda each: each)
+    found = LowBit(values, scales[:, None], 8, 127)
+    assert cost(found, rows, moment) < 0.7 * cost(whole, rows, moment)
+    factors = common_factors(values.T, 32)
+    assert factors is not None and (values == spread(factors.T, 32, 127) * (values // spread(factors.T, 32, 127))).all()
+    scaled = fit_factored(rows, moment, 32, lambda each: np.maximum(each, 0.1))[1]
+    assert (scaled >= np.float32(0.1)).all()
 
 
 def test_exact_weights_stay_exact(problem: tuple[np.ndarray, np.ndarray]) -> None:
@@ -257,6 +271,31 @@ DENSE = {name: shape for name, shape in (SHAPES | MORE_SHAPES).items() if "depth
 NIBBLES = {
     name: layer(*shape, ("int8", "uint8")[index % 2], most=7) for index, (name, shape) in enumerate(DENSE.items())
 }
+WITH_FACTORS = {
+    "pointwise, a short last group": ((1, 144, 7, 5), (17, 144, 1, 1), {}),
+    "pointwise, one group": ((2, 24, 5, 5), (40, 24, 1, 1), {"strides": [2, 2]}),
+    "3x3 of 16 channels": ((1, 16, 9, 11), (33, 16, 3, 3), {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
+    "3x3 of 64, dilated": ((1, 64, 7, 7), (24, 64, 3, 3), {"pads": [2, 2, 2, 2], "dilations": [2, 2]}),
+    "one row of 640": ((1, 640, 1, 1), (127, 640, 1, 1), {}),
+}
+
+
+def factored(name: str, dtype: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """A layer whose weights are integers of 4 bits times factors of groups, of every size."""
+    model, inputs = layer(*WITH_FACTORS[name], dtype, most=7)
+    (initializer,) = (each for each in model.graph.initializer if each.name == "w")
+    kernel = np.maximum(onnx.numpy_helper.to_array(initializer), -FACTORED_LIMIT)
+    outputs, channels, *window = kernel.shape
+    group = factor_group(channels, int(np.prod(window)))
+    rows = kernel.transpose(2, 3, 1, 0).reshape(-1, outputs)
+    factors = np.random.default_rng(3).integers(1, LARGEST_FACTOR, (-(-len(rows) // group), outputs), endpoint=True)
+    rows = rows * spread_factors(factors.astype(np.int8), group, len(rows))
+    made = rows.reshape(*window, channels, outputs).transpose(3, 2, 0, 1).astype(np.int8)
+    initializer.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(made), "w"))
+    return model, inputs
+
+
+NIBBLES |= {f"{name}, {dtype}, factors": factored(name, dtype) for name in WITH_FACTORS for dtype in ("int8", "uint8")}
 
 
 @pytest.mark.parametrize("name", NIBBLES)
@@ -274,7 +313,8 @@ def test_nibbles_equal_the_reference(name: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(run_reference(program, inputs)["y"], wanted)
         compiled = HostProgram(program, folder, target)
         np.testing.assert_array_equal(compiled.run(inputs, threads=3)["y"], wanted)
-        assert any("w4" in call.contract for call in compiled.code.calls)
+        stored = "w4g" if name.endswith("factors") else "w4"
+        assert any(stored in call.contract for call in compiled.code.calls)
 
 
 @pytest.mark.parametrize(("target", "cpu", "threads"), [*CORES[1:3], CORES[4]])
@@ -287,12 +327,33 @@ def test_nibbles_on_arm(target: str, cpu: str, threads: int, emulator: str, tmp_
 
 
 def test_nibbles_stay_packed(tmp_path: Path) -> None:
-    """A kilobyte of them takes half of it, with four bytes of bias and of multiplier a channel."""
+    """A kilobyte of them takes half of it, with four bytes of bias and of multiplier a channel, and its factors."""
     model, _ = layer((1, 256, 3, 3), (256, 256, 3, 3), {}, "uint8", most=7)
-    for target in ("host", "rpi4", "rpi5"):
+    by_groups, _ = factored("3x3 of 64, dilated", "uint8")
+    for target in ("host", "rpi2", "rpi4", "rpi5"):
         stored = edgec.compile(model, target, tmp_path / f"{target}.so").manifest["weights_bytes"]
         exact = 256 * 256 * 9 / 2 + 256 * 8
         assert exact <= stored <= 1.03 * exact, target
+        stored = edgec.compile(by_groups, target, tmp_path / f"{target}.so").manifest["weights_bytes"]
+        exact = 24 * 64 * 9 * (1 / 2 + 1 / 32) + 24 * 8
+        assert exact <= stored <= 1.03 * exact, target
+
+
+def test_factors_are_found() -> None:
+    """The least that leaves integers of 4 bits; none where a group has no common one, or too large a one."""
+    rows = np.array([[7, 0, 34], [-3, 0, -17], [9, 0, 17], [18, 5, 102], [-45, 5, 0], [0, 0, 119]], np.int8)
+    found = common_factors(rows, 3)
+    assert found is None  # 9 beside 7
+    rows[0, 0] = 6
+    found = common_factors(rows, 3)
+    assert found is not None and found.tolist() == [[3, 1, 17], [9, 1, 17]]
+    rows[5, 2] = 68
+    rows[3, 2] = 0
+    rows[5, 1] = 126
+    assert common_factors(rows, 3) is None  # 5 and 126
+    assert common_factors(np.array([[126]], np.int8), 1) is None
+    sizes = [factor_group(*each) for each in ((144, 1), (64, 9), (48, 9), (24, 9), (3, 1))]
+    assert sizes == [32, 32, 16, 0, 0]
 
 
 # ---- what others write ----------------------------------------------------------------------------------------
@@ -367,6 +428,8 @@ def test_command_keeps_the_accuracy(
     assert mode in {layer["bits"] for layer in printed["quantisation"]["layers"]}
     twin = onnx.load(output.with_name("digits.so.quantised.onnx"))
     onnx.checker.check_model(twin, full_check=True)
+    if mode == "w4a8":
+        assert any(kernel.packing and kernel.packing.group for kernel in kernels_of(twin))
     with edgec.load(output) as session:
         for image in sample_data["image"][:20]:
             wanted = graphs.run(twin, {"image": image[None]})["logits"]

@@ -43,7 +43,7 @@ def quantised(
     network: tuple[ir.Model, list[dict[str, np.ndarray]]], keep: float | Literal["auto"], **layers: str
 ) -> Quantized:
     model, samples = network
-    return quantize(model, samples, Recipe(default="w4a8", keep=keep, equalise=False, layers=layers))
+    return quantize(model, samples, Recipe(default="w4a8", factors=False, keep=keep, equalise=False, layers=layers))
 
 
 def test_the_layer_that_loses_most_a_weight_keeps_eight_bits(

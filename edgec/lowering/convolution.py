@@ -96,6 +96,8 @@ def emit_convolution(
 ) -> None:  # fmt: skip
     """Emit out = finish(sum of source · kernel): depthwise, or one dense convolution a group.
 
+    A depthwise one with several outputs a channel reads each channel so often, from a copy.
+
     Args:
         ctx: the model in hand.
         source: (N, C, H, W) inside its padding: float32, or int8, uint8 or int16, which makes the sums int32.
@@ -108,10 +110,10 @@ def emit_convolution(
         extra: operands that the packing asks for.
     """
     channels, per_group = kernel.shape[0], kernel.shape[1]
-    if per_group == 1 and groups == channels == source.shape[1] and groups > 1:
-        _depthwise(ctx, source, kernel, w, out, finish)
-        return
     size = channels // groups
+    if per_group == 1 and groups == source.shape[1] > 1 and (size == 1 or packing is None):
+        _depthwise(ctx, _repeated(ctx, source, size), kernel, w, out, finish)
+        return
     for group in range(groups):
         first = group * size
         own_input = _channel_range(source, group * per_group, per_group)
@@ -147,6 +149,16 @@ def _convolve_volumes(ctx: Lowering, x: View, kernel: np.ndarray, bias: View | N
             volume.buffer, (batch, taps * channels, *volume.shape[2:4]), (step, 1, *volume.strides[2:4]), volume.offset
         )
         convolve(ctx, images, flat, bias, plane, 1, replace(target, shape=target.shape[:4], strides=target.strides[:4]))
+
+
+def _repeated(ctx: Lowering, view: View, times: int) -> View:
+    """``view`` (N, C, H, W) with every channel ``times`` times in a row: a copy in NHWC, or itself for once."""
+    if times == 1:
+        return view
+    n, c, h, w = view.shape
+    by_batch, by_channel, by_row, by_column = view.strides
+    spread = View(view.buffer, (n, c, times, h, w), (by_batch, by_channel, 0, by_row, by_column), view.offset)
+    return ctx.reshape(ctx.dense(spread, (0, 3, 4, 1, 2)), (n, c * times, h, w))
 
 
 def _channel_range(view: View, start: int, count: int) -> View:

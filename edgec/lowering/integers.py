@@ -424,7 +424,7 @@ def lower_integer_gemm(ctx: Lowering, node: ir.Node) -> None:
     a = ctx.copy(a, ctx.new(a.shape, a.dtype)) if a.buffer.space == INPUT else a
     a = a if a.shape[-1] == 1 or a.strides[-1] == 1 else ctx.dense(a)
     out = ctx.new((*a.shape[:-1], b.shape[-1]), dtype_of(value), name=str(value.name))
-    emit_product(ctx, out, a, b, lambda ops: finish(ops, 0, b.shape[-1]), nibbles(a, array_of(b)))
+    emit_product(ctx, out, a, b, lambda ops: finish(ops, 0, b.shape[-1]), nibbles(a, array_of(b), len(array_of(b))))
     ctx.set(value, ctx.reshape(out, shape_of(value)))
 
 

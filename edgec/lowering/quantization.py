@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec import scalar
+from edgec.grid import common_factors, factor_group
 from edgec.lowering.context import Lowering, Operands, array_of, attribute, dtype_of, lowers, refuse, shape_of
 from edgec.lowering.convolution import NHWC, Finish, as_2d, emit_convolution, padded, window_2d
 from edgec.lowering.direct import convolve_directly, padded_input, weights
@@ -220,13 +221,13 @@ def _convolve_constants(ctx: Lowering, node: ir.Node) -> None:
     total = start - x_zero * kernel.reshape(kernel.shape[0], -1).sum(1, dtype=np.int64)
     multiplier = np.broadcast_to(x_scale * w_scale / y_scale, total.shape).astype(np.float32)
     bias_view, scale_view = ctx.constant(total.astype(np.int32), "bias"), ctx.constant(multiplier, "multiplier")
-    limits = np.iinfo(dtype)
+    limits, bounded = np.iinfo(dtype), bool((np.abs(multiplier) < 1).all())
 
     def finish(operands: Operands, first: int, count: int) -> Expr:
         own_bias, own_scale = (view.slice((first,), (count,)) for view in (bias_view, scale_view))
         total = binary("add", scalar.accumulator("int32"), operands.load(own_bias, scalar.axis(3)))
         real = binary("mul", cast(total, "float32"), operands.load(own_scale, scalar.axis(3)))
-        return scalar.saturate(real, y_zero, int(limits.min), int(limits.max), dtype)
+        return scalar.saturate(real, y_zero, int(limits.min), int(limits.max), dtype, bounded)
 
     convolve_integers(ctx, node, x, kernel, x_zero, finish)
 
@@ -249,12 +250,26 @@ def convolve_integers(ctx: Lowering, node: ir.Node, x: View, kernel: np.ndarray,
     source = padded(ctx, as_2d(x), w.pads, False, zero)
     if source.buffer.space == INPUT:
         source = ctx.copy(source, ctx.new(source.shape, source.dtype, NHWC))
-    emit_convolution(ctx, source, kernel, w, attribute(node, "group", 1), as_2d(out), finish, nibbles(x, kernel))
+    groups = attribute(node, "group", 1)
+    rows = np.moveaxis(kernel, 1, -1).reshape(len(kernel), -1).T
+    packing = nibbles(x, rows, kernel.shape[1] if groups == 1 else 0)
+    emit_convolution(ctx, source, kernel, w, groups, as_2d(out), finish, packing)
 
 
-def nibbles(x: View, kernel: np.ndarray) -> Packing | None:
-    """Two weights a byte, where all of ``kernel`` are so small and multiply bytes."""
-    return Packing(4) if np.dtype(x.dtype).itemsize == 1 and least_bits(kernel) <= 4 else None
+def nibbles(x: View, weight: np.ndarray, channels: int) -> Packing | None:
+    """Two weights a byte, where all are so small and multiply bytes, or have factors with which they are.
+
+    Args:
+        x: what is multiplied.
+        weight: [depth, outputs].
+        channels: of the input, which are innermost in the depth; 0 where there can be no factors.
+    """
+    if np.dtype(x.dtype).itemsize != 1:
+        return None
+    if least_bits(weight) <= 4:
+        return Packing(4)
+    group = factor_group(channels, len(weight) // channels) if channels else 0
+    return Packing(4, group) if group and common_factors(weight, group) is not None else None
 
 
 def _zero_point(view: View | None) -> int:

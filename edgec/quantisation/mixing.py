@@ -209,7 +209,9 @@ def _weight_bytes(product: Product, precision: str, bits: int | None, recipe: Re
         return 4 * elements
     outputs = product.weight.shape[weight_axis(product.node)]
     if PRECISIONS[precision].activations is not None or bits == 8:
-        return -(-elements * bits // 8) + 4 * outputs
+        shared = product.factor_group if bits == 4 and recipe.factors else 0
+        factors = outputs * -(-elements // outputs // shared) if shared else 0
+        return -(-elements * bits // 8) + 4 * outputs + factors
     group = product.group_size(recipe.group_size)
     groups = -(-elements // outputs // group)
     salient = round(recipe.salient_groups * groups) if product.mixes_widths(group) else 0

@@ -31,6 +31,7 @@ _COMMENTS = {
     "group_size": "weights of less than 8 bits that share a scale where activations are float: "
     f"{', '.join(map(str, GROUP_SIZES))}; 0 is a whole output channel",
     "salient_groups": "share of them that have 4 bits instead of 2 or 3, 8 instead of 4, where it is worth most",
+    "factors": "multiply groups of weights of 4 bits under integer activations by integers of their own",
     "keep": "share of the weights of 4 bits under integer activations that keeps 8 bits, where it is worth most; "
     "auto: as little as the prediction needs",
     "fixed_point": "scales are powers of two, for processors without a float unit",

@@ -1,7 +1,7 @@
 """Post-training quantisation: a float graph and samples in, a standard QDQ graph of the same function out.
 
 The steps, each in the module of its name: equalise channels, place the integers, choose their ranges, learn weights and
-biases, promote what needs 16 bits, refine the scales by the prediction, learn again with those, and quantise the
+biases, promote what needs more, refine the scales by the prediction, learn again with those, and quantise the
 outputs where that costs next to nothing. Where all activations stay float, only the weights are left to learn.
 """
 
@@ -20,7 +20,7 @@ from edgec.passes.quantize.execution import ModelRunner, Sample
 from edgec.passes.quantize.learn import Fit, learn
 from edgec.passes.quantize.placement import Placement, place
 from edgec.passes.quantize.prediction import Prediction
-from edgec.passes.quantize.promote import output_decibels, promote
+from edgec.passes.quantize.promote import Promoter, output_decibels
 from edgec.passes.quantize.ranges import Ranges, choose_ranges
 from edgec.passes.quantize.recipe import GROUP_SIZES, OBSERVERS, PRECISIONS, ROUNDINGS, Recipe
 from edgec.passes.quantize.refine import refine
@@ -92,14 +92,15 @@ class _Work:
             inside, whole = self._places(replace(recipe, layers=precisions), seen)
             if not recipe.refine:  # which learns again
                 ranges, fits, emitted = self._fit(inside, statistics)
-        eight, known = emitted, len(precisions)
+        eight, promoter = emitted, Promoter(self.model, self.samples, self._step("noise"))
+        promoted: dict[str, str] = {}
         for _ in range(_PROMOTIONS if recipe.default == "int8" else 0):  # fewer bits are asked for as they are
-            short = promote(self.model, inside, ranges, fits, emitted, self.samples, self._step("noise"))
-            short = [node for node in short if str(node.name) not in precisions]
-            if not short:
+            short = promoter.choose(inside, ranges, fits, emitted)
+            more = {str(node.name): bits for node, bits in short.items() if str(node.name) not in precisions}
+            if more.items() <= promoted.items():
                 break
-            precisions.update({str(node.name): "int16" for node in short})
-            inside, whole = self._places(replace(recipe, layers=precisions), seen)
+            promoted |= more
+            inside, whole = self._places(replace(recipe, layers=precisions | promoted), seen)
             ranges, fits, emitted = self._fit(inside, statistics)
         if recipe.refine:
             ranges = refine(self.model, emitted, ranges, self.samples, self._step("scales"), recipe.fixed_point)
@@ -107,15 +108,16 @@ class _Work:
             emitted = emit(self.model, inside, ranges, fits)
         placement, ranges, emitted = self._with_outputs(inside, whole, ranges, statistics, fits, emitted)
         layers = tuple(describe(graph, placement, ranges, fits, statistics))
-        lifted = self._lifted(len(precisions) - known, eight, emitted)
+        lifted = self._lifted(promoted, eight, emitted)
         return Quantized(for_onnxruntime(emitted.model), self.model, layers, count, tuple(kept), lifted)
 
-    def _lifted(self, count: int, before: Emitted, after: Emitted) -> Lifted | None:
-        """What the ``count`` layers that were given 16 bits are good for."""
-        if not count:
+    def _lifted(self, promoted: Mapping[str, str], before: Emitted, after: Emitted) -> Lifted | None:
+        """What the layers that were given other precisions are good for."""
+        if not promoted:
             return None
         ends = (output_decibels(self.model, each.model, self.samples) for each in (before, after))
-        return Lifted(count, *ends)
+        floats = tuple(name for name, precision in promoted.items() if precision == "float")
+        return Lifted(len(promoted) - len(floats), floats, *ends)
 
     def _weights_only(self) -> Quantized:
         placement = place(self.model.graph, self.recipe, {}, quantise_outputs=False)

@@ -28,7 +28,7 @@ from edgec.passes.quantize.grid import (
     round_weights,
     weight_scales,
 )
-from edgec.passes.quantize.lowbit import LowBit, aimed, fit_low_bit, nearest_low_bit, shrunk
+from edgec.passes.quantize.lowbit import LowBit, aimed, fit_factored, fit_low_bit, nearest_low_bit, shrunk
 from edgec.passes.quantize.operators import channel_axis, weight_axis
 from edgec.passes.quantize.placement import Placement
 from edgec.passes.quantize.products import Product, product_of
@@ -142,7 +142,7 @@ def _fit(
 def _low_bit(
     product: Product, seen: tuple[np.ndarray, np.ndarray] | None, x: Grid | None, bits: int, recipe: Recipe,
     centred: bool,
-) -> LowBit:  # fmt: skip
+) -> Weights | LowBit:  # fmt: skip
     """Weights of less than 8 bits, for patches of the input as it will be and in the float model; without these
     rounded to the nearest."""
     order = product.depth_order
@@ -153,6 +153,10 @@ def _low_bit(
     patches, exact = (each[:, order] for each in seen)
     moment = shrunk(second_moment(patches[np.newaxis], centred)[0], len(patches))
     rows = aimed(rows, exact, patches, centred)
+    if x is not None and bits == 4 and recipe.factors and not recipe.fixed_point and product.factor_group:
+        group = product.factor_group
+        values, scales = fit_factored(rows, moment, group, lambda each: _fitting(product, each, x, False))
+        return Weights(product.from_rows(product.unordered(values)), scales, weight_axis(product.node))
     salient = recipe.salient_groups if x is None and product.mixes_widths(group) else 0.0
     return fit_low_bit(rows, moment, bits, group, x is not None, recipe.fixed_point, salient)
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from ml_dtypes import bfloat16
 
-from edgec.grid import powers_of_two
+from edgec.grid import LARGEST_FACTOR, powers_of_two
 
 Range = tuple[np.ndarray, np.ndarray]
 """The least and the largest integer for each element of the depth."""
@@ -38,6 +38,9 @@ _SWEEPS = 6
 _AIM_DAMPING = 0.1
 _ALTERNATIONS = {2: 6, 3: 4, 4: 2}
 """How often scales and integers are fitted in turn, by bits."""
+
+_STEPS = (17, 14, 10, 7)
+"""Of the widest group's scale: what the unit of an output channel's factors is tried as."""
 
 WIDER = {2: 4, 3: 4, 4: 8}
 """The bits of a salient group of weights, by those of the others."""
@@ -122,17 +125,62 @@ def fit_low_bit(
         low, high = (np.where(spread_out, *ends) for ends in zip(wide_range, range_, strict=True))
         range_ = low, high
         scales = np.where(chosen, wide_scales, scales)
-    integers = _gptq(exact, moment, spread(scales, group, rows.shape[1]), range_)
+    integers, scales = _fitted(exact, moment, scales, range_, group, symmetric, stored, _ALTERNATIONS.get(bits, 1))
+    return LowBit(integers.astype(np.int8), scales, WIDER[bits] if count else bits, group)
+
+
+def fit_factored(
+    rows: np.ndarray, moment: np.ndarray, group: int, fitting: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """``rows`` [outputs, depth] as integers of 4 bits times a factor for each group, so that integer kernels can have
+    scales of groups; see :func:`edgec.grid.common_factors`.
+
+    Args:
+        rows: float32.
+        moment: H [depth, depth] of the patches, damped.
+        group: neighbours along the depth that share a factor.
+        fitting: enlarges scales [outputs] to what sums and biases need.
+
+    Returns:
+        The products, int8 [outputs, depth], and the scales, float32 [outputs].
+    """
+    exact, depth = rows.astype(np.float64), rows.shape[1]
+    range_ = _range(np.full(depth, 4), True)
+
+    def clipped(stored: Stored) -> tuple[np.ndarray, np.ndarray]:
+        return _clipped_scales(exact, np.diag(moment), range_, group, True, stored)
+
+    widest = clipped(_representable)[0].max(axis=1)
+    units = [fitting((widest / steps).astype(np.float32))[:, None] for steps in _STEPS]
+    errors = [clipped(_multiples_of(unit))[1].sum(axis=1) for unit in units]
+    unit = np.take_along_axis(np.stack(units), np.argmin(errors, axis=0)[None, :, None], 0)[0]
+    stored = _multiples_of(unit)
+    integers, scales = _fitted(exact, moment, clipped(stored)[0], range_, group, True, stored, _ALTERNATIONS[4])
+    factors = np.rint(scales / unit)
+    return (integers * spread(factors, group, depth)).astype(np.int8), unit[:, 0]
+
+
+def _multiples_of(unit: np.ndarray) -> Stored:
+    """The nearest multiples of ``unit`` [outputs, 1] by a factor that there is."""
+    return lambda scales: (np.clip(np.rint(scales / unit), 1, LARGEST_FACTOR) * unit).astype(np.float32)
+
+
+def _fitted(
+    exact: np.ndarray, moment: np.ndarray, scales: np.ndarray, range_: Range, group: int, positive: bool,
+    stored: Stored, alternations: int,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Integers, as float64 [outputs, depth], and scales [outputs, groups], from these ``scales`` on."""
+    integers = _gptq(exact, moment, spread(scales, group, exact.shape[1]), range_)
     integers = _descended(exact, integers, moment, scales, range_, group)
-    for _ in range(_ALTERNATIONS.get(bits, 1)):
-        refitted = _refitted_scales(exact, integers, moment, scales, group, symmetric, stored)
+    for _ in range(alternations):
+        refitted = _refitted_scales(exact, integers, moment, scales, group, positive, stored)
         moved = _descended(exact, integers, moment, refitted, range_, group)
         better = _error(exact, moved, moment, refitted, group) < _error(exact, integers, moment, scales, group)
         if not better.any():
             break
         integers = np.where(better[:, None], moved, integers)
         scales = np.where(better[:, None], refitted, scales)
-    return LowBit(integers.astype(np.int8), scales, WIDER[bits] if count else bits, group)
+    return integers, scales
 
 
 def _range(bits: np.ndarray, symmetric: bool) -> Range:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.frontend.values import constant_of, input_of
+from edgec.grid import factor_group
 from edgec.lowering.window import window
 from edgec.passes.quantize.grid import Weights
 from edgec.passes.quantize.lowbit import LowBit
@@ -107,6 +108,14 @@ class Product:
         depth = self.rows(self.weight).shape[2]
         window_of_few = self.node.op_type == "Conv" and depth != self.weight.shape[1] and self.weight.shape[1] % 8 != 0
         return depth if not wanted or wanted >= depth or window_of_few else wanted
+
+    @property
+    def factor_group(self) -> int:
+        """How many neighbours along the depth share a factor under integer activations; 0 where a channel's all do."""
+        depth = self.rows(self.weight).shape[2]
+        channels = self.weight.shape[1] if self.node.op_type == "Conv" else depth
+        group = factor_group(channels, depth // channels)
+        return group if self.groups == 1 and group < depth else 0
 
     def mixes_widths(self, group: int) -> bool:
         """Whether kernels can tell widths of groups of ``group`` along the depth apart: see ``parts`` of a Packing."""

@@ -55,6 +55,8 @@ class Recipe:
         group_size: one of ``GROUP_SIZES``, for weights of less than 8 bits.
         salient_groups: the share of the groups of each layer that have more bits than the others, 4 instead of 2 or 3
             and 8 instead of 4, where rounding changes the results most; where activations are float.
+        factors: weights of 4 bits under integer activations are multiplied by an integer factor for each group of up to
+            32 of them, for kernels that have it, instead of having one scale for an output channel.
         keep: the share of the weights of 4 bits under integer activations that keeps 8 bits instead, in whole layers
             where that is worth most, but not in layers that are named; ``auto`` is as little as the prediction needs
             (see :mod:`edgec.passes.quantize.salience`).
@@ -70,6 +72,7 @@ class Recipe:
     refine: bool = True
     group_size: int = 32
     salient_groups: float = 0.0
+    factors: bool = True
     keep: float | Literal["auto"] = "auto"
     fixed_point: bool = False
     default: str = "int8"

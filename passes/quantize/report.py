@@ -68,16 +68,25 @@ class LayerQuantization:
 
 @dataclass(frozen=True)
 class Lifted:
-    """What activations of 16 bits were needed for: how many layers read them, and the outputs' signal-to-noise ratio
-    on calibration samples in dB, with 8 bits everywhere and as it is."""
+    """What more than 8 bits was needed for, which the recipe did not ask for.
+
+    Attributes:
+        layers: how many read activations of 16 bits.
+        floats: the products that stay float, by name.
+        before: the outputs' signal-to-noise ratio on calibration samples in dB, with 8 bits everywhere.
+        after: the same as it is.
+    """
 
     layers: int
+    floats: tuple[str, ...]
     before: float
     after: float
 
     def __str__(self) -> str:
+        parts = [f"{self.layers} layers read 16 bits"] if self.layers else []
+        parts += [f"{len(self.floats)} stay float ({', '.join(self.floats)})"] if self.floats else []
         return (
-            f"{self.layers} layers read 16 bits, which the recipe did not ask for: with 8 the outputs had "
+            f"{' and '.join(parts)}, which the recipe did not ask for: with 8 the outputs had "
             f"{self.before:.1f} dB on the samples, now {self.after:.1f} dB"
         )
 

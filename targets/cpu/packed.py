@@ -11,6 +11,9 @@ they come in eights: of every vector of channels ``bits`` vectors of bytes, whic
 Nested weights are two such of 4 bits, the upper nibbles of all panels and then the lower ones. Of groups of several
 widths a panel holds those of one width after those of another; which group of the input each multiplies, a table says.
 
+Integers of 4 bits that multiply bytes may have a factor for each group of the depth and channel: these lie behind the
+weights of a panel, a byte each, [group, channel].
+
 What a run leaves of an eight is cut short to the bytes that it needs. For sums of integers a field is moved to the top
 of an int32 and back down, which extends its sign: two shifts. For floats it becomes the lowest bits of the significand
 of a power of two, its sign bit turned, and what was added so is subtracted: two instructions instead of two shifts and
@@ -27,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from edgec.building.lazy_tvm import tirx
+from edgec.grid import common_factors, spread_factors
 from edgec.program import SCALE_CHANNELS, Conv
 from edgec.targets.cpu.conv import ConvPlan, ConvWriter, cost, register_tiles
 from edgec.targets.cpu.conv import contract as contract_floats
@@ -63,9 +67,20 @@ class PackedPlan(ConvPlan):
 
     @property
     def group(self) -> int:
-        """Neighbours along the depth that share a scale; 0 where the epilogue has the scale."""
+        """Neighbours along the depth that share a scale or a factor; 0 where the epilogue has the scale."""
         assert self.conv.packing is not None
         return self.conv.packing.group
+
+    @property
+    def factors(self) -> int:
+        """Groups that have factors: of integers."""
+        integers = self.group and self.conv.accumulator_dtype == "int32"
+        return -(-self.depth // self.group) if integers else 0
+
+    @property
+    def depth_bytes(self) -> int:
+        """Vectors of bytes of all weights, for each vector of channels."""
+        return sum(self.part_bytes) or prod(extent for extent, _ in self.runs[0]) * self.run_bytes
 
     @property
     def parts(self) -> tuple[tuple[int, int], ...]:
@@ -91,8 +106,7 @@ class PackedPlan(ConvPlan):
         return whole * self.bits + bytes_of(rest, self.bits)
 
     def panel(self, channels: int) -> int:
-        own = sum(self.part_bytes) or prod(extent for extent, _ in self.runs[0]) * self.run_bytes
-        return own * sum(self.widths(channels))
+        return (self.depth_bytes + self.factors) * sum(self.widths(channels))
 
 
 _UNPACKING = {8: 2.0, 4: 3.5, 3: 6.0, 2: 4.0}
@@ -145,6 +159,12 @@ def pack(p: PackedPlan, weight: np.ndarray) -> np.ndarray:
 
 def _panels(p: PackedPlan, weight: np.ndarray) -> np.ndarray:
     _, run, _ = p.runs
+    factors = np.zeros((0, p.conv.out_channels), np.uint8)
+    if p.factors:
+        matrix = weight.reshape(-1, p.conv.out_channels)
+        found = common_factors(matrix, p.group)
+        assert found is not None
+        factors, weight = found.view(np.uint8), matrix // spread_factors(found, p.group, len(matrix))
     runs = [(p.bits, each) for each in weight.reshape(-1, run, p.conv.out_channels)]
     if p.parts:
         edges = np.cumsum([p.group * count for _, count in p.parts])[:-1]
@@ -157,6 +177,8 @@ def _panels(p: PackedPlan, weight: np.ndarray) -> np.ndarray:
                 block = np.zeros((len(each), sum(p.widths(channels))), np.uint8)
                 block[:, :channels] = each[:, first : first + channels].view(np.uint8)
                 panels.append(_run_panel(block, bits, p))
+            lanes = sum(p.widths(channels))
+            panels.append(np.pad(factors[:, first : first + channels], ((0, 0), (0, lanes - channels))).ravel())
     return np.concatenate(panels)
 
 
@@ -202,10 +224,11 @@ class _PackedWriter(ConvWriter):
 
     def __init__(self, p: PackedPlan, kernel: Kernel) -> None:
         super().__init__(p, kernel)
-        self.scales = kernel.buffers[2] if p.group else None
+        self.scales = None if not p.group else self.weight if p.factors else kernel.buffers[2]
         self.groups = kernel.buffers[3] if p.parts else None
         self.bits = p.bits
         self.channel: Any = None
+        self.factors: Any = None
 
     def _accumulators(
         self, points: list[Point], widths: list[int], channel: Any, channels: int, panel: Any
@@ -218,7 +241,8 @@ class _PackedWriter(ConvWriter):
             self._parts(acc, corner, panel)
             return
         outer, run, step = self.plan.runs
-        row = self.plan.run_bytes * sum(acc.widths)
+        lanes = sum(acc.widths)
+        row, self.factors = self.plan.run_bytes * lanes, panel + self.plan.depth_bytes * lanes
 
         def multiply(source: Any, index: Any) -> None:
             self._run(acc, source, panel + index * row, index * run, step)
@@ -271,7 +295,7 @@ class _PackedWriter(ConvWriter):
         for first, width in zip(starts(acc.widths), acc.widths, strict=True):
             planes = [weights + first * size] if lower is None else [weights + first * size + at for at in (0, lower)]
             rows.append([[self._byte(base + index * width, width) for index in range(size)] for base in planes])
-            scales.append(self._scale(start, first, width))
+            scales.append(self._scale(start, first, width, sum(acc.widths)))
         elements = [source + element * step for element in range(count)]
         if self.scales is not None and len(acc.points) == 1:
             self._scaled_sums(acc, elements, rows, scales)
@@ -341,12 +365,16 @@ class _PackedWriter(ConvWriter):
         high = tirx.bitwise_and(shift(row[-1], _same(abs(turn), width)), _same(4 << first, width))
         return tirx.bitwise_or(low, high), first
 
-    def _scale(self, start: Any, first: int, width: int) -> Any:
-        """The scales of a vector of channels for the element ``start`` along the depth and its eight."""
+    def _scale(self, start: Any, first: int, width: int, lanes: int) -> Any:
+        """The scales or factors of a vector of channels, of a block of ``lanes``, for the element ``start`` along the
+        depth and its eight."""
         if self.scales is None:
             return None
         row = -(-self.conv.out_channels // SCALE_CHANNELS) * SCALE_CHANNELS
         group = tirx.truncdiv(start + tirx.const(0, "int32"), tirx.const(self.plan.group, "int32"))
+        if self.plan.factors:
+            value = load_channels(self.scales, self.factors + group * lanes + first, width)
+            return self.body.hold(value.astype(_vector("int32", width)))
         value = load_channels(self.scales, group * row + self.channel + first, width)
         if self.scales.dtype == "uint16":
             wide = tirx.shift_left(value.astype(_vector("uint32", width)), _same(16, width, "uint32"))

@@ -54,6 +54,7 @@ class GpuTarget:
 
     packs_weights: ClassVar[bool] = False
     """See :class:`edgec.targets.target.Target`."""
+    weight_factors: ClassVar[bool] = True
 
     @property
     def triple(self) -> str:

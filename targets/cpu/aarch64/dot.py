@@ -33,6 +33,7 @@ class DotPlan(ElementPlan):
     spare: ClassVar[int] = 2
     rolled: ClassVar[bool] = True
     whole: ClassVar[int] = 16
+    together: ClassVar[int] = GROUP
 
     def rest(self, elements: int) -> list[int]:
         least = GROUP * self.per_byte

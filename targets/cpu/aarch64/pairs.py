@@ -46,6 +46,7 @@ class PairPlan(RunPlan):
     spare: ClassVar[int] = 9
     rolled: ClassVar[bool] = True
     whole: ClassVar[int] = 16
+    together: ClassVar[int] = PAIR
 
     def rest(self, elements: int) -> list[int]:
         return [next(chunk for chunk in (4, HALF, BYTES) if elements <= chunk)] if elements else []

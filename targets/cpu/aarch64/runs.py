@@ -2,7 +2,9 @@
 
 A run of bytes ends with a chunk that is padded with zero weights, and what the input holds there does not matter.
 
-Weights of 4 bits are stored two a byte: the steps of a chunk lie in pairs, the first one in the lower halves.
+Weights of 4 bits are stored two a byte: the steps of a chunk lie in pairs, the first one in the lower halves. Where a
+group of the depth has a factor for each channel, these lie behind the weights of a panel, [group, channel], and each
+vector of weights is multiplied by theirs.
 
 A uint8 input is turned into int8 by its highest bit, x − 128: Σ x · w = Σ (x − 128) · w + 128 · Σ w. The last term,
 for each channel, stands at the head of its panel of weights.
@@ -19,13 +21,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgec.building.lazy_tvm import tirx
+from edgec.grid import common_factors, spread_factors
 from edgec.program import Conv
-from edgec.targets.cpu.aarch64.neon import half_of, special
+from edgec.targets.cpu.aarch64.neon import BYTES, half_of, special
 from edgec.targets.cpu.aarch64.tile import Start, Tile, lanes_of
 from edgec.targets.cpu.contiguous import ContiguousPlan
 from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvWriter
 from edgec.targets.cpu.tile import Accumulators, Point, Store, bias_apart, load_channels, reduce_over, shape_name, tiles
-from edgec.targets.cpu.tir import Kernel
+from edgec.targets.cpu.tir import Kernel, join, part
 
 REGISTERS = 32
 TILE_OVERHEAD = 14
@@ -46,6 +49,8 @@ class RunPlan(ContiguousPlan):
     """Whether the compiler is not to know how many chunks a run has: it would unroll the loop over them and spill."""
     whole: ClassVar[int]
     """Elements of a run that are loaded at a time: 16 bytes."""
+    together: ClassVar[int] = 1
+    """Neighbouring bytes of a vector of weights that are of one channel."""
 
     @abstractmethod
     def rest(self, elements: int) -> list[int]:
@@ -77,6 +82,16 @@ class RunPlan(ContiguousPlan):
         return 2 if self.conv.packing is not None else 1
 
     @property
+    def group(self) -> int:
+        """Neighbours along a run whose weights share a factor for each channel; 0 where there are no factors."""
+        return 0 if self.conv.packing is None else self.conv.packing.group
+
+    @property
+    def factors(self) -> int:
+        """Groups of a run that have factors."""
+        return -(-self.runs[1] // self.group) if self.group else 0
+
+    @property
     def chunks(self) -> list[int]:
         """The elements of each chunk of a run."""
         whole, rest = divmod(self.runs[1], self.whole)
@@ -100,7 +115,8 @@ class RunPlan(ContiguousPlan):
         return [self.lanes] * -(-channels // self.lanes)
 
     def panel(self, channels: int) -> int:
-        return (self.depth // self.per_byte + self.head) * sum(self.widths(channels))
+        factors = prod(extent for extent, _ in self.runs[0]) * self.factors
+        return (self.depth // self.per_byte + self.head + factors) * sum(self.widths(channels))
 
 
 def best_tile(kind: type[RunPlan], conv: Conv) -> RunPlan:
@@ -146,8 +162,14 @@ def pack(p: RunPlan, weight: np.ndarray) -> np.ndarray:
             block[:, :, :channels] = matrix[:, :, first : first + channels]
             if p.head:
                 panels.append((block.sum((0, 1), np.int32) * 128).view(np.int8))
+            factors = []
+            if p.group:
+                factors = [found for run in block if (found := common_factors(run, p.group)) is not None]
+                spread = [spread_factors(each, p.group, block.shape[1]) for each in factors]
+                block = block // np.stack(spread)
             arranged = [p.arranged(chunk) for each in block for chunk in np.split(each, edges)]
             panels += [(in_halves(chunk) if p.per_byte == 2 else chunk).ravel() for chunk in arranged]
+            panels += [each.ravel() for each in factors]
     return np.concatenate(panels)
 
 
@@ -172,6 +194,10 @@ class RunWriter(BiasedWriter):
 
     plan: RunPlan
 
+    def __init__(self, p: RunPlan, kernel: Kernel) -> None:
+        super().__init__(p, kernel)
+        self.factors: list[Any] = []
+
     @abstractmethod
     def _pixel(self, offset: Any, chunk: int) -> Any:
         """The ``chunk`` elements of a pixel from ``offset`` on, in a register."""
@@ -185,7 +211,23 @@ class RunWriter(BiasedWriter):
         place = step // self.plan.per_byte
         offsets = [weights + (place * count + vector) * size for vector in range(count)]
         stored = [self.body.bind("w", load_channels(self.weight, offset, size)) for offset in offsets]
-        return [half_of(value, step % 2) for value in stored] if self.plan.per_byte == 2 else stored
+        if self.plan.per_byte == 1:
+            return stored
+        halves = [half_of(value, step % 2) for value in stored]
+        if not self.plan.group:
+            return halves
+        return [self.body.hold(value * part(each, 0, size)) for value, each in zip(halves, self.factors, strict=True)]
+
+    def _load_factors(self, row: Any, count: int) -> None:
+        """Those of ``count`` vectors of channels, each in the bytes of its channel."""
+        lanes, together = self.plan.lanes, self.plan.together
+        wide = f"uint{8 * together}x{lanes}"
+        copies = tirx.const(int.from_bytes([1] * together, "little"), wide.partition("x")[0])
+        self.factors = []
+        for vector in range(count):
+            each = load_channels(self.weight, row + vector * lanes, lanes).astype(wide)
+            spread = tirx.reinterpret(f"int8x{lanes * together}", each * tirx.Broadcast(copies, lanes))
+            self.factors.append(self.body.hold(join([spread] * (BYTES // (lanes * together)))))
 
     def _accumulators(
         self, points: list[Point], widths: list[int], channel: Any, channels: int, panel: Any
@@ -200,22 +242,32 @@ class RunWriter(BiasedWriter):
         # them, where there are too few registers for it
         nothing = self.body.bind("nothing", tirx.shift_right(corner, tirx.const(31, "int32")))
         panel = self.body.bind("panel", panel + nothing + self.plan.head * sum(acc.widths))
+        factors = panel + self.plan.depth // self.plan.per_byte * k_step
 
         def multiply(source: Any, run: Any) -> None:
-            self._run(acc, source, panel + run * (sum(self.plan.chunks) * k_step // self.plan.per_byte), nothing)
+            weights = panel + run * (sum(self.plan.chunks) * k_step // self.plan.per_byte)
+            self._run(acc, source, weights, factors + run * (self.plan.factors * k_step), nothing)
 
         reduce_over(self.body, outer, corner, multiply)
 
-    def _run(self, acc: Accumulators, source: Any, weights: Any, nothing: Any) -> None:
+    def _run(self, acc: Accumulators, source: Any, weights: Any, factors: Any, nothing: Any) -> None:
         """The products of one run."""
         row, per_byte = sum(acc.widths), self.plan.per_byte
+
+        def factors_from(element: Any) -> None:
+            if self.plan.group:
+                group = tirx.truncdiv(element, tirx.const(self.plan.group, "int32"))
+                self._load_factors(factors + group * row, len(acc.widths))
+
         size = self.plan.whole
         whole, rest = divmod(self.plan.runs[1], size)
         if whole:
             with self.body.loop(nothing + whole if self.plan.rolled else whole) as index:
+                factors_from(index * size)
                 self._chunk(acc, source + index * size, weights + index * (size * row // per_byte), size)
         done = whole * size
         for chunk in self.plan.rest(rest):
+            factors_from(tirx.const(done, "int32"))
             self._chunk(acc, source + done, weights + done * row // per_byte, chunk)
             done += chunk
 
@@ -237,5 +289,5 @@ def generate(writer: type[BiasedWriter], p: RunPlan, dtypes: list[str]) -> Any:
 def contract(p: RunPlan) -> str:
     """The kernel's name."""
     c = p.conv
-    how = p.suffix + ("_w4" if p.per_byte == 2 else "")
+    how = p.suffix + ("_w4" if p.per_byte == 2 else "") + (f"g{p.group}" if p.group else "")
     return f"{shape_name(c, 'conv')}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}_{how}"

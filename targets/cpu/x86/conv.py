@@ -6,6 +6,9 @@ weights to a multiple of four bytes, and what the input holds there does not mat
 
 Weights of 4 bits are stored two groups of a run a byte, the first in the lower half. Each half, moved to the top of its
 byte, is an int8 of 16 times the weight; so are the sums, and these leave the tile through a shift that loses nothing.
+With a factor for each group of the depth and channel, the halves hold the integer plus 8: that times the factor still
+fits a byte, so one product of int16 takes two of them, and eight times the factor, subtracted, leaves the weight. The
+factors, a byte each, lie behind the weights of a panel, as [group, channel].
 
 The instruction multiplies unsigned bytes by signed ones. An int8 input is turned into uint8 by its highest bit,
 x + 128; Σ x · w = Σ (x + 128) · w − 128 · Σ w, and the last term, for each channel, is in the head of each panel.
@@ -15,7 +18,7 @@ An int16 input is read two elements at a time, and two weights a channel are byt
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -23,9 +26,10 @@ from typing import Any
 import numpy as np
 
 from edgec.building.lazy_tvm import tirx
+from edgec.grid import common_factors, spread_factors
 from edgec.program import Conv
 from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvPlan, ConvWriter
-from edgec.targets.cpu.tile import Accumulators, Point, Store, bias_apart, shape_name, starts, tiles
+from edgec.targets.cpu.tile import Accumulators, Point, Store, bias_apart, reduce_over, shape_name, starts, tiles
 from edgec.targets.cpu.tir import Kernel, lanes_of, part, vector_load
 from edgec.targets.cpu.x86.isa import Isa
 from edgec.targets.cpu.x86.narrow import special
@@ -51,6 +55,8 @@ CODE_CYCLES = 8
 """Cycles, about, to fetch the code of one product and its share of the epilogue, once."""
 SIXTEEN = 16
 """By how much weights of 4 bits are larger at the top of a byte."""
+EIGHT = 8
+"""What is added to weights of 4 bits with factors, so that they are unsigned."""
 DEEPEST_HALVES = 2**31 // (255 * 128) - 1
 """Products whose sixteenfold sum fits an int32."""
 WORD_TAPS = 2
@@ -94,6 +100,16 @@ class GroupedPlan(ConvPlan):
         return self.conv.packing is not None
 
     @property
+    def group(self) -> int:
+        """Neighbours along a run whose weights share a factor for each channel; 0 where there are no factors."""
+        return 0 if self.conv.packing is None else self.conv.packing.group
+
+    @property
+    def factors(self) -> int:
+        """Groups of a run that have factors."""
+        return -(-self.runs[1] // self.group) if self.group else 0
+
+    @property
     def layout(self) -> Panel:
         """How a panel lies."""
         steps = prod(extent for extent, _ in self.runs[0]) * self.stored_groups
@@ -108,7 +124,8 @@ class GroupedPlan(ConvPlan):
         return padded_pieces(channels, self.lanes)
 
     def panel(self, channels: int) -> int:
-        return self.layout.size(sum(self.widths(channels)))
+        lanes = sum(self.widths(channels))
+        return self.layout.size(lanes) + prod(extent for extent, _ in self.runs[0]) * self.factors * lanes
 
     @property
     def panel_first(self) -> bool:
@@ -118,7 +135,8 @@ class GroupedPlan(ConvPlan):
 def fits(conv: Conv) -> bool:
     """Whether the weights are constant and the channels of a pixel neighbours."""
     contiguous = conv.input_strides[3] == 1 or conv.in_channels == 1
-    exact = conv.packing is None or prod(conv.kernel) * conv.in_channels <= DEEPEST_HALVES
+    sixteenfold = conv.packing is not None and not conv.packing.group
+    exact = not sixteenfold or prod(conv.kernel) * conv.in_channels <= DEEPEST_HALVES
     return conv.input_dtype != "float32" and conv.weight_strides is None and contiguous and exact
 
 
@@ -135,6 +153,7 @@ def candidates(conv: Conv, target: Target) -> list[GroupedPlan]:
 def register_tiles(conv: Conv, isa: Isa) -> Iterator[GroupedPlan]:
     """Every register tile that fits the register file."""
     copies = 1 if isa.vnni or conv.input_dtype == "int16" else 2
+    copies += 2 if conv.packing is not None and conv.packing.group else 0
     for vectors in range(1, min(8, -(-conv.out_channels // isa.lanes)) + 1):
         pixels = (isa.registers - 1 - copies * (vectors + 1)) // vectors
         for columns in range(1, min(conv.out_width, max(1, pixels)) + 1):
@@ -166,14 +185,30 @@ def pack(p: GroupedPlan, weight: np.ndarray) -> np.ndarray:
     padded[:, :run] = matrix
     padded = padded.reshape(-1, p.together, p.conv.out_channels)
     sums = padded.sum((0, 1), np.int32)
-    if p.halves:
+    factors = np.zeros((0, p.conv.out_channels), np.int8)
+    if p.group:
+        padded, factors = _factored(padded.reshape(len(matrix), -1, p.conv.out_channels), p.group)
+        padded = _in_halves(padded.reshape(-1, p.groups, p.together, p.conv.out_channels) + EIGHT)
+    elif p.halves:
         padded, sums = _in_halves(padded.reshape(-1, p.groups, *padded.shape[1:])), sums * SIXTEEN
     panels = []
     for start, channels, count in tiles(p.conv.out_channels, p.block):
         for first in range(start, start + channels * count, channels):
-            own = slice(first, first + channels)
-            panels.append(p.layout.pack(padded[:, :, own], sum(p.widths(channels)), sums[own]))
+            own, lanes = slice(first, first + channels), sum(p.widths(channels))
+            panels.append(p.layout.pack(padded[:, :, own], lanes, sums[own]))
+            panels.append(np.pad(factors[:, own], ((0, 0), (0, lanes - channels))).ravel())
     return np.concatenate(panels)
+
+
+def _factored(runs: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """[runs, elements, channels] without their factors, and these [groups of all runs, channels]."""
+    whole, factors = np.empty_like(runs), []
+    for run, found in zip(runs, whole, strict=True):
+        own = common_factors(run, group)
+        assert own is not None
+        found[:] = run // spread_factors(own, group, len(run))
+        factors.append(own)
+    return whole, np.concatenate(factors)
 
 
 def _in_halves(runs: np.ndarray) -> np.ndarray:
@@ -201,6 +236,7 @@ class _GroupedWriter(ConvWriter):
         self.target = Store(self.body, kernel.buffers[:-1], kernel.buffers[-1], epilogue, p.conv.store)
         self.multiplier = (WordMultiplier if p.words else Multiplier)(p.isa, self.body)
         self.sign: Any = None
+        self.factors: list[tuple[Any, Any]] = []
 
     def _accumulators(
         self, points: list[Point], widths: list[int], channel: Any, channels: int, panel: Any
@@ -224,26 +260,50 @@ class _GroupedWriter(ConvWriter):
     def _reduce(self, acc: Accumulators, corner: Any, panel: Any, k_step: int) -> None:
         assert isinstance(acc, IntegerTile)
         outer, lanes = self.plan.runs[0], sum(acc.widths)
-        row = self.plan.together * lanes
-        panel = panel + self.plan.layout.head(lanes)
+        size, head = self.plan.stored_groups * self.plan.together * lanes, self.plan.layout.head(lanes)
+        factors = panel + self.plan.layout.size(lanes)
 
-        def level(depth: int, source: Any, group: Any) -> None:
-            if depth == len(outer):
-                self._run(acc, source, panel + group * row, row)
-                return
-            extent, step = outer[depth]
-            inner = prod(e for e, _ in outer[depth + 1 :]) * self.plan.stored_groups
-            with self.body.loop(extent) as index:
-                level(depth + 1, source + index * step, group + index * inner)
+        def multiply(source: Any, run: Any) -> None:
+            weights = panel + head + run * size
+            if self.plan.group:
+                self._factored_run(acc, source, weights, factors + run * (self.plan.factors * lanes))
+            else:
+                self._steps(acc, source, weights, self.plan.stored_groups)
 
-        level(0, corner, tirx.const(0, "int32"))
-
-        if self.plan.halves:
+        reduce_over(self.body, outer, corner, multiply)
+        if self.plan.halves and not self.plan.group:
             acc.divide_by_sixteen()
 
-    def _run(self, acc: IntegerTile, source: Any, weights: Any, row: int) -> None:
-        """The products of one run."""
-        groups, each = self.plan.stored_groups, 2 if self.plan.halves else 1
+    def _factored_run(self, acc: IntegerTile, source: Any, weights: Any, factors: Any) -> None:
+        """The products of one run, group by group of those that share factors."""
+        lanes, steps = sum(acc.widths), self.plan.group // (2 * TAPS)
+        whole, rest = divmod(self.plan.stored_groups, steps)
+
+        def group(index: Any, count: int) -> None:
+            self._load_factors(factors + index * lanes, acc.widths)
+            offset = index * (steps * TAPS)
+            self._steps(acc, source + 2 * offset, weights + offset * lanes, count)
+
+        if whole:
+            with self.body.loop(whole) as index:
+                group(index, steps)
+        if rest:
+            group(tirx.const(whole, "int32"), rest)
+
+    def _load_factors(self, row: Any, widths: Sequence[int]) -> None:
+        """For each vector of channels its factors in every int16, and eight times them in every byte."""
+        self.factors = []
+        for first, width in zip(starts(widths), widths, strict=True):
+            each = vector_load(self.weight, row + first, width).astype(f"uint32x{width}")
+            words, eights = (
+                self.body.hold(tirx.reinterpret(f"uint{bits}x{32 // bits * width}", each * _same(times, width)))
+                for bits, times in ((16, 0x0001_0001), (8, EIGHT * 0x0101_0101))
+            )
+            self.factors.append((words, eights))
+
+    def _steps(self, acc: IntegerTile, source: Any, weights: Any, groups: int) -> None:
+        """The products of ``groups`` stored one after the other."""
+        row, each = self.plan.together * sum(acc.widths), 2 if self.plan.halves else 1
         step_size = self.plan.together * each
         step = self._two_steps if self.plan.halves else self._step
         unroll = min(groups, -(-UNROLL_PRODUCTS // (len(acc.points) * len(acc.widths) * each)))
@@ -268,7 +328,11 @@ class _GroupedWriter(ConvWriter):
             for first, width in zip(starts(acc.widths), acc.widths, strict=True)
         ]
         for half in range(2):
-            self._products(acc, source + half * TAPS, [self.multiplier.weights(_sixteenfold(v, half)) for v in stored])
+            if self.plan.group:
+                halves = [_times(value, half, *own) for value, own in zip(stored, self.factors, strict=True)]
+            else:
+                halves = [_sixteenfold(value, half) for value in stored]
+            self._products(acc, source + half * TAPS, [self.multiplier.weights(value) for value in halves])
 
     def _products(self, acc: IntegerTile, source: Any, vectors: list[list[Any]]) -> None:
         """One group of every pixel, from ``source`` on, times the weights."""
@@ -301,8 +365,22 @@ def _sixteenfold(value: Any, half: int) -> Any:
     return tirx.reinterpret(f"int8x{lanes_of(value)}", kept)
 
 
+def _times(value: Any, half: int, words: Any, eights: Any) -> Any:
+    """The integers plus 8 in the lower (0) or upper (1) half of each byte, times factors and without the 8, as int8."""
+    pairs = tirx.reinterpret(f"uint16x{lanes_of(value) // 2}", value)
+    if half:
+        pairs = tirx.shift_right(pairs, tirx.Broadcast(tirx.const(4, "uint16"), lanes_of(pairs)))
+    each = tirx.bitwise_and(pairs, tirx.Broadcast(tirx.const(0x0F0F, "uint16"), lanes_of(pairs)))
+    products = tirx.reinterpret(f"uint8x{lanes_of(value)}", each * words)
+    return tirx.reinterpret(f"int8x{lanes_of(value)}", products - eights)
+
+
+def _same(value: int, lanes: int) -> Any:
+    return tirx.Broadcast(tirx.const(value, "uint32"), lanes)
+
+
 def contract(p: GroupedPlan) -> str:
     """The kernel's name."""
     c = p.conv
-    how = ("vnni" if p.isa.vnni else "madd") + ("_w4" if p.halves else "")
+    how = ("vnni" if p.isa.vnni else "madd") + ("_w4" if p.halves else "") + (f"g{p.group}" if p.group else "")
     return f"{shape_name(c, 'conv')}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}_{how}"
