@@ -211,7 +211,7 @@ def _value(
     if node.op == "cast":
         return _cast(args[0], node.dtype)
     if node.op == "saturate":
-        return _saturate(args[0], *node.args[1:]).astype(node.dtype)
+        return _saturate(args[0], *node.args[1:4]).astype(node.dtype)
     result = OPERATORS[node.op](*args)
     return result if node.dtype == scalar.INDEX else np.asarray(result, node.dtype)
 

@@ -117,9 +117,9 @@ def binary(op: str, left: Expr, right: Expr) -> Expr:
 
 def _clamped(op: str, value: Expr, bound: int) -> Expr:
     """A saturation with one of its bounds moved, which a clamp behind it comes to."""
-    real, zero, *limits = value.args
+    real, zero, *limits, bounded = value.args
     low, high = (max(limit, bound) if op == "max" else min(limit, bound) for limit in limits)
-    return saturate(real, zero, low, high, value.dtype)
+    return saturate(real, zero, low, high, value.dtype, bounded)
 
 
 def _fold_index(op: str, left: Expr, right: Expr) -> Expr | None:
@@ -155,15 +155,27 @@ def select(condition: Expr, then: Expr, otherwise: Expr) -> Expr:
     return Expr("select", (condition, then, otherwise), then.dtype)
 
 
-def saturate(value: Expr, zero: int, low: int, high: int, dtype: str) -> Expr:
+def saturate(value: Expr, zero: int, low: int, high: int, dtype: str, bounded: bool = False) -> Expr:
     """clamp(round_half_even(value) + zero, low, high) of a float32 ``value``, as integer ``dtype``.
+
+    ``bounded`` promises that ``value`` is a number between −2^31 and 2^31, which saves guarding its conversion; of an
+    integer times a constant below 1 it is known.
 
     The end of every requantisation, an operator of its own so that each target takes its shortest instructions
     for it. NaN becomes ``low``.
     """
     limits = np.iinfo(dtype)
     assert value.dtype == "float32" and limits.min <= low <= high <= limits.max
-    return Expr("saturate", (value, zero, low, high), dtype)
+    return Expr("saturate", (value, zero, low, high, bounded or _is_fraction(value)), dtype)
+
+
+def _is_fraction(value: Expr) -> bool:
+    """Whether ``value`` is an integer of up to 32 bits times a constant below 1."""
+    if value.op != "mul":
+        return False
+    whole, factor = value.args
+    integer = whole.op == "cast" and whole.args[0].dtype in ("int8", "uint8", "int16", "int32")
+    return bool(integer and factor.op == "const" and abs(factor.args[0]) < 1)
 
 
 def cast(value: Expr, dtype: str) -> Expr:

@@ -69,12 +69,12 @@ def onnxruntime_predictor(model: str | bytes) -> Predict:
     return lambda x: np.concatenate([session.run(None, {name: each[None]})[0] for each in x])
 
 
-def quantised_by_edgec(model: SharedModel, shared: Path) -> bytes:
-    """The QDQ model of the default recipe."""
+def quantised_by_edgec(model: SharedModel, shared: Path, recipe: Recipe | None = None) -> bytes:
+    """The QDQ model of ``recipe``, the default one unless told otherwise."""
     samples = model.calibration_samples(shared)
     graph = load_graph(model.onnx(shared), shapes={name: array.shape for name, array in samples[0].items()})
     run_passes(graph)
-    return ir.to_proto(quantize(graph, samples, Recipe()).model).SerializeToString()
+    return ir.to_proto(quantize(graph, samples, recipe).model).SerializeToString()
 
 
 def quantised_by_onnxruntime(model: SharedModel, shared: Path, folder: Path) -> Predict:

@@ -48,6 +48,8 @@ class Format:
     packs_weights: bool
     activation_dtype: str
 
+    fuses_sums: ClassVar[bool] = False
+    """See :class:`edgec.targets.target.Target`; neither runtime does with integers of 16 bits."""
     weight_factors: ClassVar[bool] = False
     """Files hold integers of 4 bits, and no factors beside them."""
 

@@ -67,6 +67,9 @@ class Target:
 
     packs_weights: ClassVar[bool] = True
     """Whether products of floats read packed integer weights."""
+    fuses_sums: ClassVar[bool] = True
+    """Whether a convolution is computed together with the sum that reads it, so that what lies between can have any
+    width."""
     weight_factors: ClassVar[bool] = True
     """Whether weights of 4 bits that multiply integers may have factors: see :class:`edgec.program.Packing`."""
 

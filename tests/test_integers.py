@@ -37,6 +37,12 @@ def _conv(g: Graph, *, act: str = "", bias: bool = True, depthwise: bool = False
     return y
 
 
+def _residual(g: Graph) -> str:
+    """A sum of convolutions whose results are mostly beyond their grids; those of one do not leave its kernel."""
+    total = g.pair(g.add("Add", f"{g.pair(_conv(g), STEP / 20)} {g.pair(_conv(g), STEP / 10)}"))
+    return g.add("Conv", f"{total} {g.weights(5, 17, 1, 1)}")
+
+
 def _gemm(g: Graph, transposed: bool) -> str:
     w = g.weights(13, 37) if transposed else g.weights(37, 13, axis=1)
     bias = g.constant(g.generator.normal(0, 1, 13).astype(np.float32))
@@ -93,6 +99,7 @@ CASES: dict[str, tuple[Callable[[Graph], str], list[str]]] = {
     "conv, clip": (lambda g: _conv(g, act="Clip"), ["Clip", "QLinearConv"]),
     "conv with uint8 weights": (lambda g: _conv(g, weights="uint8"), ["QLinearConv"]),
     "depthwise": (lambda g: _conv(g, depthwise=True), ["QLinearConv"]),
+    "saturated, add": (_residual, ["QLinearAdd", *["QLinearConv"] * 3]),
     "gemm": (lambda g: _gemm(g, False), ["QLinearGemm"]),
     "gemm, transposed weights": (lambda g: _gemm(g, True), ["QLinearGemm"]),
     "matmul": (lambda g: g.add("MatMul", f"{g.input(2, 3, 5, 19)} {g.weights(19, 7, axis=1)}"), ["QLinearGemm"]),

@@ -83,7 +83,7 @@ def test_what_is_behind_the_mean_is_fitted() -> None:
 def test_sizes_leave_maps_whole_and_are_no_smaller_than_need_be() -> None:
     step = ReduceResolution(0.2, images(20))
     report = step.apply(drawn())
-    assert step.size in ((16, 12), (12, 16))
+    assert step.size == (12, 12)
     assert report.matched == 1
     nothing = ReduceResolution(0.0, images(20))
     assert nothing.apply(drawn()).matched == 0
@@ -125,7 +125,7 @@ def test_the_command_writes_a_smaller_model(tmp_path: Path) -> None:
     command = ["prune", str(path), "--remove", "0.3", "--pixels", "0.2", "-o", str(out)]
     found = CliRunner().invoke(app, command)
     assert found.exit_code == 2
-    assert "give it samples with --calib" in " ".join(found.output.split())
+    assert "give it some with --calib" in " ".join(found.output.split())
     assert not out.exists()
     found = CliRunner().invoke(app, [*command, "--calib", str(calib)])
     assert found.exit_code == 0, found.output

@@ -57,6 +57,30 @@ def test_the_artifact_keeps_the_accuracy(done: tuple[Path, Any], sample_data: di
     assert 100 * np.mean(np.array(found) == sample_data["labels"]) == pytest.approx(guarded["score"], abs=0.25)
 
 
+def residual(folder: Path) -> tuple[Path, Path]:
+    """The files of a small residual model and of its samples."""
+    generator = np.random.default_rng(0)
+    weight = generator.standard_normal((4, 4, 3, 3), np.float32) / 6
+    nodes = [graphs.node("Conv", ["x", "w"], ["a"], name="first", pads=[1, 1, 1, 1]),
+             graphs.node("Relu", ["a"], ["r"], name="relu"),
+             graphs.node("Conv", ["r", "w"], ["b"], name="second", pads=[1, 1, 1, 1]),
+             graphs.node("Add", ["b", "x"], ["s"], name="sum"),
+             graphs.node("Conv", ["s", "w"], ["y"], name="last")]  # fmt: skip
+    onnx.save(graphs.build(nodes, {"x": (1, 4, 6, 6)}, ["y"], {"w": weight}), folder / "m.onnx")
+    np.savez(folder / "calib.npz", x=generator.standard_normal((12, 4, 6, 6), np.float32))
+    return folder / "m.onnx", folder / "calib.npz"
+
+
+@pytest.mark.parametrize(("target", "words"), [("host", True), ("onnxruntime", False), ("tflite", False)])
+def test_sums_read_16_bits_only_where_they_are_fused(tmp_path: Path, target: str, words: bool) -> None:
+    model, samples = residual(tmp_path)
+    options = {"quantize": "int8", "calib": samples, "recipe": Recipe(refine=False)}
+    output = tmp_path / {"host": "a.so", "onnxruntime": "a.onnx", "tflite": "a.tflite"}[target]
+    compiled = edgec.compile(model, target, output, **options)
+    quantised = onnx.load(companions(compiled.path)[2])
+    assert any(tensor.data_type == onnx.TensorProto.INT16 for tensor in quantised.graph.initializer) == words
+
+
 def test_weights_take_a_quarter(done: tuple[Path, Any], sample_model: Path, tmp_path: Path) -> None:
     plain = edgec.compile(sample_model, output=tmp_path / "float.so")
     assert done[1]["weights_bytes"] < 0.3 * plain.manifest["weights_bytes"]

@@ -116,6 +116,45 @@ def test_pairs_stand_around_products_and_sums() -> None:
     assert feeds(named(model, "pool")) == feeds(named(model, "gemm")) == "DequantizeLinear"
 
 
+def zero_points(model: ir.Model, name: str) -> list[str]:
+    """The dtypes of the integers that ``name`` reads, ``int8`` also for bytes that are unsigned."""
+    producers = [value.producer() for value in named(model, name).inputs if value is not None]
+    kinds = [str(each.inputs[2].const_value.dtype.name).lower() for each in producers]  # type: ignore[union-attr]
+    return [kind.replace("uint8", "int8") for kind in kinds]
+
+
+def test_a_convolution_hands_16_bits_to_its_sum() -> None:
+    found = residual()
+    assert zero_points(found.model, "add") == ["int16", "int8"]
+    assert {layer.name: layer.bits for layer in found.layers}["add"] == "int8"
+    for recipe in (Recipe(refine=False, wide_sums=False), Recipe(refine=False, fixed_point=True)):
+        assert zero_points(residual(recipe).model, "add") == ["int8", "int8"]
+
+
+def test_of_two_convolutions_the_last_is_the_wide_one() -> None:
+    nodes = [
+        node("Conv", ["x", "w"], ["a"], name="shortcut"),
+        node("Conv", ["x", "w"], ["b"], name="main"),
+        node("Add", ["b", "a"], ["s"], name="add"),
+        node("Conv", ["s", "v"], ["y"], name="last"),
+    ]
+    found = quantised(nodes, SHAPE, {"w": random(4, 3, 1, 1), "v": random(2, 4, 1, 1)})
+    assert zero_points(found.model, "add") == ["int16", "int8"]
+
+
+def test_a_term_that_others_read_keeps_8_bits() -> None:
+    nodes = [*RESIDUAL[:4], node("Add", ["s", "d"], ["e"], name="again"), node("Conv", ["e", "u"], ["y"], name="last")]
+    found = quantised(nodes, SHAPE, {**RESIDUAL_CONSTANTS, "u": random(2, 5, 1, 1)})
+    assert zero_points(found.model, "add") == zero_points(found.model, "again") == ["int8", "int8"]
+
+
+def test_wide_sums_lower_the_error() -> None:
+    graph = load_graph(build(RESIDUAL, {"x": SHAPE}, ["y"], RESIDUAL_CONSTANTS))
+    inputs, wanted = samples(SHAPE, 60), outputs(graph, samples(SHAPE, 60)[20:])
+    wide, narrow = (quantize(graph, inputs[:20], Recipe(refine=False, wide_sums=each)).model for each in (True, False))
+    assert decibels(outputs(wide, inputs[20:]), wanted) > decibels(outputs(narrow, inputs[20:]), wanted)
+
+
 def test_form_of_weights_and_biases() -> None:
     model = residual().model
     weight, bias = (named(model, "first").inputs[i].producer() for i in (1, 2))  # type: ignore[union-attr]

@@ -49,6 +49,22 @@ def test_every_generation(generation: str, tmp_path: Path) -> None:
     check(together(model for model, _ in layers), inputs, tmp_path, target(generation))
 
 
+BLOCKS = {
+    "64 and 32": ((1, 96, 8, 7), (96, 1, 3, 3), {"group": 96, "pads": [1, 1, 1, 1], "strides": [2, 2]}),
+    "128, 16 and 5": ((1, 149, 5, 9), (149, 1, 3, 3), {"group": 149, "pads": [1, 0, 1, 1]}),
+    "64, twice, of a large window": ((2, 128, 7, 5), (128, 1, 5, 5), {"group": 128, "pads": [2, 2, 2, 2]}),
+    "32, a column": ((1, 32, 17, 1), (32, 1, 3, 1), {"group": 32, "pads": [1, 0, 1, 0]}),
+}
+"""Depthwise layers whose channels fill blocks of several sizes."""
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_blocks_of_channels(generation: str, tmp_path: Path) -> None:
+    layers = [layer(*shape, ("int8", "uint8")[index % 2]) for index, shape in enumerate(BLOCKS.values())]
+    inputs = {f"{index}_x": own["x"] for index, (_, own) in enumerate(layers)}
+    check(together(model for model, _ in layers), inputs, tmp_path, target(generation))
+
+
 @pytest.mark.parametrize("generation", ["avx512", "avx2"])
 def test_float_depthwise(generation: str, tmp_path: Path) -> None:
     layers = [float_layer(*shape) for name, shape in FLOAT_SHAPES.items() if "depthwise" in name]
@@ -62,7 +78,7 @@ def test_float_depthwise(generation: str, tmp_path: Path) -> None:
 
 def test_every_tile_of_a_float_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = target("avx512")
-    model, inputs = float_layer((1, 21, 11, 9), (21, 1, 3, 3), {"group": 21, "pads": [1, 1, 0, 1], "strides": [1, 2]})
+    model, inputs = float_layer((1, 21, 11, 9), (21, 1, 3, 3), {"group": 21, "pads": [1, 1, 0, 1], "strides": [2, 1]})
     program = program_of(model)
     want = run_reference(program, inputs)
     kernel = next(step.kernel for step in program.steps if isinstance(step.kernel, Depthwise))

@@ -76,7 +76,7 @@ def _requantisation(node: Expr) -> tuple[Expr, Expr] | None:
 
 def _by_shift(node: Expr, total: Expr, distance: Expr) -> Expr:
     """The saturation ``node`` of total · 2^−distance."""
-    _, zero, low, high = node.args
+    _, zero, low, high, _ = node.args
     one = const(1, "int32")
     below_half = binary("sub", binary("shiftleft", one, binary("sub", distance, one)), one)
     odd = binary("bitand", binary("shiftright", total, distance), one)
@@ -87,7 +87,7 @@ def _by_shift(node: Expr, total: Expr, distance: Expr) -> Expr:
 
 def _keeps_bits(node: Expr, distance: Array, bound: Array) -> bool:
     """Whether a shift by ``distance`` of integers up to ``bound``, [channels] or [1], is the saturation ``node``."""
-    _, zero, low, high = node.args
+    _, zero, low, high, _ = node.args
     least, most = _SHIFTS
     clamped = np.ldexp(_EXACT, -distance) > max(abs(low), abs(high)) + abs(zero) + 1
     fits = bound + np.ldexp(0.5, distance) <= _SUM
@@ -139,7 +139,7 @@ def _bound(expr: Expr, step: Step) -> Array:
         found = np.abs(values.astype(np.float64))
         return found if per_channel else found.max(keepdims=True)
     if expr.op == "saturate":
-        return np.array([float(max(map(abs, expr.args[2:])))])
+        return np.array([float(max(map(abs, expr.args[2:4])))])
     own = _dtype_bound(expr.dtype)
     parts = [_bound(child, step) for child in expr.children if not child.dtype.startswith("float")]
     if len(parts) < len(expr.children):

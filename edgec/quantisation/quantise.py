@@ -219,6 +219,8 @@ def quantise_graph(
     from edgec.quantisation.recipes import check_layers, write_recipe
 
     recipe = _recipe(options)
+    if not target.fuses_sums:
+        recipe = replace(recipe, wide_sums=False)
     if not target.weight_factors:
         recipe = replace(recipe, factors=False)
     half = computes_in_half(graph)

@@ -34,6 +34,7 @@ _COMMENTS = {
     "factors": "multiply groups of weights of 4 bits under integer activations by integers of their own",
     "keep": "share of the weights of 4 bits under integer activations that keeps 8 bits, where it is worth most; "
     "auto: as little as the prediction needs",
+    "wide_sums": "16 bits for what a convolution hands to a sum alone, for next to nothing where both are fused",
     "fixed_point": "scales are powers of two, for processors without a float unit",
     "default": "of layers that are not named below",
 }

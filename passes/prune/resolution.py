@@ -6,15 +6,14 @@ accuracy and MACs go with the resolution: Howard et al. 2017). What differs is h
 mean, since objects are smaller and borders nearer (Touvron et al. 2019): where positions end, each value is scaled
 and shifted by least squares to what the original has there. The folds take that into the weights behind.
 
-Sizes are tried in steps at which every map stays whole, smaller by a number for each that the largest stride leaves
-out; of those that save enough, the one that moves the model's outputs least is taken.
+The image keeps its proportions as far as every map stays whole: sizes go down in steps of what the strides divide
+by, and the largest one that saves enough is taken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import ClassVar
 
 import numpy as np
@@ -24,15 +23,15 @@ from edgec.errors import EdgecError, Refusal
 from edgec.frontend.shapes import forget_shapes, infer_shapes
 from edgec.frontend.values import shape_of
 from edgec.passes.base import Pass
-from edgec.passes.prune.activations import Sample, capture, distance, outputs
+from edgec.passes.prune.activations import Sample, capture, outputs
 from edgec.passes.prune.cost import Cost
 from edgec.passes.rewriting import new_constant
 
 FLOOR = 0.5
 """The share of its height and of its width that an image keeps at least."""
 
-_FITTED, _JUDGED = 256, 64
-"""Samples that scales are fitted to, and others that sizes are judged by, so many of each at most."""
+_FITTED = 256
+"""Samples that scales are fitted to, at most."""
 
 Size = tuple[int, int]
 """Height and width."""
@@ -47,56 +46,44 @@ class ReduceResolution(Pass):
         if not 0 <= fraction < 1:
             raise EdgecError(f"--pixels {fraction:g} is no share to remove; give one from 0 to below 1")
         if not samples:
-            raise EdgecError("--pixels compares the outputs for smaller images; give it samples with --calib")
+            raise EdgecError("--pixels fits the model for smaller images to samples; give it some with --calib")
         self.fraction = fraction
-        count = min(_JUDGED, max(1, len(samples) // 4))
-        self._judged = samples[len(samples) - count :]
-        self._fitted = samples[: max(1, len(samples) - count)][:_FITTED]
+        self._samples = samples[:_FITTED]
         self.size: Size | None = None
 
     def transform(self, model: ir.Model) -> tuple[int, Sequence[Refusal]]:
         image = _image(model)
-        wanted = outputs(model, self._judged)
-        best: tuple[float, Size] | None = None
-        for size in self._sizes(model, image):
-            copy = model.clone()
-            self._shrink(copy, size)
-            away = distance(outputs(copy, self._judged), wanted)
-            best = min(best, (away, size)) if best is not None else (away, size)
-        assert best is not None
-        self.size = best[1]
-        if self.size != shape_of(image)[2:]:
-            self._shrink(model, self.size)
-        return int(self.size != shape_of(image)[2:]), ()
+        self.size = self._find_size(model, image)
+        if self.size == shape_of(image)[2:]:
+            return 0, ()
+        self._shrink(model, self.size)
+        return 1, ()
 
-    def _sizes(self, model: ir.Model, image: ir.Value) -> list[Size]:
-        """The sizes that save enough and that no larger one does.
+    def _find_size(self, model: ir.Model, image: ir.Value) -> Size:
+        """The largest size that saves enough.
 
         Raises:
             EdgecError: the model cannot compute on smaller images, or so much cannot be saved; says how much could.
         """
-        whole = Cost(model, "macs").total
-        macs: dict[Size, int] = {}
-        for size in _steps(model, image):
+        whole = macs = Cost(model, "macs").total
+        for size in _sizes(model, image):
             copy = model.clone()
             shrink_image(copy, size)
-            macs[size] = Cost(copy, "macs").total
-        goal = whole * (1 - self.fraction)
-        enough = [size for size, each in macs.items() if each <= goal]
-        if not enough:
-            least = int((1 - min(macs.values()) / whole) * 1000) / 1000
-            raise EdgecError(
-                f"{self.fraction:.1%} of the MACs cannot be saved by smaller images: at most {least:.1%} can; "
-                f"ask for --pixels {least:g} or less"
-            )
-        return [a for a in enough if not any(a != b and a[0] <= b[0] and a[1] <= b[1] for b in enough)]
+            macs = Cost(copy, "macs").total
+            if macs <= whole * (1 - self.fraction):
+                return size
+        least = int((1 - macs / whole) * 1000) / 1000
+        raise EdgecError(
+            f"{self.fraction:.1%} of the MACs cannot be saved by smaller images: at most {least:.1%} can; "
+            f"ask for --pixels {least:g} or less"
+        )
 
     def _shrink(self, model: ir.Model, size: Size) -> None:
         """Let ``model`` compute on images of ``size``, and fit the values where positions end."""
         original = model.clone()
         shrink_image(model, size)
         names = [str(value.name) for value in _ends(model, original)]
-        ours, theirs = (list(capture(each, names, self._fitted)) for each in (model, original))
+        ours, theirs = (list(capture(each, names, self._samples)) for each in (model, original))
         for value in _ends(model, original):
             found, wanted = (np.stack([each[str(value.name)] for each in side]) for side in (ours, theirs))
             _insert(model, value, _fit(found, wanted))
@@ -122,15 +109,24 @@ def _image(model: ir.Model) -> ir.Value:
     return inputs[0]
 
 
-def _steps(model: ir.Model, image: ir.Value) -> Iterator[Size]:
-    """The image's size and smaller ones."""
-    maps = [shape_of(value)[2:] for node in model.graph for value in node.outputs if len(shape_of(value)) == 4]
-    extents = []
-    for axis, extent in enumerate(shape_of(image)[2:]):
-        last = min((each[axis] for each in maps if each[axis] > 1), default=extent)
-        step = max(1, extent // last)
-        extents.append(range(extent, max(1, int(np.ceil(FLOOR * extent))) - 1, -step))
-    yield from product(*extents)
+def _sizes(model: ir.Model, image: ir.Value) -> Iterator[Size]:
+    """The image's size and smaller ones of nearly its proportions, in steps of what its axes are divided by."""
+    (height, width), maps = shape_of(image)[2:], _map_sizes(model)
+    down, across = (
+        max(1, extent // min((each[axis] for each in maps if each[axis] > 1), default=extent))
+        for axis, extent in enumerate((height, width))
+    )
+    for lower in range(0, height - int(np.ceil(FLOOR * height)) + 1, down):
+        yield height - lower, width - round(lower * width / (height * across)) * across
+
+
+def _map_sizes(model: ir.Model) -> list[Size]:
+    return [
+        (shape[2], shape[3])
+        for node in model.graph
+        for shape in (shape_of(value) for value in node.outputs)
+        if len(shape) == 4
+    ]
 
 
 def shrink_image(model: ir.Model, size: Size) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
-from edgec.passes.quantize.emit import Emitted, emit, for_onnxruntime
+from edgec.passes.quantize.emit import Emitted, emit, for_onnxruntime, obstacle_to_opset
 from edgec.passes.quantize.equalise import equalised
 from edgec.passes.quantize.execution import ModelRunner, Sample
 from edgec.passes.quantize.learn import Fit, learn
@@ -63,6 +63,8 @@ def quantize(
     """
     recipe = recipe or Recipe()
     _check(model, samples, recipe)
+    if obstacle_to_opset(model) is not None:
+        recipe = replace(recipe, wide_sums=False)
     work = _Work(model.clone(), list(samples), recipe, progress or (lambda what, done, total: None))
     return work.run()
 

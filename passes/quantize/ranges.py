@@ -18,6 +18,8 @@ from edgec.passes.quantize.statistics import Histogram, Statistics, histogram_of
 from edgec.passes.quantize.tape import Tape, few
 
 _SAMPLES = 16
+_HEADROOM = 2.0
+"""How much wider than what was seen the range of 16 bits is."""
 EXACT = "exact"
 """The observer's name where the tensor holds at most 256 levels, and the grid has just those."""
 
@@ -66,10 +68,11 @@ def _settled(
     statistics: Statistics,
     samples: Sequence[Sample],
 ) -> Range | None:
-    """The range where there is nothing to choose: 16 bits, and inputs that are pixels."""
+    """The range where there is nothing to choose: 16 bits, of which one is kept for what other inputs reach, and
+    inputs that are pixels."""
     if key[1] == 16:
         histogram = group_histogram(members, statistics)
-        return Range(grid_between(histogram.low, histogram.high, 16), "minmax")
+        return Range(grid_between(_HEADROOM * histogram.low, _HEADROOM * histogram.high, 16), "minmax")
     fed = [value for value in members if value.is_graph_input()]
     if fed and all(value in fed or value.const_value is not None for value in members):
         grid = exact_grid(levels_of([sample[str(value.name)] for value in fed for sample in samples]))

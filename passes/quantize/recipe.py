@@ -60,6 +60,7 @@ class Recipe:
         keep: the share of the weights of 4 bits under integer activations that keeps 8 bits instead, in whole layers
             where that is worth most, but not in layers that are named; ``auto`` is as little as the prediction needs
             (see :mod:`edgec.passes.quantize.salience`).
+        wide_sums: let a convolution hand 16 bits to a sum that alone reads it, except for ``fixed_point``.
         fixed_point: make every scale a power of two, so that requantisations are shifts (dynamic fixed point).
         default: the precision, one of ``PRECISIONS``, of layers that are not named.
         layers: node name to one of ``PRECISIONS``.
@@ -74,6 +75,7 @@ class Recipe:
     salient_groups: float = 0.0
     factors: bool = True
     keep: float | Literal["auto"] = "auto"
+    wide_sums: bool = True
     fixed_point: bool = False
     default: str = "int8"
     layers: Mapping[str, str] = field(default_factory=dict)

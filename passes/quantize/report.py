@@ -148,12 +148,12 @@ def describe(
 
 
 def _precision(node: ir.Node, placement: Placement) -> str:
-    """The node's; an epilogue or a bias has that of what it belongs to."""
+    """The node's; an epilogue or a bias has that of what it belongs to, and a sum that of its narrower term."""
     while placement.roles[node] in (Role.EPILOGUE, Role.BIAS):
         feeding = [v.producer() for v in node.inputs if v is not None and v.const_value is None]
         assert feeding[0] is not None
         node = feeding[0]
-    activations = max((bits for (each, _), bits in placement.bits.items() if each is node), default=None)
+    activations = min((bits for (each, _), bits in placement.bits.items() if each is node), default=None)
     weights = placement.weights.get(node)
     if activations is not None and (weights is None or activations == 16):
         weights = 8

@@ -3,8 +3,8 @@
     python -m samples.benchmarks.table [MODEL ...] [--shared FOLDER] [--tune MINUTES] [--tune-db FILE] [--json]
 
 The int8 models are what edgec's quantiser makes on the calibration split, as QDQ models, which ONNX Runtime and
-OpenVINO run, too; LiteRT runs the .tflite files published with the models. ``--quantised FOLDER`` keeps the QDQ models,
-and takes those that are there.
+OpenVINO run, too, with 8 bits before sums, since they have no kernels for more; LiteRT runs the .tflite files published
+with the models. ``--quantised FOLDER`` keeps the QDQ models, and takes those that are there.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from edgec.passes.quantize import Recipe
 from samples.accuracy import SHARED, TFLITE, quantised_by_edgec
 from samples.compare import Row, measure, table
 from tests.shared_models import MODELS, SharedModel
@@ -26,16 +27,27 @@ from tests.shared_models import MODELS, SharedModel
 FLOAT_TFLITE: Mapping[str, str] = {"resnet8": "pretrainedResnet.tflite", "vww": "vww_96_float.tflite"}
 """The published float file of the same network; those of other models hold other numbers."""
 
+QDQ_PEERS = ("onnxruntime", "openvino")
+"""Those that run QDQ models."""
+
 PEERS = "onnxruntime,openvino,litert,mnn,ncnn"
 
 
-def quantised(model: SharedModel, shared: Path, folder: Path) -> Path:
-    """The QDQ model, made if it is not in ``folder``."""
-    path = folder / f"{model.name}_int8.onnx"
+def quantised(model: SharedModel, shared: Path, folder: Path, wide_sums: bool = True) -> Path:
+    """The QDQ model, made if it is not in ``folder``; without ``wide_sums`` as it is for other runtimes."""
+    path = folder / f"{model.name}_int8{'' if wide_sums else '_narrow'}.onnx"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(quantised_by_edgec(model, shared))
+        path.write_bytes(quantised_by_edgec(model, shared, Recipe(wide_sums=wide_sums)))
     return path
+
+
+def peer_files(model: SharedModel, shared: Path, folder: Path, kind: str) -> dict[str, Path]:
+    """The files that peers run in place of edgec's, by peer."""
+    if kind == "fp32":
+        return tflite(FLOAT_TFLITE, model, shared)
+    narrow = quantised(model, shared, folder, wide_sums=False)
+    return {**dict.fromkeys(QDQ_PEERS, narrow), **tflite(TFLITE, model, shared)}
 
 
 def tflite(names: Mapping[str, str], model: SharedModel, shared: Path) -> dict[str, Path]:
@@ -65,7 +77,7 @@ def main(
             np.savez(inputs, **{model.input: model.samples(shared, 1)})
             for kind in precision.split(","):
                 path = model.onnx(shared) if kind == "fp32" else quantised(model, shared, kept or folder)
-                files = tflite(FLOAT_TFLITE if kind == "fp32" else TFLITE, model, shared)
+                files = peer_files(model, shared, kept or folder, kind)
                 options = {"threads": threads, "tune": tune, "tune_db": tune_db}
                 rows.append(
                     measure(path, peers, rounds, folder, name=model.name, files=files, inputs=inputs, **options)

@@ -122,10 +122,12 @@ class Store:
     epilogue: Expr
     store: Expr
 
-    def evaluate(self, axes: dict[int, Any], channel: int, lanes: int, value: Any) -> tuple[Any, Any]:
-        """The offset of one vector of results, and the results, computed but not stored."""
+    def evaluate(
+        self, axes: dict[int, Any], channel: int, lanes: int, value: Any, turns: int = 1
+    ) -> tuple[Any, Any]:
+        """The offset of one vector of results, and the results, computed but not stored (see :class:`.tir.Emitter`)."""
         point = {**axes, CHANNEL_AXIS: axes[CHANNEL_AXIS] + channel if channel else axes[CHANNEL_AXIS]}
-        emitter = Emitter(self.body, self.operands, point, CHANNEL_AXIS, lanes, value)
+        emitter = Emitter(self.body, self.operands, point, CHANNEL_AXIS, lanes, value, turns)
         result = emitter.vector(self.epilogue)
         if self.epilogue is not scalar.accumulator(self.epilogue.dtype):
             result = self.body.bind("y", result)

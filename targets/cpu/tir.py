@@ -22,6 +22,9 @@ STORAGE = {"bool": "uint8"}
 """dtype in memory, where it differs from the dtype in a register."""
 
 
+CACHE_LINE = 64
+TURN = 4
+"""Lanes that a vector has at a time of a run of elements that several vectors share in turns."""
 ANY_SIZE = 2**31 - 1
 """Declared elements of an operand: a kernel serves buffers of every size."""
 
@@ -155,12 +158,29 @@ class Kernel:
             self._imported[key] = name, text(name)
         return self._imported[key][0]
 
+    def align_stack(self) -> None:
+        """Let vectors that leave registers lie in whole cache lines.
+
+        LLVM aligns the stack only for variables that it knows before it chooses registers.
+        """
+        self.body.emit(stmt.Evaluate(tirx.call_extern("void", self.import_function("stack", _aligned_variable))))
+
     def function(self) -> Any:
         """The finished ``tirx.PrimFunc``."""
         body, anywhere = self.body.close(), tirx.const(0, "int32")
         for _, text in self._imported.values():
             body = stmt.AttrStmt(anywhere, "pragma_import_llvm", tvm.ir.StringImm(text), body)
         return tirx.PrimFunc([*self._pointers, self.thread, self.threads], body, ret_type=None)
+
+
+def _aligned_variable(name: str) -> str:
+    """LLVM's IR of a function with a variable of a cache line, which empty assembly seems to need."""
+    return f"""define linkonce_odr hidden void @{name}() alwaysinline {{
+  %line = alloca [{CACHE_LINE} x i8], align {CACHE_LINE}
+  call void asm sideeffect "", "r"(ptr %line)
+  ret void
+}}
+"""
 
 
 def vector_load(buffer: Any, offset: Any, lanes: int, stride: int = 1) -> Any:
@@ -212,6 +232,7 @@ class Emitter:
         vector_axis: the axis along which a vector runs, or None.
         lanes: how many lanes the vector has.
         accumulator: the value of ``acc``.
+        turns: of how many vectors this is one that take turns, :data:`TURN` lanes each, in a run of elements.
     """
 
     def __init__(
@@ -222,8 +243,9 @@ class Emitter:
         vector_axis: int | None = None,
         lanes: int = 1,
         accumulator: Any = None,
+        turns: int = 1,
     ) -> None:
-        self.body, self.operands, self.axes = body, operands, axes
+        self.body, self.operands, self.axes, self.turns = body, operands, axes, turns
         self.vector_axis, self.lanes = (vector_axis, lanes) if lanes > 1 else (None, 1)
         self.accumulator = accumulator
         self._made: dict[int, Any] = {}
@@ -262,7 +284,7 @@ class Emitter:
         if node.op == "axis":
             base = self.axes[node.args[0]]
             if node.args[0] == self.vector_axis:
-                return tirx.Ramp(base, tirx.const(1, "int32"), self.lanes)
+                return join([tirx.Ramp(base + first, tirx.const(1, "int32"), lanes) for first, lanes in self._runs()])
             return base
         if node.op == "acc":
             return self.accumulator
@@ -273,10 +295,16 @@ class Emitter:
             return self._load(node)
         args = [self._made[id(child)] for child in node.children]
         if node.op == "saturate":
-            _, zero, low, high = node.args
+            _, zero, low, high, _ = node.args
             return math.saturate(self.body.hold, args[0], zero, low, high, node.dtype)
         lanes = max((lanes_of(arg) for arg in args), default=1)
         return math.apply(node.op, [widen(arg, lanes) for arg in args], node.dtype, self.body.hold)
+
+    def _runs(self) -> list[tuple[int, int]]:
+        """Lanes that are neighbours along the axis: how far they begin from the first one, and how many they are."""
+        if self.turns == 1:
+            return [(0, self.lanes)]
+        return [(self.turns * lane, TURN) for lane in range(0, self.lanes, TURN)]
 
     def _value_of(self, expr: Expr) -> Any:
         return self._made[id(expr)]
@@ -287,5 +315,6 @@ class Emitter:
         if step is None or step == 0:
             value = tirx.BufferLoad(buffer, [first])
         else:
-            value = vector_load(buffer, first, self.lanes, step)
+            runs = self._runs()
+            value = join([vector_load(buffer, first + skip * step, lanes, step) for skip, lanes in runs])
         return value if node.dtype != "bool" else tirx.NE(value, math.constant(0, value))

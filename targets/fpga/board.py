@@ -68,6 +68,7 @@ class Board:
 
     activation_dtype: ClassVar[str] = "int8"
     packs_weights: ClassVar[bool] = False
+    fuses_sums: ClassVar[bool] = False
     weight_factors: ClassVar[bool] = False
 
     def default_output(self, name: str) -> Path:

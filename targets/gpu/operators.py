@@ -48,7 +48,7 @@ def applied(node: Expr, args: Sequence[str], dtypes: Sequence[str], lanes: int) 
     if op == "select":
         return _selected(args[1], args[2], args[0], node.dtype, lanes)
     if op == "saturate":
-        _, zero, low, high = node.args
+        _, zero, low, high, _ = node.args
         limits = f"{literal(low - zero, 'float32')}, {literal(high - zero, 'float32')}"
         return _cast(f"(saturate_{lanes}({args[0]}, {limits}) + {zero})", "int32", node.dtype, lanes)
     if op in _INFIX:

@@ -53,6 +53,7 @@ class GpuTarget:
     storage: str = FULL
 
     packs_weights: ClassVar[bool] = False
+    fuses_sums: ClassVar[bool] = True
     """See :class:`edgec.targets.target.Target`."""
     weight_factors: ClassVar[bool] = True
 

@@ -104,7 +104,7 @@ _WIDE = {"int16": "sqxtn", "uint16": "sqxtun"}
 
 def saturate(node: Expr, value: Any, bind: Bind) -> Any | None:
     """See :func:`edgec.scalar.saturate`: one rounding conversion, and narrowing instructions that saturate."""
-    real, zero, low, high = node.args
+    real, zero, low, high, _ = node.args
     if lanes_of(value) % 4:
         return None
     parts = split(bind(value), 4)

@@ -21,7 +21,7 @@ def special(node: Expr, value_of: Callable[[Expr], Any], operands: Sequence[Any]
     """
     if node.op != "saturate" or lanes_of(value_of(node.args[0])) > 1:
         return None
-    _, zero, low, high = node.args
+    _, zero, low, high, _ = node.args
     value = bind(value_of(node.args[0]))
     is_number = _is_number(node.args[0])
     if not is_number:

@@ -170,11 +170,18 @@ def cost(p: GroupedPlan) -> float:
                 widths = p.widths(channels)
                 pixels, share = rows * columns, sum(widths) / p.lanes
                 products = pixels * share * (1 if p.isa.vnni else 2 if p.words else 3)
-                step = max(products + share * p.words, pixels / 2 + share, LATENCY) + 0.5
+                step = max(products + _widening(p, pixels, share), pixels / 2 + share, LATENCY) + 0.5
                 setup = TILE_OVERHEAD + EPILOGUE_CYCLES * pixels * share
                 total += conv.batch * row_tiles * column_tiles * blocks * (steps * step + setup)
                 total += pixels * len(widths) * CODE_CYCLES
     return total
+
+
+def _widening(p: GroupedPlan, pixels: int, vectors: float) -> float:
+    """Cycles, about, of making int16 of the inputs and weights of a step: of these alone, of both, or of none."""
+    if p.words:
+        return vectors
+    return 0 if p.isa.vnni else 2 * pixels + 3 * vectors
 
 
 def pack(p: GroupedPlan, weight: np.ndarray) -> np.ndarray:

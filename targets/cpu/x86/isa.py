@@ -69,9 +69,9 @@ def nearest(value: Any) -> Any:
 
 
 def saturated_sum(left: Any, right: Any) -> Any:
-    """The sum of int16, saturated (``paddsw``)."""
-    lanes = lanes_of(left)
-    return instruction(f"int16x{lanes}", "sadd.sat", left, right)
+    """The sum of int16 or uint8, saturated (``paddsw``, ``paddusb``)."""
+    dtype = str(left.ty.dtype)
+    return instruction(dtype, "uadd.sat" if dtype.startswith("u") else "sadd.sat", left, right)
 
 
 def pack_words(left: Any, right: Any) -> Any:
@@ -85,3 +85,22 @@ def pack_bytes(left: Any, right: Any, dtype: str) -> Any:
     lanes = lanes_of(left) // 2
     names = _SIGNED_BYTE_PACKS if dtype == "int8" else _UNSIGNED_BYTE_PACKS
     return instruction(f"{dtype}x{4 * lanes}", f"x86.{names[lanes]}", left, right)
+
+
+def unpacked(left: Any, right: Any, size: int) -> list[Any]:
+    """Elements of ``size`` bytes of both in turn, of the lower and of the upper halves of each 128 bits (``punpckl``
+    and ``punpckh``)."""
+    lanes, step = lanes_of(left), 128 // 8
+    return [
+        tirx.Shuffle(
+            [left, right],
+            [
+                tirx.const(source * lanes + group + half + element + byte, "int32")
+                for group in range(0, lanes, step)
+                for element in range(0, step // 2, size)
+                for source in range(2)
+                for byte in range(size)
+            ],
+        )
+        for half in (0, step // 2)
+    ]

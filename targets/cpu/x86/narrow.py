@@ -27,7 +27,7 @@ TABLE = 256
 class Narrowing:
     """A byte as clamp(round_half_even(real) + zero), or as a clamped int32 (``zero`` is None).
 
-    ``value`` is the real number, or the integer.
+    ``value`` is the real number, or the integer; ``bounded`` is :func:`edgec.scalar.saturate`'s.
     """
 
     value: Expr
@@ -35,6 +35,7 @@ class Narrowing:
     low: int
     high: int
     dtype: str
+    bounded: bool = False
 
 
 def narrowing(node: Expr) -> Narrowing | None:
@@ -56,42 +57,59 @@ def narrowing(node: Expr) -> Narrowing | None:
 
 
 def _saturation(node: Expr) -> Narrowing:
-    value, zero, low, high = node.args
-    return Narrowing(value, zero, low, high, node.dtype)
+    value, zero, low, high, bounded = node.args
+    return Narrowing(value, zero, low, high, node.dtype, bounded)
 
 
 def whole(narrow: Narrowing, value: Any) -> Any:
-    """One vector of values as int32, without the zero point; it is right up to the saturation of int16."""
+    """One vector of values as int32, without the zero point; it is right up to the saturation of int16.
+
+    What is not ``bounded`` is at most the highest result already.
+    """
     if narrow.zero is None:
         return value
+    if narrow.bounded:
+        return nearest(value)
     # the conversion makes the least integer of all that it cannot hold, which is right below and for NaN
     most = constant(float(narrow.high - narrow.zero), value)
     return nearest(tirx.Select(most < value, most, value))
 
 
-def bytes_of(narrow: Narrowing, values: Sequence[Any]) -> Any:
-    """One to four vectors (of one register each) as the bytes of all of them, in order."""
+def bytes_of(narrow: Narrowing, values: Sequence[Any], turns: int = 1) -> Any:
+    """One to four vectors (of one register each) as the bytes of all of them, in order.
+
+    ``turns`` vectors share the elements of a run, each of them four at a time (see :class:`.tir.Emitter`). All four
+    do so in the order in which packs take 128 bits of each vector in turn.
+    """
     wholes = [whole(narrow, value) for value in values]
     lanes, count = lanes_of(wholes[0]), len(wholes)
     wholes += [wholes[-1]] * (-count % 2)
-    words = [pack_words(*wholes[index : index + 2]) for index in range(0, len(wholes), 2)]
-    if narrow.zero:
-        words = [saturated_sum(x, constant(narrow.zero, x)) for x in words]
-    packed = pack_bytes(words[0], words[-1], narrow.dtype)
-    packed = _clamped(narrow, packed)
+    packed = _bytes(narrow, [pack_words(*wholes[index : index + 2]) for index in range(0, len(wholes), 2)])
     if lanes == GROUP:
         return part(packed, 0, count * lanes)
-    # a pack takes 128 bits of each vector in turn: the groups of four bytes go back to where they belong
+    # the groups of four bytes go back to where they belong
     groups = tirx.reinterpret(f"int32x{lanes}", packed)
-    chunks = lanes // GROUP
-    order = [chunk * GROUP + vector for vector in range(count) for chunk in range(chunks)]
+    runs, chunks = range(0, count, turns), range(lanes // GROUP)
+    order = [chunk * GROUP + run + vector for run in runs for chunk in chunks for vector in range(turns)]
     ordered = tirx.Shuffle([groups], [tirx.const(index, "int32") for index in order])
     return tirx.reinterpret(f"{narrow.dtype}x{count * lanes}", ordered)
 
 
-def _clamped(narrow: Narrowing, value: Any) -> Any:
+def _bytes(narrow: Narrowing, words: Sequence[Any]) -> Any:
+    """One or two vectors of int16, without the zero point, as one of bytes."""
     limits = np.iinfo(narrow.dtype)
-    value = tirx.max(value, constant(narrow.low, value)) if narrow.low > limits.min else value
+    if narrow.low == narrow.zero:
+        # nothing is below 0 before the zero point is added, so that the pack for unsigned bytes clamps
+        value = pack_bytes(words[0], words[-1], "uint8")
+        first = narrow.zero - limits.min
+        value = saturated_sum(value, constant(first, value)) if first else value
+        if narrow.dtype == "int8":
+            value = tirx.reinterpret(f"int8x{lanes_of(value)}", tirx.bitwise_xor(value, constant(128, value)))
+    else:
+        if narrow.zero:
+            words = [saturated_sum(x, constant(narrow.zero, x)) for x in words]
+        value = pack_bytes(words[0], words[-1], narrow.dtype)
+        value = tirx.max(value, constant(narrow.low, value)) if narrow.low > limits.min else value
     return tirx.min(value, constant(narrow.high, value)) if narrow.high < limits.max else value
 
 
@@ -129,9 +147,10 @@ def _round(isa: Isa, narrow: Narrowing, value: Any, bind: Bind) -> Any:
     """A saturated int32, for what reads it again."""
     assert narrow.zero is not None
     rounded = [whole(narrow, vector) for vector in _registers(isa, bind(value))]
+    if narrow.bounded:
+        rounded = [tirx.min(x, constant(narrow.high - narrow.zero, x)) for x in rounded]
     # the least integer is below every bound, and a sum with it must not wrap
-    least = [tirx.max(x, constant(narrow.low - narrow.zero, x)) for x in rounded]
-    total = join(least)
+    total = join([tirx.max(x, constant(narrow.low - narrow.zero, x)) for x in rounded])
     return total + constant(narrow.zero, total) if narrow.zero else total
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from edgec.building.lazy_tvm import tirx
 from edgec.scalar import Expr
 from edgec.targets.cpu.tile import Accumulators, Point, Store, starts
-from edgec.targets.cpu.tir import Body, Emitter, join, part, vector_store
+from edgec.targets.cpu.tir import TURN, Body, Emitter, join, part, vector_store
 from edgec.targets.cpu.x86.isa import Isa, dot, pair_sums, word_dot
 from edgec.targets.cpu.x86.narrow import GROUP, bytes_of, narrowing
 from edgec.targets.vectors import CHANNEL_AXIS, pieces
@@ -120,11 +120,19 @@ def _lanes(value: Any) -> int:
 
 
 def bias_vectors(
-    body: Body, operands: Sequence[Any], bias: Expr | None, axes: dict[int, Any], widths: Sequence[int], channels: int
+    body: Body, operands: Sequence[Any], bias: Expr | None, axes: dict[int, Any], widths: Sequence[int], channels: int,
+    turns: int = 1,
 ) -> list[Any]:
-    """The bias of ``channels`` in vectors of ``widths``, zeros behind the last; nothing is read past it."""
+    """The bias of ``channels`` in vectors of ``widths``, zeros behind the last; nothing is read past it.
+
+    With ``turns`` above 1 the vectors share the channels (see :class:`.tir.Emitter`), and are whole.
+    """
     if bias is None:
         return [tirx.Broadcast(tirx.const(0, "int32"), width) for width in widths]
+    if turns > 1:
+        points = [{**axes, CHANNEL_AXIS: axes[CHANNEL_AXIS] + turn * TURN} for turn in range(turns)]
+        emitters = [Emitter(body, operands, point, CHANNEL_AXIS, widths[0], turns=turns) for point in points]
+        return [emitter.vector(bias) for emitter in emitters]
     vectors = []
     for first, width in zip(starts(widths), widths, strict=True):
         values, read = [], min(width, channels - first)
@@ -137,13 +145,17 @@ def bias_vectors(
 
 
 class IntegerTile(Accumulators):
-    """A register tile of int32 vectors, ``start`` in every pixel's row to begin with."""
+    """A register tile of int32 vectors, ``start`` in every pixel's row to begin with.
+
+    With ``turns`` above 1 so many vectors, all whole, share the channels of a row in turns (see :class:`.tir.Emitter`),
+    and the epilogue is a :class:`.narrow.Narrowing`.
+    """
 
     def __init__(
-        self, body: Body, isa: Isa, points: Sequence[Point], widths: Sequence[int], start: Sequence[Any]
+        self, body: Body, isa: Isa, points: Sequence[Point], widths: Sequence[int], start: Sequence[Any], turns: int = 1
     ) -> None:
         super().__init__(body, "int32", points, widths, start)
-        self.isa = isa
+        self.isa, self.turns = isa, turns
 
     def divide_by_sixteen(self) -> None:
         """Exactly: every sum is a multiple."""
@@ -158,24 +170,38 @@ class IntegerTile(Accumulators):
         if narrow is None:
             super().write(target, origin, channels)
             return
-        inner = Store(self.body, target.operands, target.output, narrow.value, target.store)
-        grouped: dict[int, list[tuple[Any, Any]]] = {}
+        grouped: dict[int, list[tuple[Any, list[Any]]]] = {}
         results = []
+        inner = Store(self.body, target.operands, target.output, narrow.value, target.store)
         for pixel, axes in enumerate(self.axes(origin)):
-            for vector, width in enumerate(self.widths):
+            for vector in range(0, len(self.widths), self.turns):
                 skip, first = 0, self._starts[vector]
-                for lanes in pieces(max(0, min(width, channels - first)), width):
+                for lanes in pieces(max(0, min(self.widths[vector], channels - first)), self.widths[vector]):
                     sums = tirx.BufferLoad(self.buffer, [self._index(pixel, vector, lanes, skip)])
                     if lanes < GROUP:
                         results.append(target.evaluate(axes, first + skip, lanes, sums))
                     else:
-                        offset, value = inner.evaluate(axes, first + skip, lanes, sums)
-                        grouped.setdefault(lanes, []).append((offset, self.body.hold(value)))
+                        grouped.setdefault(lanes, []).append(self._run(inner, axes, pixel, vector, lanes, skip))
                     skip += lanes
         for lanes, found in grouped.items():
-            for index in range(0, len(found), GROUP):
-                own = found[index : index + GROUP]
-                packed = self.body.bind("y", bytes_of(narrow, [value for _, value in own]))
-                results += [(offset, part(packed, n * lanes, lanes)) for n, (offset, _) in enumerate(own)]
+            size = self.turns * lanes
+            for index in range(0, len(found), GROUP // self.turns):
+                own = found[index : index + GROUP // self.turns]
+                values = [value for _, run in own for value in run]
+                packed = self.body.bind("y", bytes_of(narrow, values, self.turns))
+                results += [(offset, part(packed, n * size, size)) for n, (offset, _) in enumerate(own)]
         for offset, value in results:
             self.body.emit(vector_store(target.output, value, offset))
+
+    def _run(
+        self, inner: Store, axes: dict[int, Any], pixel: int, vector: int, lanes: int, skip: int
+    ) -> tuple[Any, list[Any]]:
+        """The vectors that share a run of channels, from ``vector`` on, as numbers to narrow, and where they go."""
+        offsets, values = [], []
+        for turn in range(self.turns):
+            sums = tirx.BufferLoad(self.buffer, [self._index(pixel, vector + turn, lanes, skip)])
+            channel = self._starts[vector] + skip + turn * TURN
+            offset, value = inner.evaluate(axes, channel, lanes, sums, self.turns)
+            offsets.append(offset)
+            values.append(self.body.hold(value))
+        return offsets[0], values
