@@ -34,6 +34,9 @@ SPARE = 7
 """Registers beside sums and weights: for the inputs on their way, and what the epilogue holds."""
 MOST_ROWS, LEAST_TILES = 4, 4
 """Rows of a tile, at most; and of so many tiles threads get equal shares, where there are enough rows."""
+MOST_STRIDED_COLUMNS = 2
+"""Columns of a tile, at most, of a window that strides along a row: with more lines of cache on their way at once, a
+tile that multiplies little waits for them."""
 LOAD_CYCLES = 0.35
 """Cycles, about, of a load that multiply-adds hide most of."""
 TILE_OVERHEAD = 6
@@ -64,7 +67,8 @@ def candidates(conv: Depthwise, target: Target) -> list[WindowPlan]:
     """Every tile that fits the registers, the cheapest first."""
     most = REGISTERS - SPARE - conv.kernel[0] * conv.kernel[1]
     rows = range(1, min(MOST_ROWS, max(2, conv.out_height // LEAST_TILES), conv.out_height) + 1)
-    sizes = [(r, c) for r in rows for c in range(1, min(conv.out_width, most // r) + 1)]
+    columns = min(conv.out_width, MOST_STRIDED_COLUMNS if conv.stride[1] > 1 else most)
+    sizes = [(r, c) for r in rows for c in range(1, min(columns, most // r) + 1)]
     found = [WindowPlan(conv, columns, target.lanes(4), rows) for rows, columns in sizes]
     return sorted(found, key=lambda p: (cost(p), p.rows, p.columns))
 
