@@ -124,3 +124,12 @@ def common_factors(weight: np.ndarray, size: int) -> np.ndarray | None:
 def spread_factors(factors: np.ndarray, size: int, depth: int) -> np.ndarray:
     """The factor of every weight, int8 [depth, outputs]."""
     return np.repeat(factors, size, axis=0)[:depth]
+
+
+def split_factors(weight: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """``weight``, int8 [..., outputs] over a depth that has factors, without them, and these [groups, outputs]."""
+    rows = weight.reshape(-1, weight.shape[-1])
+    factors = common_factors(rows, size)
+    if factors is None:
+        raise ValueError(f"groups of {size} have no common factors")
+    return (rows // spread_factors(factors, size, len(rows))).reshape(weight.shape), factors

@@ -12,6 +12,8 @@ import pytest
 from edgec.errors import EdgecError
 from edgec.graph import load_graph
 from edgec.passes.quantize import Quantized, Recipe, quantize
+from edgec.passes.quantize.execution import ModelRunner
+from edgec.passes.quantize.report import signal_to_noise
 from tests.graphs import build, node
 
 QUICK = Recipe(refine=False)
@@ -264,6 +266,32 @@ def test_norms_and_attention_stay_float() -> None:
     assert [bits[name] for name in ("query", "key", "last")] == ["int8"] * 3
     assert [bits[name] for name in ("scores", "softmax", "values", "norm")] == ["float"] * 4
     assert [feeds(named(found.model, "scores"), i) for i in (0, 1)] == ["MatMul"] * 2
+
+
+def test_positions_are_not_clipped_where_the_samples_end() -> None:
+    """What is computed of an integer input alone stays float; what a table of few values gives does not."""
+    generator = np.random.default_rng(5)
+    nodes = [
+        node("Cast", ["place"], ["real"], to=onnx.TensorProto.FLOAT, name="real"),
+        node("Mul", ["real", "rates"], ["angles"], name="angles"),
+        node("Cos", ["angles"], ["cosine"], name="cosine"),
+        node("Gather", ["table", "place"], ["row"], name="row"),
+        node("Mul", ["row", "cosine"], ["turned"], name="turned"),
+        node("MatMul", ["turned", "w"], ["y"], name="product"),
+    ]
+    constants = {
+        "rates": np.float32([[0.5, 0.31, 0.17, 0.05]]),
+        "table": generator.standard_normal((64, 4), np.float32),
+        "w": generator.standard_normal((4, 8), np.float32),
+    }
+    types = {"place": onnx.TensorProto.INT64}
+    graph = load_graph(build(nodes, {"place": (1, 1)}, ["y"], constants, types=types))
+    found = quantize(graph, [{"place": np.array([[place]])} for place in range(16)])
+    bits = {layer.name: layer.bits for layer in found.layers}
+    assert bits == {**dict.fromkeys(bits, "int8"), "real": "float", "angles": "float", "cosine": "float"}
+    beyond = [{"place": np.array([[place]])} for place in range(40, 64)]
+    wanted, given = (ModelRunner(each).run_all(beyond) for each in (graph, found.model))
+    assert signal_to_noise([run[0] for run in given], [run[0] for run in wanted]) > 25
 
 
 def test_pixels_are_exact() -> None:

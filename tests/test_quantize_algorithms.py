@@ -12,10 +12,12 @@ from edgec.graph import load_graph
 from edgec.grid import Grid
 from edgec.passes.quantize import Recipe, quantize
 from edgec.passes.quantize.channels import trace
+from edgec.passes.quantize.emit import Emitted
 from edgec.passes.quantize.execution import ModelRunner
 from edgec.passes.quantize.grid import exact_grid, grid_between, round_weights, weight_scales
 from edgec.passes.quantize.observers import OBSERVERS, clipped_share, rounding_error
 from edgec.passes.quantize.prediction import Prediction
+from edgec.passes.quantize.ranges import Ranges
 from edgec.passes.quantize.rounding import clip_scales, learn_rounding, output_error, second_moment
 from edgec.passes.quantize.statistics import histogram_of, merged
 from tests.graphs import build, node
@@ -236,3 +238,15 @@ def test_a_small_product_stays_float_where_its_weights_make_the_noise() -> None:
     assert found.lifted is not None and found.lifted.floats == ("rough",)
     assert {layer.name: layer.bits for layer in found.layers}["rough"] == "float"
     assert "1 stay float (rough)" in str(found) and found.lifted.after > found.lifted.before + 3
+
+
+def test_a_refinement_that_does_worse_on_other_samples_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def coarse(model: ir.Model, emitted: Emitted, ranges: Ranges, *others: object) -> Ranges:
+        return {key: replace(each, grid=replace(each.grid, scale=4 * each.grid.scale)) for key, each in ranges.items()}
+
+    inputs = samples(SHAPE, 12)
+    plain = quantize(chain(), inputs, Recipe(refine=False)).layers
+    monkeypatch.setattr("edgec.passes.quantize.refine", coarse)
+    assert quantize(chain(), inputs, Recipe()).layers != plain  # all samples had a part in it
+    monkeypatch.setattr("edgec.passes.quantize.unseen", lambda model, ranges, samples: samples[:6])
+    assert quantize(chain(), inputs, Recipe()).layers == plain

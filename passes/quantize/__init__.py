@@ -1,8 +1,9 @@
 """Post-training quantisation: a float graph and samples in, a standard QDQ graph of the same function out.
 
 The steps, each in the module of its name: equalise channels, place the integers, choose their ranges, learn weights and
-biases, promote what needs more, refine the scales by the prediction, learn again with those, and quantise the
-outputs where that costs next to nothing. Where all activations stay float, only the weights are left to learn.
+biases, promote what needs more, refine the scales by the prediction and learn again with those (unless that does worse
+on samples that had no part in it), and quantise the outputs where that costs next to nothing. Where all activations
+stay float, only the weights are left to learn.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from edgec.passes.quantize.prediction import Prediction
 from edgec.passes.quantize.promote import Promoter, output_decibels
 from edgec.passes.quantize.ranges import Ranges, choose_ranges
 from edgec.passes.quantize.recipe import GROUP_SIZES, OBSERVERS, PRECISIONS, ROUNDINGS, Recipe
-from edgec.passes.quantize.refine import refine
+from edgec.passes.quantize.refine import refine, unseen
 from edgec.passes.quantize.report import LayerQuantization, Lifted, Quantized, TensorRange, describe
 from edgec.passes.quantize.salience import salient
 from edgec.passes.quantize.statistics import Statistics, observe
@@ -105,13 +106,32 @@ class _Work:
             inside, whole = self._places(replace(recipe, layers=precisions | promoted), seen)
             ranges, fits, emitted = self._fit(inside, statistics)
         if recipe.refine:
-            ranges = refine(self.model, emitted, ranges, self.samples, self._step("scales"), recipe.fixed_point)
-            fits = learn(self.model, inside, ranges, self.samples, recipe, self._step("weights again"))
-            emitted = emit(self.model, inside, ranges, fits)
+            refined = self._refined(inside, ranges, emitted)
+            if kept or self._generalises(ranges, emitted, refined[2]):  # what was kept is learned only now
+                ranges, fits, emitted = refined
         placement, ranges, emitted = self._with_outputs(inside, whole, ranges, statistics, fits, emitted)
         layers = tuple(describe(graph, placement, ranges, fits, statistics))
         lifted = self._lifted(promoted, eight, emitted)
         return Quantized(for_onnxruntime(emitted.model), self.model, layers, count, tuple(kept), lifted)
+
+    def _refined(
+        self, placement: Placement, ranges: Ranges, emitted: Emitted
+    ) -> tuple[Ranges, dict[ir.Node, Fit], Emitted]:
+        """With scales moved to where the prediction changes least, and weights learned again for these."""
+        fixed_point = self.recipe.fixed_point
+        ranges = refine(self.model, emitted, ranges, self.samples, self._step("scales"), fixed_point)
+        fits = learn(self.model, placement, ranges, self.samples, self.recipe, self._step("weights again"))
+        return ranges, fits, emit(self.model, placement, ranges, fits)
+
+    def _generalises(self, ranges: Ranges, before: Emitted, after: Emitted) -> bool:
+        """Whether the prediction is no worse after a refinement of ``ranges`` on samples that it has not seen."""
+        others = unseen(self.model, ranges, self.samples)
+        if not others:
+            return True
+        chosen = others[:: -(-len(others) // _JUDGED)]
+        prediction = Prediction(ModelRunner(self.model).run_all(chosen))
+        first, second = (prediction.distance(ModelRunner(each.model).run_all(chosen)) for each in (before, after))
+        return second <= first
 
     def _lifted(self, promoted: Mapping[str, str], before: Emitted, after: Emitted) -> Lifted | None:
         """What the layers that were given other precisions are good for."""

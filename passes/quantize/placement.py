@@ -28,6 +28,12 @@ LEAST_DEPTH = 32
 
 _ATTENTION = ("Attention", "MaskedAttention", "MultiHeadAttention")
 
+_COUNTS = (ir.DataType.INT32, ir.DataType.INT64)
+_COUNTING = frozenset({
+    "Add", "Cast", "Div", "Expand", "Flatten", "Mul", "Neg", "Reshape", "Squeeze", "Sub", "Transpose", "Unsqueeze",
+})  # fmt: skip
+"""What makes other unlimited numbers of numbers without a limit."""
+
 
 @dataclass
 class Placement:
@@ -94,7 +100,7 @@ def place(
         quantise_outputs: whether what follows the last products reads and gives integers, too.
     """
     roles = {node: role_of(node) for node in graph}
-    for node in _token_sums(graph, roles):
+    for node in [*_token_sums(graph, roles), *_of_counts(graph, roles)]:
         roles[node] = Role.FLOAT
     if not quantise_outputs:
         for node in _tail(graph, roles):
@@ -206,6 +212,19 @@ def _token_sums(graph: ir.Graph, roles: Mapping[ir.Node, Role]) -> Iterable[ir.N
     if not any(node.op_type in _ATTENTION or _is_activation_product(node, roles) for node in graph):
         return []
     return [node for node, role in roles.items() if role is Role.SUM and len(shape_of(node.outputs[0])) == 3]
+
+
+def _of_counts(graph: ir.Graph, roles: Mapping[ir.Node, Role]) -> Iterable[ir.Node]:
+    """What reads, as real numbers, integers that are fed or what is computed of these alone, such as the angles of
+    positions in a text: samples need not show the largest, and a grid would clip it. Products do not count; nor do
+    bytes, which are pixels."""
+    counts = {value for value in graph.inputs if value.dtype in _COUNTS}
+    for node in graph:
+        inputs = {value for value in node.inputs if value is not None and value.const_value is None}
+        if any(value.dtype == ir.DataType.FLOAT for value in inputs & counts) and roles[node] is not Role.PRODUCT:
+            yield node
+        if inputs and inputs <= counts and node.op_type in _COUNTING:
+            counts.update(node.outputs)
 
 
 def _is_activation_product(node: ir.Node, roles: Mapping[ir.Node, Role]) -> bool:

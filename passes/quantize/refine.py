@@ -20,7 +20,7 @@ from edgec.frontend.values import shape_of
 from edgec.passes.quantize.emit import Emitted
 from edgec.passes.quantize.execution import ModelRunner, Sample
 from edgec.passes.quantize.prediction import Prediction
-from edgec.passes.quantize.ranges import EXACT, Range, Ranges
+from edgec.passes.quantize.ranges import EXACT, Key, Range, Ranges
 
 _FACTORS = (0.93, 1.08)
 _POWERS = (0.5, 2.0)
@@ -55,8 +55,8 @@ def refine(
 ) -> Ranges:
     """``ranges`` with better scales; ``quantised`` is emitted with them, for ``fixed_point`` by powers of two."""
     factors = _POWERS if fixed_point else _FACTORS
-    keys = [key for key, each in ranges.items() if each.observer != EXACT]
-    chosen = _few(float_model, samples, len(keys))
+    keys = _movable(ranges)
+    chosen = [samples[index] for index in _chosen(float_model, len(samples), len(keys))]
     halves = [half for half in (chosen[::2], chosen[1::2]) if half]
     predictions = [Prediction(ModelRunner(float_model).run_all(half)) for half in halves]
     names = {key: quantised.scales[key] for key in keys}
@@ -75,6 +75,16 @@ def refine(
     return {
         key: each if key not in names else _moved(each, float(current[names[key]])) for key, each in ranges.items()
     }
+
+
+def unseen(float_model: ir.Model, ranges: Ranges, samples: Sequence[Sample]) -> list[Sample]:
+    """The samples by which :func:`refine` does not choose."""
+    seen = set(_chosen(float_model, len(samples), len(_movable(ranges))))
+    return [sample for index, sample in enumerate(samples) if index not in seen]
+
+
+def _movable(ranges: Ranges) -> list[Key]:
+    return [key for key, each in ranges.items() if each.observer != EXACT]
 
 
 def _move(
@@ -102,13 +112,13 @@ def _moved(before: Range, scale: float) -> Range:
     return replace(before, grid=replace(before.grid, scale=scale), observer=f"{before.observer}, refined")
 
 
-def _few(model: ir.Model, samples: Sequence[Sample], keys: int) -> list[Sample]:
-    """As many samples as the work allows."""
+def _chosen(model: ir.Model, there: int, keys: int) -> list[int]:
+    """The indices of as many of the samples that are ``there`` as the work allows."""
     elements = sum(prod(shape_of(value)) for node in model.graph for value in node.outputs if value.name)
     run = summarise(model).macs + _ELEMENT_WORK * elements + _NODE_WORK * len(model.graph)
     cost = run * (_TRIES * keys + 1)
     count = int(np.clip(_WORK / cost, _FEWEST_SAMPLES, _MOST_SAMPLES))
-    return [samples[index] for index in np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)]
+    return [int(index) for index in np.linspace(0, there - 1, min(count, there)).astype(int)]
 
 
 def _array(scale: float) -> np.ndarray:

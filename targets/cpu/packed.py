@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from edgec.building.lazy_tvm import tirx
-from edgec.grid import common_factors, spread_factors
+from edgec.grid import split_factors
 from edgec.program import SCALE_CHANNELS, Conv
 from edgec.targets.cpu.conv import ConvPlan, ConvWriter, cost, register_tiles
 from edgec.targets.cpu.conv import contract as contract_floats
@@ -161,10 +161,8 @@ def _panels(p: PackedPlan, weight: np.ndarray) -> np.ndarray:
     _, run, _ = p.runs
     factors = np.zeros((0, p.conv.out_channels), np.uint8)
     if p.factors:
-        matrix = weight.reshape(-1, p.conv.out_channels)
-        found = common_factors(matrix, p.group)
-        assert found is not None
-        factors, weight = found.view(np.uint8), matrix // spread_factors(found, p.group, len(matrix))
+        weight, found = split_factors(weight, p.group)
+        factors = found.view(np.uint8)
     runs = [(p.bits, each) for each in weight.reshape(-1, run, p.conv.out_channels)]
     if p.parts:
         edges = np.cumsum([p.group * count for _, count in p.parts])[:-1]

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgec.building.lazy_tvm import tirx
-from edgec.grid import common_factors, spread_factors
+from edgec.grid import split_factors
 from edgec.program import Conv
 from edgec.targets.cpu.aarch64.neon import BYTES, half_of, special
 from edgec.targets.cpu.aarch64.tile import Start, Tile, lanes_of
@@ -151,6 +151,10 @@ def instructions(p: RunPlan) -> float:
 
 def pack(p: RunPlan, weight: np.ndarray) -> np.ndarray:
     """The weight [kh, kw, ci, co] as panels, one after the other: the head, then the chunks of every run."""
+    sums = 128 * weight.sum((0, 1, 2), np.int32) if p.head else np.zeros(0, np.int32)
+    factors = np.zeros((0, p.conv.out_channels), weight.dtype)
+    if p.group:
+        weight, factors = split_factors(weight, p.group)
     by_runs = p.by_runs(weight)
     matrix = np.zeros((len(by_runs), sum(p.chunks), p.conv.out_channels), weight.dtype)
     matrix[:, : p.runs[1]] = by_runs
@@ -160,16 +164,12 @@ def pack(p: RunPlan, weight: np.ndarray) -> np.ndarray:
         for first in range(start, start + channels * count, channels):
             block = np.zeros((*matrix.shape[:2], sum(p.widths(channels))), weight.dtype)
             block[:, :, :channels] = matrix[:, :, first : first + channels]
+            lanes = ((0, block.shape[2] - channels),)
             if p.head:
-                panels.append((block.sum((0, 1), np.int32) * 128).view(np.int8))
-            factors = []
-            if p.group:
-                factors = [found for run in block if (found := common_factors(run, p.group)) is not None]
-                spread = [spread_factors(each, p.group, block.shape[1]) for each in factors]
-                block = block // np.stack(spread)
+                panels.append(np.pad(sums[first : first + channels], lanes).view(np.int8))
             arranged = [p.arranged(chunk) for each in block for chunk in np.split(each, edges)]
             panels += [(in_halves(chunk) if p.per_byte == 2 else chunk).ravel() for chunk in arranged]
-            panels += [each.ravel() for each in factors]
+            panels.append(np.pad(factors[:, first : first + channels], ((0, 0), *lanes)).ravel())
     return np.concatenate(panels)
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from edgec.building.lazy_tvm import tirx
-from edgec.grid import common_factors, spread_factors
+from edgec.grid import split_factors
 from edgec.program import Conv
 from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvPlan, ConvWriter
 from edgec.targets.cpu.tile import Accumulators, Point, Store, bias_apart, reduce_over, shape_name, starts, tiles
@@ -187,17 +187,17 @@ def _widening(p: GroupedPlan, pixels: int, vectors: float) -> float:
 def pack(p: GroupedPlan, weight: np.ndarray) -> np.ndarray:
     """The weight [kh, kw, ci, co] as panels, one a block of channels (see :class:`Panel`)."""
     _, run = p.runs
+    sums = weight.sum((0, 1, 2), np.int32)
+    factors = np.zeros((0, p.conv.out_channels), np.int8)
+    if p.group:
+        weight, factors = split_factors(weight, p.group)
     matrix = weight.reshape(-1, run, p.conv.out_channels)
     padded = np.zeros((matrix.shape[0], p.groups * p.together, p.conv.out_channels), np.int8)
     padded[:, :run] = matrix
     padded = padded.reshape(-1, p.together, p.conv.out_channels)
-    sums = padded.sum((0, 1), np.int32)
-    factors = np.zeros((0, p.conv.out_channels), np.int8)
-    if p.group:
-        padded, factors = _factored(padded.reshape(len(matrix), -1, p.conv.out_channels), p.group)
-        padded = _in_halves(padded.reshape(-1, p.groups, p.together, p.conv.out_channels) + EIGHT)
-    elif p.halves:
-        padded, sums = _in_halves(padded.reshape(-1, p.groups, *padded.shape[1:])), sums * SIXTEEN
+    if p.halves:
+        padded = _in_halves(padded.reshape(-1, p.groups, *padded.shape[1:]) + (EIGHT if p.group else 0))
+        sums = sums if p.group else sums * SIXTEEN
     panels = []
     for start, channels, count in tiles(p.conv.out_channels, p.block):
         for first in range(start, start + channels * count, channels):
@@ -205,17 +205,6 @@ def pack(p: GroupedPlan, weight: np.ndarray) -> np.ndarray:
             panels.append(p.layout.pack(padded[:, :, own], lanes, sums[own]))
             panels.append(np.pad(factors[:, own], ((0, 0), (0, lanes - channels))).ravel())
     return np.concatenate(panels)
-
-
-def _factored(runs: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """[runs, elements, channels] without their factors, and these [groups of all runs, channels]."""
-    whole, factors = np.empty_like(runs), []
-    for run, found in zip(runs, whole, strict=True):
-        own = common_factors(run, group)
-        assert own is not None
-        found[:] = run // spread_factors(own, group, len(run))
-        factors.append(own)
-    return whole, np.concatenate(factors)
 
 
 def _in_halves(runs: np.ndarray) -> np.ndarray:
