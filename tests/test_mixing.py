@@ -18,7 +18,17 @@ from edgec.passes.quantize.assembly import Assembly
 from edgec.passes.quantize.execution import ModelRunner
 from edgec.passes.quantize.products import product_of
 from edgec.passes.quantize.report import signal_to_noise
-from edgec.quantisation.mixing import FAMILIES, Mix, Option, _bisect, _joined, _Measured, _solved, _weight_bytes
+from edgec.quantisation.mixing import (
+    FAMILIES,
+    Mix,
+    Option,
+    _bisect,
+    _confirmed,
+    _joined,
+    _Measured,
+    _solved,
+    _weight_bytes,
+)
 from tests import graphs
 from tests.test_cli import results_of, sentence_of
 
@@ -76,6 +86,25 @@ def test_bisection_goes_to_fewer_bytes() -> None:
     assert [made.bytes for made in everything] == [
         sum(min(o.bytes for o in measured.options if o.layer == f"layer{i}") for i in range(5))
     ]
+
+
+def test_choice_that_drops_more_gives_way_to_one_of_less_loss() -> None:
+    floats = tuple(Option(f"layer{layer}", "float", 0.0, 400, None) for layer in range(5))
+    measured = _Measured("w8", (*options(1, 5), *floats), None)
+    first = _solved(measured, "bytes", lambda option: option.loss, 2.0)
+    assert first is not None
+    judged: list[float] = []
+
+    def drop(factor: float) -> Mix | None:
+        judged.clear()
+        return _confirmed(measured, first, 2.0, lambda made: judged.append(made.loss) or factor * made.loss)
+
+    assert drop(1.0) == first and len(judged) == 1
+    worse = drop(10.0)
+    assert worse is not None and 10 * worse.loss <= 2.0 and judged == sorted(judged, reverse=True) and len(judged) > 1
+    lossless = drop(1e6)
+    assert lossless is not None and lossless.loss == 0.0
+    assert _confirmed(measured, first, 2.0, lambda made: 3.0) is None
 
 
 def test_assembled_mix_is_near_what_quantisation_gives(sample_model: Path) -> None:

@@ -11,8 +11,8 @@ and, on this machine, the time of its kernel. Losses of layers add up, near enou
 
 The best of three is taken: both families together, where a layer of few bits and float activations may stand between
 layers of integers, and each alone. Points are counted of models that are put together from the layers as they were
-tried; those of the choice are counted again of the model that a quantisation by it gives, and where it loses more, the
-next larger choice is taken. Layers whose choice was fixed in a recipe keep it.
+tried; those of the choice are counted again of the model that a quantisation by it gives, and where it loses more, one
+of less loss is taken. Layers whose choice was fixed in a recipe keep it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ DEFAULT_DROP = 1.0
 _SAMPLES = 16
 _BISECTIONS = 8
 _CONFIRMED = 4
-"""Choices that are quantised by at most, to see whether they hold."""
+"""Choices with any loss that are quantised by at most, to see whether they hold."""
+
+_BACK = 6
+"""By how much the next of them has less loss."""
 
 
 @dataclass(frozen=True)
@@ -148,13 +151,15 @@ def mix(
             return judge.float_score - judge.score_of(model_of(chosen))
 
         allowed = [
-            made for measured in measurements
+            (made, measured) for measured in measurements
             for made in _bisect(measured, limits.most_drop, lambda made: drop(made, assembly.mixed), tell)
         ]  # fmt: skip
-        for candidate in sorted(allowed, key=lambda each: each.bytes)[:_CONFIRMED]:
-            if drop(candidate, lambda chosen: quantize(graph, learned, chosen, tell).model) <= limits.most_drop:
-                best = candidate
-                break
+        if allowed:
+            first, measured = min(allowed, key=lambda each: each[0].bytes)
+            best = _confirmed(
+                measured, first, limits.most_drop,
+                lambda made: drop(made, lambda chosen: quantize(graph, learned, chosen, tell).model),
+            )  # fmt: skip
     else:
         found = [made for measured in measurements if (made := _within(measured, limits)) is not None]
         best = min(found, key=lambda each: each.loss, default=None)
@@ -264,6 +269,18 @@ def _bisect(measured: _Measured, most: float, drop: Callable[[Mix], float], tell
         if step == 0:
             break
     return found
+
+
+def _confirmed(measured: _Measured, first: Mix, most: float, drop: Callable[[Mix], float]) -> Mix | None:
+    """The ``first`` choice, or one of less loss where that drops more than ``most`` points; None where even the one
+    without any does."""
+    if drop(first) <= most:
+        return first
+    for room in (*(first.loss / _BACK**step for step in range(1, _CONFIRMED)), 0.0):
+        made = _solved(measured, "bytes", lambda option: option.loss, room)
+        if made is not None and drop(made) <= most:
+            return made
+    return None
 
 
 def _solved(measured: _Measured, goal: str, cost: Callable[[Option], float], room: float) -> Mix | None:
