@@ -19,6 +19,12 @@ Bind = Callable[[Any], Any]
 """Computes a TIR value where it is called, and answers with how to read it (see ``tir.Body.hold``)."""
 
 
+_WHOLE = 1.5 * 2**23
+"""Up to 2^22 from here every float32 is an integer, and every integer one."""
+_WHOLE_BITS = 0x4B400000
+"""Its bits."""
+
+
 def constant(value: float | int, like: Any) -> Any:
     """``value`` with the dtype and lanes of ``like``."""
     return _constant(value, _kind(like), like)
@@ -386,12 +392,17 @@ def apply(op: str, args: Sequence[Any], dtype: str, bind: Bind) -> Any:
 
 
 def saturate(bind: Bind, value: Any, zero: int, low: int, high: int, dtype: str) -> Any:
-    """See :func:`edgec.scalar.saturate`. The bounds are compared before ``zero`` is added, which is exact then."""
+    """See :func:`edgec.scalar.saturate`.
+
+    The bounds are compared first. An addition then rounds: next to 1.5 · 2^23 a float32 has no fraction, and its bits
+    count up by one from an integer to the next. (A function that rounds is called lane by lane on 32-bit ARM.)
+    """
     least, most = constant(float(low - zero), value), constant(float(high - zero), value)
-    whole = bind(tirx.nearbyint(value))
-    above = bind(tirx.Select(whole > least, whole, least))
-    inside = tirx.Select(above < most, above, most)
-    return tirx.Cast(vector_type(dtype, value), _cast(bind, inside, "int32") + _constant(zero, "int32", value))
+    above = bind(tirx.Select(value > least, value, least))
+    inside = bind(tirx.Select(above < most, above, most))
+    bits = tirx.reinterpret(vector_type("int32", value), bind(inside + constant(_WHOLE, value)))
+    whole = bind(bits + _constant(zero - _WHOLE_BITS, "int32", value))  # held: TVM would multiply the constant further
+    return tirx.Cast(vector_type(dtype, value), whole)
 
 
 def _cast(bind: Bind, value: Any, dtype: str) -> Any:

@@ -261,9 +261,7 @@ class _DepthwiseWriter:
         """What every sum starts from."""
         axes = {**dict.fromkeys(range(3), tirx.const(0, "int32")), 3: channel}
         widths = [block.width] * block.vectors
-        start = bias_vectors(
-            self.body, self.target.operands, self.bias, axes, widths, block.channels, block.vectors
-        )
+        start = bias_vectors(self.body, self.target.operands, self.bias, axes, widths, block.channels, block.vectors)
         if self.plan.signed:
             sign = vector_load(self.weight, panel, SIGN_BYTES)
             self.sign = self.body.hold(tirx.reinterpret(f"uint8x{SIGN_BYTES}", sign))
@@ -307,12 +305,12 @@ class _DepthwiseWriter:
         for first, width, count in tiles(columns, self.plan.walk(columns, block.vectors)):
             for start in range(first, first + count * width, width):
                 points = [Point(r, c) for r in range(rows) for c in range(start, start + width)]
-                self._step(origin, points, block, interleaved)
+                self._pixels(origin, points, block, interleaved)
 
-    def _step(
+    def _pixels(
         self, origin: dict[int, Any], points: list[Point], block: Block, interleaved: Callable[[int, int], list[Any]]
     ) -> None:
-        """All of some pixels of a tile."""
+        """Some pixels of a tile, from their start to their results."""
         widths = [block.width] * block.vectors
         acc = IntegerTile(self.body, self.plan.isa, points, widths, self.start, block.vectors)
         rows = max(point.row for point in points) + 1
