@@ -1,10 +1,11 @@
 """Runs the code blocks of ``docs/``: ``python -m tests.docs --write PAGE ...`` puts what the commands print under them.
 
 In a ``console`` block a line that begins with ``$`` is a command and what follows is its output. Numbers and spaces in
-it stand for any others, ``…`` inside a line for any text, and ``…`` alone for any lines. ``python`` blocks run, those
-of a page one after the other with the same names. A ``toml`` or ``c`` block whose page says ``<!-- file: NAME -->``
-before it is written to that file. Every page runs in a folder of its own, with the sample model and its data, and what
-the quick start makes of them.
+it stand for any others, ``…`` inside a line for any text, and ``…`` alone for any lines; the plan in a kernel's name,
+and triple, processor and features of the host, for those of another machine. ``python`` blocks run, those of a page one
+after the other with the same names. A ``toml`` or ``c`` block whose page says ``<!-- file: NAME -->`` before it is
+written to that file. Every page runs in a folder of its own, with the sample model and its data, and what the quick
+start makes of them.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ BLOCK = re.compile(
     r"(?:<!-- file: (?P<file>\S+) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 ELLIPSIS = "…"
+_PLAN = r"__\w+"
+_HOST = r"\w+-linux-gnu, [^)]*"
 _NUMBER = r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?"
 
 
@@ -126,15 +129,16 @@ def pattern(expected: str) -> re.Pattern[str]:
 def _line(line: str) -> str:
     if line.strip() == ELLIPSIS:
         return r"(?:.*\n)*?"
-    pieces = re.split(rf"({_NUMBER}|{ELLIPSIS}|─+|\s+)", line.rstrip())
+    pieces = re.split(rf"({_PLAN}|{_HOST}|{_NUMBER}|{ELLIPSIS}|─+|\s+)", line.rstrip())
     return "".join(_piece(piece) for piece in pieces if piece) + r"\n"
 
 
 def _piece(piece: str) -> str:
     if piece == ELLIPSIS:
         return ".*"
-    if re.fullmatch(_NUMBER, piece):
-        return _NUMBER
+    for anything in (_PLAN, _HOST, _NUMBER):
+        if re.fullmatch(anything, piece):
+            return anything
     if piece.isspace():
         return r"\s*"
     return "─+" if set(piece) == {"─"} else re.escape(piece)

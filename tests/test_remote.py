@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -146,8 +147,19 @@ def test_an_interrupted_task_leaves_nothing_and_ends_its_program(board, tmp_path
         pid = int(transport.shell(f"cat {there.folder}/pid").output)
         os.kill(pid, 0)
         raise KeyboardInterrupt
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+    assert ends(pid)
+
+
+def ends(pid: int, seconds: float = 10) -> bool:
+    """Whether a process that was told to is gone in time; on a busy machine that takes a moment."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 @pytest.mark.parametrize("url", ["ssh://", "ssh://-oProxyCommand=x", "ssh://pi@pi:x", "adb://-s", "rpc://x", "pi@pi"])
