@@ -2,8 +2,9 @@
 
 A classifier's choice survives noise that a detector's boxes or a mask do not, so this is for outputs that are maps. The
 tensors whose rounding alone makes most of the noise get 16 bits, and the products whose weights make most of it stay
-float where they are few of the multiplications; those come first that take away most noise for their work. It goes on
-to ``_LEAST`` dB whatever it takes; for pictures and masks, whose every pixel counts, to ``_FINE`` dB within a budget.
+float where they are few of the multiplications and of the bytes; those come first that take away most noise for their
+work. It goes on to ``_LEAST`` dB whatever it takes; for pictures and masks, whose every pixel counts, to ``_FINE`` dB
+within a budget.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from edgec.passes.quantize.learn import Fit
 from edgec.passes.quantize.operators import Role
 from edgec.passes.quantize.placement import Placement
 from edgec.passes.quantize.prediction import Prediction
+from edgec.passes.quantize.products import product_of
 from edgec.passes.quantize.ranges import Range, Ranges
 from edgec.passes.quantize.tape import few
 
@@ -53,6 +55,8 @@ _FLOAT_WORK = 3
 """How many more integer MACs a MAC in floats takes the time of."""
 _MOST_FLOAT = 0.15
 """The share of all MACs that may become float."""
+_MOST_BYTES = 0.4
+"""By what share of their bytes in integers the weights may grow: one that stays float takes four times as many."""
 
 
 @dataclass(frozen=True)
@@ -167,10 +171,11 @@ class Promoter:
 
 @dataclass
 class _Budget:
-    """What may still be spent for more than the least: work, and MACs of products that become float."""
+    """What may still be spent for more than the least: work, and MACs and bytes of products that become float."""
 
     work: float
     macs: float
+    bytes: float
 
     @classmethod
     def of(cls, graph: ir.Graph, placement: Placement) -> _Budget:
@@ -180,11 +185,14 @@ class _Budget:
         return cls(
             _BUDGET * sum(_work(placement).values()) - spent,
             _MOST_FLOAT * sum(map(node_macs, graph)) - sum(map(node_macs, floats)),
+            _MOST_BYTES * sum(map(_weights, graph)) - sum(map(_float_bytes, floats)),
         )
 
     def allows(self, each: _Promotion, needed: bool) -> bool:
         """Whether ``each`` can be paid; work is no matter where it is ``needed``."""
-        if each.precision == "float" and sum(map(node_macs, each.nodes)) > self.macs:
+        if each.precision == "float" and (
+            sum(map(node_macs, each.nodes)) > self.macs or sum(map(_float_bytes, each.nodes)) > self.bytes
+        ):
             return False
         return needed or each.work <= self.work
 
@@ -193,6 +201,7 @@ class _Budget:
         self.work -= each.work
         if each.precision == "float":
             self.macs -= sum(map(node_macs, each.nodes))
+            self.bytes -= sum(map(_float_bytes, each.nodes))
 
 
 def output_decibels(model: ir.Model, quantised: ir.Model, samples: Sequence[Sample]) -> float:
@@ -229,6 +238,17 @@ def _work(placement: Placement, bits: int | None = None) -> dict[ir.Value, float
 def _float_work(node: ir.Node) -> float:
     """What a product takes more in floats, its borders included."""
     return _FLOAT_WORK * node_macs(node) + _ELEMENT_WORK * (_elements(node.inputs[:1]) + _elements(node.outputs))
+
+
+def _weights(node: ir.Node) -> int:
+    """How many weights a product has, and none what is no product."""
+    product = product_of(node)
+    return 0 if product is None else int(product.weight.size)
+
+
+def _float_bytes(node: ir.Node) -> int:
+    """What the weights of a product take more in floats."""
+    return 3 * _weights(node)
 
 
 def _elements(values: Sequence[ir.Value | None]) -> int:
