@@ -5,6 +5,8 @@ A run is a row of the window with all its channels, or what of it is contiguous;
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from edgec.targets.cpu.conv import ConvPlan
@@ -32,6 +34,28 @@ class ContiguousPlan(ConvPlan):
         if loops and loops[-1][1] == 1:
             return loops[:-1], loops[-1][0]
         return loops, 1
+
+    @property
+    def run_count(self) -> int:
+        """How many runs a window has."""
+        return prod(extent for extent, _ in self.runs[0])
+
+    @property
+    def group(self) -> int:
+        """Neighbours along a run whose weights share a factor for each channel; 0 where there are no factors."""
+        return 0 if self.conv.packing is None else self.conv.packing.group
+
+    @property
+    def factors(self) -> int:
+        """Groups of a run that have factors."""
+        return -(-self.runs[1] // self.group) if self.group else 0
+
+    @property
+    def storage(self) -> str:
+        """What a kernel's name says of weights of 4 bits, and of their factors."""
+        if self.conv.packing is None:
+            return ""
+        return f"_w4g{self.group}" if self.group else "_w4"
 
     def by_runs(self, weight: np.ndarray) -> np.ndarray:
         """The weight [kh, kw, ci, co] as [run, element, co]."""

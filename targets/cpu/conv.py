@@ -87,6 +87,11 @@ class ConvPlan:
         """Elements of the packed weights of a block of ``channels``."""
         return self.depth * sum(self.widths(channels))
 
+    def of_block(self, values: np.ndarray, first: int, channels: int) -> np.ndarray:
+        """The ``channels`` from ``first`` on of ``values`` [..., channel], and zeros in the other lanes of a panel."""
+        rest = sum(self.widths(channels)) - channels
+        return np.pad(values[..., first : first + channels], [*[(0, 0)] * (values.ndim - 1), (0, rest)])
+
     @property
     def panel_first(self) -> bool:
         """Whether channel blocks are the outer loop, each panel of weights staying in L1."""
@@ -170,10 +175,7 @@ def pack(p: ConvPlan, weight: np.ndarray) -> np.ndarray:
     panels = []
     for start, channels, count in tiles(p.conv.out_channels, p.block):
         for block in range(count):
-            first = start + block * channels
-            panel = np.zeros((p.depth, sum(p.widths(channels))), weight.dtype)
-            panel[:, :channels] = matrix[:, first : first + channels]
-            panels.append(panel.ravel())
+            panels.append(p.of_block(matrix, start + block * channels, channels).ravel())
     return np.concatenate(panels)
 
 

@@ -81,7 +81,7 @@ def _exp(bind: Bind, x: Any) -> Any:
     Adding 1.5 · 2^23 leaves the nearest integer in a float's low bits. 2^n is applied in two factors, so that
     results overflow to infinity and underflow through the subnormals as they should; NaN passes through.
     """
-    high, low, magic = constant(89.0, x), constant(-104.0, x), constant(12582912.0, x)
+    high, low, magic = constant(89.0, x), constant(-104.0, x), constant(_WHOLE, x)
     clamped = bind(tirx.Select(x > high, high, x))
     clamped = bind(tirx.Select(clamped < low, low, clamped))
     shifted = bind(clamped * constant(1.44269504088896341, x) + magic)
@@ -93,7 +93,7 @@ def _exp(bind: Bind, x: Any) -> Any:
         (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1),
     )  # fmt: skip
     p = p * (r * r) + r + constant(1.0, x)
-    whole = bind(_bits(shifted) - _constant(0x4B400000, "int32", x))
+    whole = bind(_bits(shifted) - _constant(_WHOLE_BITS, "int32", x))
     half = bind(tirx.shift_right(whole, _constant(1, "int32", x)))
     return p * _power_of_two(half) * _power_of_two(whole - half)
 
@@ -400,7 +400,7 @@ def saturate(bind: Bind, value: Any, zero: int, low: int, high: int, dtype: str)
     least, most = constant(float(low - zero), value), constant(float(high - zero), value)
     above = bind(tirx.Select(value > least, value, least))
     inside = bind(tirx.Select(above < most, above, most))
-    bits = tirx.reinterpret(vector_type("int32", value), bind(inside + constant(_WHOLE, value)))
+    bits = _bits(bind(inside + constant(_WHOLE, value)))
     whole = bind(bits + _constant(zero - _WHOLE_BITS, "int32", value))  # held: TVM would multiply the constant further
     return tirx.Cast(vector_type(dtype, value), whole)
 

@@ -159,10 +159,7 @@ def pack(p: PackedPlan, weight: np.ndarray) -> np.ndarray:
 
 def _panels(p: PackedPlan, weight: np.ndarray) -> np.ndarray:
     _, run, _ = p.runs
-    factors = np.zeros((0, p.conv.out_channels), np.uint8)
-    if p.factors:
-        weight, found = split_factors(weight, p.group)
-        factors = found.view(np.uint8)
+    weight, factors = split_factors(weight, p.group if p.factors else 0)
     runs = [(p.bits, each) for each in weight.reshape(-1, run, p.conv.out_channels)]
     if p.parts:
         edges = np.cumsum([p.group * count for _, count in p.parts])[:-1]
@@ -172,11 +169,8 @@ def _panels(p: PackedPlan, weight: np.ndarray) -> np.ndarray:
     for start, channels, count in tiles(p.conv.out_channels, p.block):
         for first in range(start, start + channels * count, channels):
             for bits, each in runs:
-                block = np.zeros((len(each), sum(p.widths(channels))), np.uint8)
-                block[:, :channels] = each[:, first : first + channels].view(np.uint8)
-                panels.append(_run_panel(block, bits, p))
-            lanes = sum(p.widths(channels))
-            panels.append(np.pad(factors[:, first : first + channels], ((0, 0), (0, lanes - channels))).ravel())
+                panels.append(_run_panel(p.of_block(each, first, channels).view(np.uint8), bits, p))
+            panels.append(p.of_block(factors, first, channels).view(np.uint8).ravel())
     return np.concatenate(panels)
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -63,8 +62,7 @@ class RunPlan(ContiguousPlan):
     def tile_instructions(self, rows: int, columns: int, channels: int) -> float:
         """Instructions, about, of one tile."""
         pixels, vectors = rows * columns, len(self.widths(channels))
-        runs = prod(extent for extent, _ in self.runs[0])
-        work = runs * sum(self.products(chunk, pixels, vectors) + 2 for chunk in self.chunks)
+        work = self.run_count * sum(self.products(chunk, pixels, vectors) + 2 for chunk in self.chunks)
         return work + EPILOGUE * pixels * vectors + TILE_OVERHEAD
 
     @classmethod
@@ -82,16 +80,6 @@ class RunPlan(ContiguousPlan):
         return 2 if self.conv.packing is not None else 1
 
     @property
-    def group(self) -> int:
-        """Neighbours along a run whose weights share a factor for each channel; 0 where there are no factors."""
-        return 0 if self.conv.packing is None else self.conv.packing.group
-
-    @property
-    def factors(self) -> int:
-        """Groups of a run that have factors."""
-        return -(-self.runs[1] // self.group) if self.group else 0
-
-    @property
     def chunks(self) -> list[int]:
         """The elements of each chunk of a run."""
         whole, rest = divmod(self.runs[1], self.whole)
@@ -100,7 +88,7 @@ class RunPlan(ContiguousPlan):
     @property
     def depth(self) -> int:
         """Weights per output channel, those of padding included."""
-        return prod(extent for extent, _ in self.runs[0]) * sum(self.chunks)
+        return self.run_count * sum(self.chunks)
 
     @property
     def head(self) -> int:
@@ -115,8 +103,8 @@ class RunPlan(ContiguousPlan):
         return [self.lanes] * -(-channels // self.lanes)
 
     def panel(self, channels: int) -> int:
-        factors = prod(extent for extent, _ in self.runs[0]) * self.factors
-        return (self.depth // self.per_byte + self.head + factors) * sum(self.widths(channels))
+        depth = self.depth // self.per_byte + self.run_count * self.factors
+        return (self.head + depth) * sum(self.widths(channels))
 
 
 def best_tile(kind: type[RunPlan], conv: Conv) -> RunPlan:
@@ -152,9 +140,7 @@ def instructions(p: RunPlan) -> float:
 def pack(p: RunPlan, weight: np.ndarray) -> np.ndarray:
     """The weight [kh, kw, ci, co] as panels, one after the other: the head, then the chunks of every run."""
     sums = 128 * weight.sum((0, 1, 2), np.int32) if p.head else np.zeros(0, np.int32)
-    factors = np.zeros((0, p.conv.out_channels), weight.dtype)
-    if p.group:
-        weight, factors = split_factors(weight, p.group)
+    weight, factors = split_factors(weight, p.group)
     by_runs = p.by_runs(weight)
     matrix = np.zeros((len(by_runs), sum(p.chunks), p.conv.out_channels), weight.dtype)
     matrix[:, : p.runs[1]] = by_runs
@@ -162,14 +148,12 @@ def pack(p: RunPlan, weight: np.ndarray) -> np.ndarray:
     panels = []
     for start, channels, count in tiles(p.conv.out_channels, p.block):
         for first in range(start, start + channels * count, channels):
-            block = np.zeros((*matrix.shape[:2], sum(p.widths(channels))), weight.dtype)
-            block[:, :, :channels] = matrix[:, :, first : first + channels]
-            lanes = ((0, block.shape[2] - channels),)
+            block = p.of_block(matrix, first, channels)
             if p.head:
-                panels.append(np.pad(sums[first : first + channels], lanes).view(np.int8))
+                panels.append(p.of_block(sums, first, channels).view(np.int8))
             arranged = [p.arranged(chunk) for each in block for chunk in np.split(each, edges)]
             panels += [(in_halves(chunk) if p.per_byte == 2 else chunk).ravel() for chunk in arranged]
-            panels.append(np.pad(factors[:, first : first + channels], ((0, 0), *lanes)).ravel())
+            panels.append(p.of_block(factors, first, channels).ravel())
     return np.concatenate(panels)
 
 
@@ -289,5 +273,4 @@ def generate(writer: type[BiasedWriter], p: RunPlan, dtypes: list[str]) -> Any:
 def contract(p: RunPlan) -> str:
     """The kernel's name."""
     c = p.conv
-    how = p.suffix + ("_w4" if p.per_byte == 2 else "") + (f"g{p.group}" if p.group else "")
-    return f"{shape_name(c, 'conv')}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}_{how}"
+    return f"{shape_name(c, 'conv')}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}_{p.suffix}{p.storage}"

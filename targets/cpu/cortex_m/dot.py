@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -76,7 +75,7 @@ class DotPlan(ContiguousPlan):
 
     @property
     def depth(self) -> int:
-        return prod(extent for extent, _ in self.runs[0]) * self.run_elements
+        return self.run_count * self.run_elements
 
     @property
     def head(self) -> int:
@@ -127,12 +126,11 @@ def _register_tiles(conv: Conv, vectors: bool, rounds: bool) -> Iterator[DotPlan
 def instructions(p: DotPlan) -> float:
     """Instructions, about, of the whole convolution."""
     conv, total = p.conv, 0.0
-    runs = prod(extent for extent, _ in p.runs[0])
     for _, rows, row_tiles in tiles(conv.out_height, p.rows):
         for _, columns, column_tiles in tiles(conv.out_width, p.columns):
             for _, channels, blocks in tiles(conv.out_channels, p.block):
-                work = runs * sum(times * _products(p, size, rows * columns, channels) for size, times in p.chunks)
-                each = work + EPILOGUE * rows * columns * channels + TILE_OVERHEAD
+                run = sum(times * _products(p, size, rows * columns, channels) for size, times in p.chunks)
+                each = p.run_count * run + EPILOGUE * rows * columns * channels + TILE_OVERHEAD
                 total += row_tiles * column_tiles * blocks * each
     return total
 

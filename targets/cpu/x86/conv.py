@@ -28,19 +28,20 @@ import numpy as np
 from edgec.building.lazy_tvm import tirx
 from edgec.grid import split_factors
 from edgec.program import Conv
-from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvPlan, ConvWriter
+from edgec.targets.cpu.contiguous import ContiguousPlan
+from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvWriter
 from edgec.targets.cpu.tile import Accumulators, Point, Store, bias_apart, reduce_over, shape_name, starts, tiles
 from edgec.targets.cpu.tir import Kernel, lanes_of, part, vector_load
 from edgec.targets.cpu.x86.isa import Isa
 from edgec.targets.cpu.x86.narrow import special
 from edgec.targets.cpu.x86.tile import (
-    SIGN_BYTES,
     TAPS,
     IntegerTile,
     Multiplier,
     Panel,
     WordMultiplier,
     bias_vectors,
+    read_head,
 )
 from edgec.targets.target import Target
 from edgec.targets.vectors import padded_pieces
@@ -66,7 +67,7 @@ UNROLL_PRODUCTS = 16
 
 
 @dataclass(frozen=True)
-class GroupedPlan(ConvPlan):
+class GroupedPlan(ContiguousPlan):
     """A convolution of integers with its register tile; ``lanes`` are those of int32."""
 
     isa: Isa
@@ -82,14 +83,6 @@ class GroupedPlan(ConvPlan):
         return WORD_TAPS if self.words else TAPS
 
     @property
-    def runs(self) -> tuple[list[tuple[int, int]], int]:
-        """The loops over the runs, as :attr:`ConvPlan.reduction`, and the length of a run in elements."""
-        loops = self.reduction
-        if loops and loops[-1][1] == 1:
-            return loops[:-1], loops[-1][0]
-        return loops, 1
-
-    @property
     def groups(self) -> int:
         """Groups of four bytes, or of two int16, that cover a run."""
         return -(-self.runs[1] // self.together)
@@ -100,20 +93,9 @@ class GroupedPlan(ConvPlan):
         return self.conv.packing is not None
 
     @property
-    def group(self) -> int:
-        """Neighbours along a run whose weights share a factor for each channel; 0 where there are no factors."""
-        return 0 if self.conv.packing is None else self.conv.packing.group
-
-    @property
-    def factors(self) -> int:
-        """Groups of a run that have factors."""
-        return -(-self.runs[1] // self.group) if self.group else 0
-
-    @property
     def layout(self) -> Panel:
         """How a panel lies."""
-        steps = prod(extent for extent, _ in self.runs[0]) * self.stored_groups
-        return Panel(steps, self.conv.input_dtype == "int8", self.together)
+        return Panel(self.run_count * self.stored_groups, self.conv.input_dtype == "int8", self.together)
 
     @property
     def stored_groups(self) -> int:
@@ -125,7 +107,7 @@ class GroupedPlan(ConvPlan):
 
     def panel(self, channels: int) -> int:
         lanes = sum(self.widths(channels))
-        return self.layout.size(lanes) + prod(extent for extent, _ in self.runs[0]) * self.factors * lanes
+        return self.layout.size(lanes) + self.run_count * self.factors * lanes
 
     @property
     def panel_first(self) -> bool:
@@ -163,7 +145,7 @@ def register_tiles(conv: Conv, isa: Isa) -> Iterator[GroupedPlan]:
 
 def cost(p: GroupedPlan) -> float:
     """Cycles, about, of the whole convolution: products, loads or latency, whichever bounds a tile."""
-    conv, total, steps = p.conv, 0.0, prod(extent for extent, _ in p.runs[0]) * p.groups
+    conv, total, steps = p.conv, 0.0, p.run_count * p.groups
     for _, rows, row_tiles in tiles(conv.out_height, p.rows):
         for _, columns, column_tiles in tiles(conv.out_width, p.columns):
             for _, channels, blocks in tiles(conv.out_channels, p.block):
@@ -186,14 +168,11 @@ def _widening(p: GroupedPlan, pixels: int, vectors: float) -> float:
 
 def pack(p: GroupedPlan, weight: np.ndarray) -> np.ndarray:
     """The weight [kh, kw, ci, co] as panels, one a block of channels (see :class:`Panel`)."""
-    _, run = p.runs
     sums = weight.sum((0, 1, 2), np.int32)
-    factors = np.zeros((0, p.conv.out_channels), np.int8)
-    if p.group:
-        weight, factors = split_factors(weight, p.group)
-    matrix = weight.reshape(-1, run, p.conv.out_channels)
+    weight, factors = split_factors(weight, p.group)
+    matrix = p.by_runs(weight)
     padded = np.zeros((matrix.shape[0], p.groups * p.together, p.conv.out_channels), np.int8)
-    padded[:, :run] = matrix
+    padded[:, : matrix.shape[1]] = matrix
     padded = padded.reshape(-1, p.together, p.conv.out_channels)
     if p.halves:
         padded = _in_halves(padded.reshape(-1, p.groups, *padded.shape[1:]) + (EIGHT if p.group else 0))
@@ -203,7 +182,7 @@ def pack(p: GroupedPlan, weight: np.ndarray) -> np.ndarray:
         for first in range(start, start + channels * count, channels):
             own, lanes = slice(first, first + channels), sum(p.widths(channels))
             panels.append(p.layout.pack(padded[:, :, own], lanes, sums[own]))
-            panels.append(np.pad(factors[:, own], ((0, 0), (0, lanes - channels))).ravel())
+            panels.append(p.of_block(factors, first, channels).ravel())
     return np.concatenate(panels)
 
 
@@ -240,12 +219,7 @@ class _GroupedWriter(ConvWriter):
         axes = {**dict.fromkeys(range(3), tirx.const(0, "int32")), 3: channel}
         start = bias_vectors(self.body, self.target.operands, self.bias, axes, widths, channels)
         if self.plan.layout.signed:
-            sign = vector_load(self.weight, panel, SIGN_BYTES)
-            self.sign = self.body.hold(tirx.reinterpret(f"uint8x{SIGN_BYTES}", sign))
-            start = [
-                value + tirx.reinterpret(f"int32x{width}", self._weights(panel + SIGN_BYTES, first, width))
-                for value, first, width in zip(start, starts(widths), widths, strict=True)
-            ]
+            self.sign, start = read_head(self.body, self.weight, panel, start, widths)
         return IntegerTile(self.body, self.plan.isa, points, widths, [self.body.hold(value) for value in start])
 
     def _weights(self, row: Any, first: int, width: int) -> Any:
@@ -378,5 +352,5 @@ def _same(value: int, lanes: int) -> Any:
 def contract(p: GroupedPlan) -> str:
     """The kernel's name."""
     c = p.conv
-    how = ("vnni" if p.isa.vnni else "madd") + ("_w4" if p.halves else "") + (f"g{p.group}" if p.group else "")
-    return f"{shape_name(c, 'conv')}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}_{how}"
+    how = "vnni" if p.isa.vnni else "madd"
+    return f"{shape_name(c, 'conv')}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}_{how}{p.storage}"

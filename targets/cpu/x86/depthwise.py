@@ -29,7 +29,7 @@ from edgec.targets.cpu.tile import Point, Store, bias_apart, shape_name, share_r
 from edgec.targets.cpu.tir import TURN, Kernel, lanes_of, part, vector_load
 from edgec.targets.cpu.x86.isa import Isa, dot, pair_sums, unpacked
 from edgec.targets.cpu.x86.narrow import GROUP, narrowing, special
-from edgec.targets.cpu.x86.tile import SIGN_BYTES, TAPS, IntegerTile, Panel, bias_vectors
+from edgec.targets.cpu.x86.tile import TAPS, IntegerTile, Panel, bias_vectors, read_head
 from edgec.targets.target import Target
 from edgec.targets.vectors import padded_pieces
 
@@ -263,13 +263,7 @@ class _DepthwiseWriter:
         widths = [block.width] * block.vectors
         start = bias_vectors(self.body, self.target.operands, self.bias, axes, widths, block.channels, block.vectors)
         if self.plan.signed:
-            sign = vector_load(self.weight, panel, SIGN_BYTES)
-            self.sign = self.body.hold(tirx.reinterpret(f"uint8x{SIGN_BYTES}", sign))
-            heads = [panel + SIGN_BYTES + TAPS * block.width * vector for vector in range(block.vectors)]
-            heads = [vector_load(self.weight, head, TAPS * block.width) for head in heads]
-            start = [
-                value + tirx.reinterpret(f"int32x{block.width}", head) for value, head in zip(start, heads, strict=True)
-            ]
+            self.sign, start = read_head(self.body, self.weight, panel, start, widths)
         self.start = [self.body.hold(value) for value in start]
 
     def _load_weights(self, panel: Any, block: Block) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from edgec.building.lazy_tvm import tirx
 from edgec.scalar import Expr
 from edgec.targets.cpu.tile import Accumulators, Point, Store, starts
-from edgec.targets.cpu.tir import TURN, Body, Emitter, join, part, vector_store
+from edgec.targets.cpu.tir import TURN, Body, Emitter, join, part, vector_load, vector_store
 from edgec.targets.cpu.x86.isa import Isa, dot, pair_sums, word_dot
 from edgec.targets.cpu.x86.narrow import GROUP, bytes_of, narrowing
 from edgec.targets.vectors import CHANNEL_AXIS, pieces
@@ -142,6 +142,19 @@ def bias_vectors(
             first += lanes
         vectors.append(join([*values, *[tirx.const(0, "int32")] * (width - read)]))
     return vectors
+
+
+def read_head(
+    body: Body, weights: Any, panel: Any, start: Sequence[Any], widths: Sequence[int]
+) -> tuple[Any, list[Any]]:
+    """The head of a signed :class:`Panel` at ``panel``: the register that turns int8 into uint8, and ``start``, the
+    vectors that sums begin with, without what that adds."""
+    sign = body.hold(tirx.reinterpret(f"uint8x{SIGN_BYTES}", vector_load(weights, panel, SIGN_BYTES)))
+    heads = [
+        tirx.reinterpret(f"int32x{width}", vector_load(weights, panel + SIGN_BYTES + 4 * first, 4 * width))
+        for first, width in zip(starts(widths), widths, strict=True)
+    ]
+    return sign, [value + head for value, head in zip(start, heads, strict=True)]
 
 
 class IntegerTile(Accumulators):
