@@ -391,9 +391,10 @@ def prune_model(
     from edgec.targets.target import resolve_target
 
     shapes = parse_shape_flags(shape or ())
-    first = {"tokens": tokens, "pixels": pixels}
-    choices = {"score": score, "repair": repair, "distil_minutes": distil, "seed": seed, **first}
-    settings = settings_for(remove, resolve_target(target), **choices)
+    settings = settings_for(
+        remove, resolve_target(target), score=score, repair=repair, distil_minutes=distil, seed=seed, tokens=tokens,
+        pixels=pixels,
+    )  # fmt: skip
     found: Comparison
     if curve is not None:
         found = plot_curve(model, curve, settings, calib=calib, data=data, shapes=shapes)

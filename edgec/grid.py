@@ -127,8 +127,13 @@ def spread_factors(factors: np.ndarray, size: int, depth: int) -> np.ndarray:
 
 
 def split_factors(weight: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """``weight``, int8 [..., outputs] over a depth that has factors, without them, and these [groups, outputs]."""
+    """``weight``, int8 [..., outputs] over a depth that has factors, without them, and these [groups, outputs].
+
+    With ``size`` 0 there are none.
+    """
     rows = weight.reshape(-1, weight.shape[-1])
+    if not size:
+        return weight, rows[:0]
     factors = common_factors(rows, size)
     if factors is None:
         raise ValueError(f"groups of {size} have no common factors")

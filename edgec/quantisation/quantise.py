@@ -219,10 +219,11 @@ def quantise_graph(
     from edgec.quantisation.recipes import check_layers, write_recipe
 
     recipe = _recipe(options)
-    if not target.fuses_sums:
-        recipe = replace(recipe, wide_sums=False)
-    if not target.weight_factors:
-        recipe = replace(recipe, factors=False)
+    recipe = replace(
+        recipe,
+        wide_sums=recipe.wide_sums and target.fuses_sums,
+        factors=recipe.factors and target.weight_factors,
+    )
     half = computes_in_half(graph)
     if half:
         _check_weights_only(recipe, options)

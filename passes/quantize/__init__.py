@@ -27,7 +27,7 @@ from edgec.passes.quantize.recipe import GROUP_SIZES, OBSERVERS, PRECISIONS, ROU
 from edgec.passes.quantize.refine import refine, unseen
 from edgec.passes.quantize.report import LayerQuantization, Lifted, Quantized, TensorRange, describe
 from edgec.passes.quantize.salience import salient
-from edgec.passes.quantize.statistics import Statistics, observe
+from edgec.passes.quantize.statistics import Statistics, observe, observe_groups
 
 __all__ = ["LayerQuantization", "Lifted", "Quantized", "Recipe", "TensorRange", "quantize"]
 
@@ -86,7 +86,9 @@ class _Work:
         graph, recipe = self.model.graph, self.recipe
         seen = observe(self.model, self.samples, progress=self._of_samples("ranges")).ranges
         inside, whole = self._places(recipe, seen)
-        statistics = self._histograms(seen, inside, whole)
+        statistics = observe_groups(
+            self.model, self.samples, (inside, whole), seen, self._of_samples("histograms")
+        )
         ranges, fits, emitted = self._fit(inside, statistics)
         precisions = dict(recipe.layers)
         kept = self._salient(inside, fits)
@@ -176,14 +178,6 @@ class _Work:
 
     def _equalise(self) -> int:
         return equalised(self.model, self.samples, self.recipe, self.tell) if self.recipe.equalise else 0
-
-    def _histograms(
-        self, seen: Mapping[ir.Value, tuple[float, float]], *placements: Placement
-    ) -> Statistics:
-        wanted = dict.fromkeys(v for each in placements for v in each.group if v.const_value is None)
-        return observe(
-            self.model, self.samples, histograms=list(wanted), known=seen, progress=self._of_samples("histograms")
-        )
 
     def _with_outputs(
         self,

@@ -18,9 +18,9 @@ from edgec.passes.quantize.equalise import equalised
 from edgec.passes.quantize.execution import Sample
 from edgec.passes.quantize.learn import Fit, learn
 from edgec.passes.quantize.placement import Placement, place
-from edgec.passes.quantize.ranges import Range, choose_ranges
+from edgec.passes.quantize.ranges import Ranges, choose_ranges
 from edgec.passes.quantize.recipe import PRECISIONS, Recipe
-from edgec.passes.quantize.statistics import Statistics, observe
+from edgec.passes.quantize.statistics import observe, observe_groups
 
 Progress = Callable[[str, int, int], None]
 
@@ -46,7 +46,7 @@ class Assembly:
             equalised(self.model, samples, recipe, tell)
         self._seen = observe(self.model, samples, progress=self._of_samples("ranges")).ranges
         self._uniform: dict[str, tuple[Placement, dict[ir.Node, Fit]]] = {}
-        self._grids: dict[int, tuple[Placement, dict[tuple[ir.Value, int], Range]]] = {}
+        self._grids: dict[int, tuple[Placement, Ranges]] = {}
 
     def mixed(self, recipe: Recipe) -> ir.Model:
         """The QDQ model with the precision that ``recipe`` gives each layer."""
@@ -76,33 +76,29 @@ class Assembly:
             self._uniform[precision] = placement, fits
         return self._uniform[precision]
 
-    def _ranges(self, placement: Placement) -> dict[tuple[ir.Value, int], Range]:
+    def _ranges(self, placement: Placement) -> Ranges:
         """Of every group of ``placement`` the range that it has where all activations are integers of its bits."""
-        found = {}
+        found: Ranges = {}
         for value, root in placement.group.items():
             for bits in placement.grids_of(value):
                 whole, ranges = self._whole(bits)
                 found[root, bits] = ranges[whole.group[value], bits]
         return found
 
-    def _whole(self, bits: int) -> tuple[Placement, dict[tuple[ir.Value, int], Range]]:
+    def _whole(self, bits: int) -> tuple[Placement, Ranges]:
+        """Where all activations are integers of ``bits``, and their ranges."""
         if bits not in self._grids:
+            recipe = self._recipe
             default = next(name for name, each in PRECISIONS.items() if each.activations == bits)
-            placement = self._places(replace(self._recipe, default=default, layers={}))
-            computed = [value for value in dict.fromkeys(placement.group) if value.const_value is None]
-            statistics = observe(
-                self.model, self._samples, histograms=computed, known=self._seen,
-                progress=self._of_samples("histograms"),
+            placement = self._places(replace(recipe, default=default, layers={}))
+            statistics = observe_groups(
+                self.model, self._samples, (placement,), self._seen, self._of_samples("histograms")
+            )
+            self._grids[bits] = placement, choose_ranges(
+                self.model, placement, statistics, self._samples, recipe.observer, partial(self._tell, "observers"),
+                recipe.fixed_point,
             )  # fmt: skip
-            self._grids[bits] = placement, self._chosen(placement, statistics)
         return self._grids[bits]
-
-    def _chosen(self, placement: Placement, statistics: Statistics) -> dict[tuple[ir.Value, int], Range]:
-        recipe = self._recipe
-        return choose_ranges(
-            self.model, placement, statistics, self._samples, recipe.observer, partial(self._tell, "observers"),
-            recipe.fixed_point,
-        )  # fmt: skip
 
     def _of_samples(self, what: str) -> Callable[[int], None]:
         return lambda done: self._tell(what, done, len(self._samples))

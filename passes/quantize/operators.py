@@ -102,7 +102,7 @@ def bias_index(node: ir.Node) -> int | None:
         if constant is None or other is None or constant.ndim < 1 or constant.size != constant.shape[-1]:
             continue
         producer = other.producer()
-        if producer is None or producer.op_type != "MatMul" or not _is_product(producer) or not _is_private(other):
+        if producer is None or producer.op_type != "MatMul" or not _is_product(producer) or not is_private(other):
             continue
         if constant.shape[-1] == shape_of(other)[-1]:
             return index
@@ -132,7 +132,7 @@ def _is_epilogue(node: ir.Node) -> bool:
     """Whether ``node`` is a function channel by channel of a result that nothing else reads."""
     value = node.inputs[0] if node.domain == "" and node.inputs else None
     producer = None if value is None else value.producer()
-    if value is None or producer is None or not _is_private(value):
+    if value is None or producer is None or not is_private(value):
         return False
     if not is_clamp(node) and not (node.op_type in _CHANNEL_FUNCTIONS and _has_constant_parameters(node)):
         return False
@@ -158,7 +158,8 @@ def _is_product(node: ir.Node) -> bool:
     return node.op_type == "Conv" or node.attributes.get_int("group", 1) == 1
 
 
-def _is_private(value: ir.Value) -> bool:
+def is_private(value: ir.Value) -> bool:
+    """Whether one node alone reads ``value``, once, and nobody outside."""
     return not value.is_graph_output() and len(value.uses()) == 1
 
 

@@ -17,7 +17,7 @@ from math import prod
 import onnx_ir as ir
 
 from edgec.frontend.values import shape_of
-from edgec.passes.quantize.operators import Role, quantised_inputs, role_of, weight_axis
+from edgec.passes.quantize.operators import Role, is_private, quantised_inputs, role_of, weight_axis
 from edgec.passes.quantize.recipe import Recipe
 
 _WIDEST_SHARE = 2.0
@@ -160,7 +160,7 @@ def _fused_terms(
     for node in graph:
         if node.op_type != "Add" or [bits.get((node, index)) for index in (0, 1)] != [8, 8]:
             continue
-        terms = {index: value.producer() for index, value in enumerate(node.inputs) if value and _is_private(value)}
+        terms = {index: value.producer() for index, value in enumerate(node.inputs) if value and is_private(value)}
         own = {
             order[producer]: index
             for index, producer in terms.items()
@@ -193,14 +193,10 @@ def _groups(
 
 def _shares(value: ir.Value, joined: ir.Value, ranges: Mapping[ir.Value, tuple[float, float]]) -> bool:
     """Whether an input of a Concat takes the grid of its output, on which its numbers end up anyway."""
-    if _is_private(value):
+    if is_private(value):
         return True
     own, whole = (_width(*ranges[each]) for each in (value, joined))
     return whole <= _WIDEST_SHARE * own
-
-
-def _is_private(value: ir.Value) -> bool:
-    return len(value.uses()) == 1 and not value.is_graph_output()
 
 
 def _width(low: float, high: float) -> float:

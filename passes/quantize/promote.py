@@ -61,12 +61,15 @@ _MOST_BYTES = 0.4
 
 @dataclass(frozen=True)
 class _Promotion:
-    """One that can be made: of which nodes to which precision, the ``noise`` that goes with it, and what it takes."""
+    """One that can be made: of which nodes to which precision, the ``noise`` that goes with it, and what it takes:
+    ``work``, and MACs that become float and bytes of their weights."""
 
     nodes: tuple[ir.Node, ...]
     precision: str
     noise: float
     work: float
+    macs: int = 0
+    bytes: int = 0
 
 
 @dataclass
@@ -143,7 +146,10 @@ class Promoter:
         work, readers = _work(placement), _readers(placement)
         return [
             *(_Promotion(tuple(readers[root]), "int16", words[root], work[root]) for root in eights if root in work),
-            *(_Promotion((node,), "float", weights[node], _float_work(node)) for node in weights),
+            *(
+                _Promotion((node,), "float", weights[node], _float_work(node), node_macs(node), _float_bytes(node))
+                for node in weights
+            ),
         ], by_weights
 
     def _measure_roundings(
@@ -190,18 +196,14 @@ class _Budget:
 
     def allows(self, each: _Promotion, needed: bool) -> bool:
         """Whether ``each`` can be paid; work is no matter where it is ``needed``."""
-        if each.precision == "float" and (
-            sum(map(node_macs, each.nodes)) > self.macs or sum(map(_float_bytes, each.nodes)) > self.bytes
-        ):
-            return False
-        return needed or each.work <= self.work
+        floats_fit = each.macs <= max(self.macs, 0) and each.bytes <= max(self.bytes, 0)
+        return floats_fit and (needed or each.work <= self.work)
 
     def spend(self, each: _Promotion) -> None:
         """Take off what it costs."""
         self.work -= each.work
-        if each.precision == "float":
-            self.macs -= sum(map(node_macs, each.nodes))
-            self.bytes -= sum(map(_float_bytes, each.nodes))
+        self.macs -= each.macs
+        self.bytes -= each.bytes
 
 
 def output_decibels(model: ir.Model, quantised: ir.Model, samples: Sequence[Sample]) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.quantize.execution import ModelRunner, Sample, map_parallel
+from edgec.passes.quantize.placement import Placement
 
 BINS = 4096
 _COUNTED = 2**15
@@ -88,6 +89,18 @@ def observe(
         if progress:
             progress(len(found))
     return _merge(values, found, known)
+
+
+def observe_groups(
+    model: ir.Model,
+    samples: Sequence[Sample],
+    placements: Sequence[Placement],
+    known: Mapping[ir.Value, tuple[float, float]],
+    progress: Callable[[int], None] | None = None,
+) -> Statistics:
+    """The histograms of all computed or fed values that get integers in one of ``placements``; see :func:`observe`."""
+    grouped = dict.fromkeys(v for each in placements for v in each.group if v.const_value is None)
+    return observe(model, samples, histograms=list(grouped), known=known, progress=progress)
 
 
 def _look(
