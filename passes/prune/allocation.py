@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
-from edgec.passes.prune.cost import Cost
+from edgec.passes.prune.cost import Cost, attainable
 from edgec.passes.prune.coupling import Group, Unit
 from edgec.passes.prune.low_rank import RankCurve, Split
 from edgec.passes.prune.rounding import vector_step
@@ -142,7 +142,7 @@ def allocate(cost: Cost, offers: Offers, whole: int, fraction: float, limits: Li
 def _unreachable(fraction: float, possible: float) -> EdgecError:
     if possible <= 0:
         return EdgecError("nothing of this model can be pruned; edgec inspect --prunable says why for every layer")
-    least = int(possible * 1000) / 1000
+    least = attainable(possible)
     return EdgecError(
         f"{fraction:.1%} of the model cannot be pruned: at most {least:.1%} can go with the floor of each layer; "
         f"ask for --prune {least:g} or less"

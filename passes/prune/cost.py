@@ -28,6 +28,11 @@ Rates = Mapping[str, float]
 """Nanoseconds that a MAC takes, by the name of its node."""
 
 
+def attainable(share: float) -> float:
+    """``share`` of a cost rounded down to tenths of a percent, so that it can be had where it is asked for."""
+    return int(share * 1000) / 1000
+
+
 @dataclass(frozen=True)
 class _Term:
     """A summand of the cost: a factor times the extents of some axes.

@@ -24,7 +24,7 @@ from edgec.frontend.shapes import forget_shapes, infer_shapes
 from edgec.frontend.values import shape_of
 from edgec.passes.base import Pass
 from edgec.passes.prune.activations import Sample, capture, outputs
-from edgec.passes.prune.cost import Cost
+from edgec.passes.prune.cost import Cost, attainable
 from edgec.passes.rewriting import new_constant
 
 FLOOR = 0.5
@@ -72,7 +72,7 @@ class ReduceResolution(Pass):
             macs = Cost(copy, "macs").total
             if macs <= whole * (1 - self.fraction):
                 return size
-        least = int((1 - macs / whole) * 1000) / 1000
+        least = attainable(1 - macs / whole)
         raise EdgecError(
             f"{self.fraction:.1%} of the MACs cannot be saved by smaller images: at most {least:.1%} can; "
             f"ask for --pixels {least:g} or less"

@@ -27,7 +27,7 @@ from edgec.frontend.values import constant_of, shape_of
 from edgec.passes.base import Pass
 from edgec.passes.functions import DOMAIN, call
 from edgec.passes.prune.activations import Sample, capture, distance, outputs
-from edgec.passes.prune.cost import Cost
+from edgec.passes.prune.cost import Cost, attainable
 from edgec.passes.rewriting import new_constant, replace_node
 
 FLOOR = 0.125
@@ -130,7 +130,7 @@ class _Search:
             steps = [self._judge(each) for each in self._steps(counts)]
             steps = [each for each in steps if each[2] < macs]
             if not steps:
-                least = int((1 - macs / whole) * 1000) / 1000
+                least = attainable(1 - macs / whole)
                 raise EdgecError(
                     f"{fraction:.1%} of the MACs cannot be saved by merging tokens: at most {least:.1%} can; "
                     f"ask for --tokens {least:g} or less"
