@@ -13,7 +13,8 @@ from edgec.graph import load_graph
 from edgec.passes.pipeline import FLOAT, run
 from edgec.passes.prune.activations import distance, outputs
 from edgec.passes.prune.coupling import find_coupling
-from edgec.passes.prune.distil import distil, stacked_runner
+from edgec.passes.prune.distil import distil
+from edgec.passes.prune.in_torch import stacked_runner
 from edgec.passes.prune.pruning import Prune, Settings
 from tests.graphs import load
 from tests.prunable import CASES
