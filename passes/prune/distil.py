@@ -11,14 +11,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from edgec.errors import EdgecError
+from edgec.errors import EdgecError, Refusal
+from edgec.passes.base import Pass
 from edgec.passes.prune.activations import Sample
+from edgec.passes.prune.coupling import find_coupling
 from edgec.passes.prune.in_torch import Runner, distances, load_torch, reject_unknown, stacked_runner, tensor_of
+from edgec.passes.prune.products import drop_zero_biases, own_biases
 from edgec.passes.prune.removal import set_constant
 from edgec.passes.prune.rules import Linear
 
@@ -36,19 +40,45 @@ COLOURS, MOVED = 3, 8
 """Inputs of so many channels are taken for images, which are moved by at most this part of their size."""
 
 
+class Distil(Pass):
+    """Trains the weights of a smaller model against the original.
+
+    Attributes:
+        original: what the model was made from, whose outputs it learns.
+        samples: calibration inputs.
+        minutes: how long.
+        seed: of all that is drawn.
+    """
+
+    name: ClassVar[str] = "distil"
+
+    def __init__(self, original: ir.Model, samples: Sequence[Sample], minutes: float, seed: int = 0) -> None:
+        """What can be told before anything is pruned is told here.
+
+        Raises:
+            EdgecError: torch is not installed, there are too few samples, or an operator cannot be trained through.
+        """
+        load_torch()
+        if len(samples) < 2 * JUDGED:
+            raise EdgecError(f"distillation needs at least {2 * JUDGED} samples, and --calib has {len(samples)}")
+        reject_unknown(original)
+        self.original, self.samples, self.minutes, self.seed = original, samples, minutes, seed
+
+    def transform(self, model: ir.Model) -> tuple[int, Sequence[Refusal]]:
+        reject_unknown(model)
+        own_biases(model)
+        linears = find_coupling(model).linears
+        distil(model, linears, self.original, self.samples, self.minutes, self.seed)
+        drop_zero_biases(model)
+        RemoveUnusedNodesPass()(model)
+        return len(linears), ()
+
+
 def distil(
     model: ir.Model, linears: Sequence[Linear], original: ir.Model, samples: Sequence[Sample], minutes: float, seed: int
 ) -> None:
-    """Train the weights and biases of ``linears`` in ``model`` for ``minutes``, in place.
-
-    Raises:
-        EdgecError: torch is not installed, there are too few samples, or an operator is not known here.
-    """
+    """Train the weights and biases of ``linears`` in ``model`` for ``minutes``, in place."""
     torch = load_torch()
-    if len(samples) < 2 * JUDGED:
-        raise EdgecError(f"distillation needs at least {2 * JUDGED} samples, and --calib has {len(samples)}")
-    for each in (model, original):
-        reject_unknown(each)
     torch.manual_seed(seed)
     learnt = {
         value: torch.nn.Parameter(tensor_of(torch, value))

@@ -71,8 +71,19 @@ def stacked_runner(model: ir.Model, learnt: Mapping[ir.Value, Any], also: Sequen
 def reject_unknown(model: ir.Model) -> None:
     """Raises :class:`EdgecError` where a node's operator is not known here."""
     for node in model.graph:
-        if node.op_type not in _OPERATORS or node.domain not in ("", "edgec"):
+        if node.op_type not in _OPERATORS or node.domain not in ("", "edgec") or not _is_known_resize(node):
             raise EdgecError(f"{named(node)} cannot be trained through; leave --distil out for this model")
+
+
+def _is_known_resize(node: ir.Node) -> bool:
+    """Whether a node, if it is a Resize, samples two axes as torch does: linearly, without more said."""
+    plain = {"mode", "coordinate_transformation_mode"}
+    return node.op_type != "Resize" or (
+        len(shape_of(node.outputs[0])) == 4
+        and node.attributes.keys() <= plain
+        and node.attributes.get_string("mode", "nearest") == "linear"
+        and node.attributes.get_string("coordinate_transformation_mode", "half_pixel") == "half_pixel"
+    )
 
 
 Operator = Callable[[Any, ir.Node, Values], None]
@@ -160,6 +171,11 @@ def _reshape(torch: Any, node: ir.Node, x: Any, *rest: Any) -> Any:
     return x.reshape(shape_of(node.outputs[0]))
 
 
+def _resize(torch: Any, node: ir.Node, x: Any, *rest: Any) -> Any:
+    del rest
+    return torch.nn.functional.interpolate(x, size=tuple(shape_of(node.outputs[0])[2:]), mode="bilinear")
+
+
 def _transpose(torch: Any, node: ir.Node, x: Any) -> Any:
     del torch
     return x.permute(tuple(node.attributes.get_ints("perm", range(x.ndim)[::-1])))
@@ -212,6 +228,7 @@ _OPERATORS: Mapping[str, Operator] = {
     "ReduceMean": _attributed(_mean),
     "Relu": _simple(lambda torch, x: torch.relu(x)),
     "Reshape": _attributed(_reshape),
+    "Resize": _attributed(_resize),
     "Sigmoid": _simple(lambda torch, x: torch.sigmoid(x)),
     "Slice": _attributed(_slice),
     "Softmax": _attributed(lambda torch, node, x: torch.softmax(x, node.attributes.get_int("axis", -1))),
