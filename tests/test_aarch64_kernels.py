@@ -39,6 +39,10 @@ MORE_SHAPES = {
     "depthwise, 5x5, strided": ((1, 24, 17, 13), (24, 1, 5, 5), {"group": 24, "pads": [1, 2, 2, 1], "strides": [2, 2]}),
     "depthwise, 1x1": ((1, 12, 5, 5), (12, 1, 1, 1), {"group": 12}),
     "depthwise, 3x4": ((1, 33, 6, 8), (33, 1, 3, 4), {"group": 33, "dilations": [1, 2]}),
+    "depthwise, dilated": ((2, 12, 9, 11), (12, 1, 3, 3), {"group": 12, "dilations": [2, 3], "strides": [2, 1]}),
+    "depthwise, two rows": ((1, 21, 8, 7), (21, 1, 2, 2), {"group": 21, "pads": [0, 1, 0, 0]}),
+    "depthwise, one row": ((1, 9, 5, 9), (9, 1, 1, 3), {"group": 9, "strides": [1, 2]}),
+    "depthwise, wide strides": ((1, 8, 5, 127), (8, 1, 3, 2), {"group": 8, "strides": [1, 3]}),
     "depthwise, 5 channels": ((2, 5, 8, 6), (5, 1, 3, 3), {"group": 5, "pads": [1, 1, 1, 1]}),
 }  # fmt: skip
 """Input, weights, attributes, beside those that every target is tested with."""

@@ -49,6 +49,13 @@ def turned(value: Any, by: int, lanes: int) -> Any:
     return tirx.Shuffle([value], [tirx.const(lane, "int32") for lane in order])
 
 
+def zipped(left: Any, right: Any, first: int, count: int) -> Any:
+    """``count`` elements of two vectors from ``first`` on, in turns (``zip1``, ``zip2``)."""
+    lanes = lanes_of(left)
+    order = [lane for index in range(first, first + count) for lane in (index, lanes + index)]
+    return tirx.Shuffle([left, right], [tirx.const(lane, "int32") for lane in order])
+
+
 def dot(total: Any, left: Any, right: Any) -> Any:
     """``total`` int32x4 plus the products of int8x16, summed in groups of four (``sdot``)."""
     return instruction("int32x4", "aarch64.neon.sdot.v4i32.v16i8", total, left, right)
