@@ -186,7 +186,8 @@ class _DepthwiseWriter:
             self.body.hold(tirx.reinterpret("int16x8", zipped(values[row], values[row + 1], 0, WIDTH)))
             for row in range(0, GROUP, 2)
         ]
-        halves = [zipped(*pairs, first, LANES) for first in range(0, WIDTH, LANES)]
+        low, high = pairs
+        halves = [zipped(low, high, first, LANES) for first in range(0, WIDTH, LANES)]
         return [self.body.hold(tirx.reinterpret("int8x16", half)) for half in halves]
 
     def _carried(self, ring: Any) -> list[Column]:
