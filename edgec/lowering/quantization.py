@@ -221,15 +221,42 @@ def _convolve_constants(ctx: Lowering, node: ir.Node) -> None:
     total = start - x_zero * kernel.reshape(kernel.shape[0], -1).sum(1, dtype=np.int64)
     multiplier = np.broadcast_to(x_scale * w_scale / y_scale, total.shape).astype(np.float32)
     bias_view, scale_view = ctx.constant(total.astype(np.int32), "bias"), ctx.constant(multiplier, "multiplier")
-    limits, bounded = np.iinfo(dtype), bool((np.abs(multiplier) < 1).all())
+    limits = np.iinfo(dtype)
+    bits = promised_bits(kernel.reshape(len(kernel), -1), total, multiplier, x.dtype, y_zero)
 
     def finish(operands: Operands, first: int, count: int) -> Expr:
         own_bias, own_scale = (view.slice((first,), (count,)) for view in (bias_view, scale_view))
         total = binary("add", scalar.accumulator("int32"), operands.load(own_bias, scalar.axis(3)))
         real = binary("mul", cast(total, "float32"), operands.load(own_scale, scalar.axis(3)))
-        return scalar.saturate(real, y_zero, int(limits.min), int(limits.max), dtype, bounded)
+        return scalar.saturate(real, y_zero, int(limits.min), int(limits.max), dtype, bits)
 
     convolve_integers(ctx, node, x, kernel, x_zero, finish)
+
+
+def promised_bits(rows: np.ndarray, start: np.ndarray, multiplier: np.ndarray, dtype: str, zero: int) -> int:
+    """What :func:`edgec.scalar.saturate` is promised of (Σ x · w + start) · multiplier, whatever x is.
+
+    Args:
+        rows: the weights, integers [channels, depth].
+        start: int64 [channels].
+        multiplier: float32 [channels], or of one element.
+        dtype: of x.
+        zero: of the result.
+    """
+    limits, rows = np.iinfo(dtype), rows.astype(np.int64)
+    above, below = np.maximum(rows, 0).sum(1), np.minimum(rows, 0).sum(1)
+    most = above * limits.max + below * limits.min + start
+    least = above * limits.min + below * limits.max + start
+    largest = np.maximum(np.abs(most), np.abs(least)) * np.abs(multiplier.astype(np.float64))
+    return bits_for(float(largest.max()), zero)
+
+
+def bits_for(largest: float, zero: int) -> int:
+    """What :func:`edgec.scalar.saturate` is promised of integers times a factor, of ``largest`` at most, with the zero
+    point ``zero``."""
+    # one part in 2^20 covers what the conversion and the product are rounded by
+    most = (largest + abs(zero)) * (1 + 2.0**-20) + 1
+    return next((bits for bits in (scalar.WORD, scalar.WHOLE) if most < 2 ** (bits - 1)), 0)
 
 
 def convolve_integers(ctx: Lowering, node: ir.Node, x: View, kernel: np.ndarray, zero: int, finish: Finish) -> None:
