@@ -294,9 +294,10 @@ def prune_graph(graph: ir.Model, settings: Settings, calib: Source | None) -> tu
 
     Folding comes first, since what is counted and fitted then is what will run; only the score that reads batch
     norms has to come before they are folded. Images get smaller and tokens are merged before channels go, whose share
-    is of the rest.
+    is of the rest. Distillation comes last, and learns from the graph as it was before all of that.
     """
     from edgec.passes.pipeline import FLOAT, run
+    from edgec.passes.prune.distil import Distil
     from edgec.passes.prune.pruning import Prune
     from edgec.passes.prune.resolution import ReduceResolution
     from edgec.passes.prune.tokens import ReduceTokens
@@ -304,12 +305,17 @@ def prune_graph(graph: ir.Model, settings: Settings, calib: Source | None) -> tu
     folding = FLOAT[:1] if settings.score == "norm-scale" and not settings.tokens and not settings.pixels else FLOAT
     samples = _samples(graph, calib)
     reports = list(run(graph, folding))
+    minutes = settings.distil_minutes
+    distil = Distil(graph.clone(), samples, minutes, settings.seed) if minutes else None
     if settings.pixels:
         reports.append(ReduceResolution(settings.pixels, samples).apply(graph))
         reports += run(graph, folding)
     if settings.tokens:
         reports.append(ReduceTokens(settings.tokens, samples).apply(graph))
-    return (*reports, Prune(settings, samples).apply(graph))
+    reports.append(Prune(settings, samples).apply(graph))
+    if distil is not None:
+        reports.append(distil.apply(graph))
+    return tuple(reports)
 
 
 def settings_for(fraction: float, target: Target | GpuTarget | Board | Format, **choices: Any) -> Settings:

@@ -110,7 +110,7 @@ def test_no_floats_are_needed_for_inputs(bare_metal, tmp_path, quantised_digits,
     (spec,) = specs(compiled.manifest["inputs"])
     image = sample_data["image"][:1]
     wanted = outputs(floats.path, {"image": image})
-    found = outputs(compiled.path, {"image": spec.quantise(image)})
+    found = outputs(compiled.path, {"image": spec.integers(image)})
     np.testing.assert_array_equal(found["logits"], wanted["logits"])
 
 

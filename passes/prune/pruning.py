@@ -19,7 +19,6 @@ from edgec.passes.prune.compensation import Statistics, compensate, depth_mask, 
 from edgec.passes.prune.cost import Cost, Measure, Rates
 from edgec.passes.prune.coupling import Coupling, Unit, find_coupling
 from edgec.passes.prune.dead import absorb, dead_units
-from edgec.passes.prune.distil import distil
 from edgec.passes.prune.low_rank import RankCurve, measure_ranks
 from edgec.passes.prune.products import drop_zero_biases, measure_moments, own_biases
 from edgec.passes.prune.removal import Kept, remove_units
@@ -127,9 +126,6 @@ class Prune(Pass):
             splits = {str(linear.node.name): split for linear, split in choice.splits.items()}
             refit(model, linears, original, originals, kept, splits, self.samples, settings.rows, settings.seed)
             infer_shapes(model)
-        if settings.distil_minutes > 0:
-            linears = find_coupling(model).linears
-            distil(model, linears, original, self.samples, settings.distil_minutes, settings.seed)
 
     def _compensate(self, coupling: Coupling, units: Sequence[Unit], statistics: Statistics) -> None:
         """Let the readers of what goes make up for it, which is what the score counted on."""
