@@ -306,7 +306,7 @@ def compile_model(
     from edgec.states import parse_states
     from edgec.transformation import transform
 
-    names = None if passes is None else [name.strip() for name in passes.split(",") if name.strip()]
+    names = None if passes is None else console.names(passes)
     shapes = parse_shape_flags(shape or ())
     if from_front is not None:
         from edgec.exploration.front import load_front
@@ -344,6 +344,37 @@ def compile_model(
             page.write_compiled(compiled, progress)
     results = {"artifact": compiled.path, **compiled.report.as_dict()}
     _show(results, json, lambda: tables.print_compiled(compiled, explain))
+
+
+@app.command("freeze", rich_help_panel=MODELS)
+def freeze_model(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.")],
+    shape: Shapes = None,
+    value: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=NUMBER", help="Make an input a constant (NAME=true, NAME=0.7,1,0.8); repeatable."),
+    ] = None,
+    inputs: Annotated[
+        str | None, typer.Option(metavar="NAME,…", help="Values of the graph to begin at, without what is before.")
+    ] = None,
+    outputs: Annotated[
+        str | None, typer.Option(metavar="NAME,…", help="Values of the graph to end at, without what is behind.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="The ONNX file; MODEL.frozen.onnx by default.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write a model with fixed shapes, with inputs made constants, or cut off at its ends."""
+    from edgec.freezing import freeze
+    from edgec.frontend.ends import parse_value_flags
+    from edgec.frontend.shapes import parse_shape_flags
+
+    frozen = freeze(
+        model, output or Path(f"{model.stem}.frozen.onnx"), shapes=parse_shape_flags(shape or ()),
+        values=parse_value_flags(value or ()), inputs=console.names(inputs), outputs=console.names(outputs),
+    )  # fmt: skip
+    _show(frozen.as_dict(), json, lambda: tables.print_frozen(frozen))
 
 
 @app.command("prune", rich_help_panel=MODELS)
@@ -609,7 +640,7 @@ def bench(
         counted = count(artifact, board, inputs=input, seed=seed)
         _show(counted, json, lambda: tables.print_counts(counted, profile))
         return
-    names = [name.strip() for name in against.split(",") if name.strip()]
+    names = console.names(against)
     with console.progress(in_background=False) as progress:
         measured = measure(
             artifact, against=names, model=model, peer_models=peer_files(peer_model or ()), inputs=input,

@@ -314,14 +314,15 @@ def _transformed(
 
     Beside it the grids of the inputs and outputs that are integers.
     """
-    from edgec.passes.pipeline import FLOAT, integer_passes, storage_passes
+    from edgec.passes.activation_dtype import ActivationDtype
+    from edgec.passes.pipeline import FLOAT, integer_passes
     from edgec.pruning import prune_graph, settings_for
     from edgec.quantisation.quantise import judge_by, quantise_graph
     from edgec.targets.formats import Format
     from edgec.transformation import apply_passes
 
     if isinstance(target, Format):
-        integers = storage_passes(target.activation_dtype)
+        integers: tuple[Pass, ...] = (ActivationDtype(target.activation_dtype),)
     else:
         integers = integer_passes(target.activation_dtype, target.packs_weights)
     samples = None if calibration is None else calibration.samples

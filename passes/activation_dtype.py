@@ -22,6 +22,16 @@ from edgec.passes.base import Pass
 from edgec.passes.fuse import initializer
 from edgec.passes.grids import BYTES, grid_of
 
+FOR_ONNXRUNTIME = "uint8"
+"""In which ONNX Runtime reads 8-bit activations best.
+
+It has kernels for unsigned ones on every processor. On x86, release 1.32 makes signed ones unsigned, but not those that
+two operators read, whose layers it then computes in floats.
+"""
+
+_OUTPUT_DTYPE_OPSET = 21
+"""The opset from which QuantizeLinear has an ``output_dtype``."""
+
 
 @dataclass(frozen=True)
 class ActivationDtype(Pass):
@@ -62,3 +72,13 @@ class ActivationDtype(Pass):
         for node in (quantise, *readers):
             node.resize_inputs(3)
             node.replace_input_with(2, constant)
+
+
+def suit_onnxruntime(model: ir.Model) -> None:
+    """Make bytes unsigned, in place, where ONNX Runtime would refuse ``model`` for signed ones.
+
+    What it makes unsigned by itself keeps its ``output_dtype``, if there is such an attribute, at the nodes that it has
+    put behind movements of its own, and it refuses the contradiction.
+    """
+    if model.opset_imports[""] >= _OUTPUT_DTYPE_OPSET:
+        ActivationDtype(FOR_ONNXRUNTIME).transform(model)

@@ -74,15 +74,6 @@ def integer_passes(activation_dtype: str, packs_weights: bool = True) -> tuple[P
     return (ActivationDtype(activation_dtype), *chosen)
 
 
-def storage_passes(activation_dtype: str) -> tuple[Pass, ...]:
-    """What a quantised model goes through that stays one of Quantize and Dequantize, for another runtime.
-
-    Args:
-        activation_dtype: in which the runtime reads 8-bit activations best: "int8" or "uint8".
-    """
-    return (ActivationDtype(activation_dtype),)
-
-
 DEFAULT = FLOAT + integer_passes("int8")
 
 _MOST_REPETITIONS = 8

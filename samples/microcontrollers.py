@@ -108,7 +108,7 @@ def main(
     count: Annotated[bool, typer.Option("--count", help="Count instructions, too, in the emulator.")] = False,
 ) -> None:
     """Print a table."""
-    from edgec.data.samples import specs
+    from edgec.data.samples import in_integers, specs
     from edgec.devices.counting import count_instructions
     from edgec.devices.device import QemuDevice
 
@@ -122,8 +122,7 @@ def main(
             for core in ("cortex-m4", "cortex-m7", "cortex-m55"):
                 twin = host.with_name("model.so.quantised.onnx")
                 made = edgec.compile(twin, core, Path(folder, "model.o"), integer_io=True)
-                (spec,) = specs(made.manifest["inputs"])
-                values = {spec.name: spec.quantise(first[spec.name])}
+                values = in_integers(specs(made.manifest["inputs"]), first)
                 taken = count_instructions(made.path, values, QemuDevice()).instructions / 1e6 if count else None
                 flash, code, ram = (made.manifest[f"{what}_bytes"] for what in ("flash", "code", "ram"))
                 print(f"| {name} | {core} | {flash:,} | {code:,} | {ram:,} | {f'{taken:.2f}' if taken else '–'} |")

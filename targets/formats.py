@@ -36,9 +36,6 @@ class Format:
         suffix: of the file's name.
         runtime: the adapter in :mod:`edgec.runtimes.peers` that runs it.
         packs_weights: whether it keeps integer weights under float activations.
-        activation_dtype: in which 8-bit integers activations are written. ONNX Runtime has kernels for unsigned ones
-            on every processor; on x86 it makes signed ones unsigned, but not those that two operators read, whose
-            layers it then computes in floats.
     """
 
     name: str
@@ -46,12 +43,18 @@ class Format:
     suffix: str
     runtime: str
     packs_weights: bool
-    activation_dtype: str
 
     fuses_sums: ClassVar[bool] = False
     """See :class:`edgec.targets.target.Target`; neither runtime does with integers of 16 bits."""
     weight_factors: ClassVar[bool] = False
     """Files hold integers of 4 bits, and no factors beside them."""
+
+    @property
+    def activation_dtype(self) -> str:
+        """In which 8-bit activations are written."""
+        from edgec.passes.activation_dtype import FOR_ONNXRUNTIME
+
+        return FOR_ONNXRUNTIME if self.runtime == "onnxruntime" else "int8"
 
     def default_output(self, name: str) -> Path:
         """Where the file goes unless told otherwise; not over the model that it is made from."""
@@ -76,8 +79,8 @@ class Format:
 FORMATS = {
     each.name: each
     for each in (
-        Format("onnxruntime", "ONNX Runtime: an ONNX model, QDQ if quantised", ".onnx", "onnxruntime", True, "uint8"),
-        Format("tflite", "LiteRT (TensorFlow Lite): a .tflite file", ".tflite", "litert", False, "int8"),
+        Format("onnxruntime", "ONNX Runtime: an ONNX model, QDQ if quantised", ".onnx", "onnxruntime", True),
+        Format("tflite", "LiteRT (TensorFlow Lite): a .tflite file", ".tflite", "litert", False),
     )
 }
 

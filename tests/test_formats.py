@@ -179,7 +179,7 @@ def test_integers_at_the_edges(sample_model, quantised, sample_data, tmp_path, t
 def integers(made: edgec.Compiled, name: str, array: np.ndarray) -> dict[str, np.ndarray]:
     """An input as what is computed with."""
     (spec,) = specs(made.manifest["inputs"])
-    return {name: spec.quantise(array)}
+    return {name: spec.integers(array)}
 
 
 def reals(outputs: dict[str, np.ndarray], made: edgec.Compiled) -> np.ndarray:

@@ -48,7 +48,7 @@ def test_integers_at_the_edges_are_the_models_own(tmp_path: Path, dtype: str) ->
     values = {spec.name: np.random.default_rng(1).normal(size=spec.shape).astype(np.float32) for spec in inputs}
     with edgec.load(floats) as session, edgec.load(compiled.path) as other:
         wanted = session.run(values)
-        found = other.run({spec.name: spec.quantise(values[spec.name]) for spec in inputs})
+        found = other.run({spec.name: spec.integers(values[spec.name]) for spec in inputs})
     assert list(found) == list(wanted)
     for spec in results:
         real = on_grid(spec, found[spec.name]) if spec.scale else found[spec.name]
@@ -64,7 +64,7 @@ def test_an_input_is_quantised_as_the_kernels_do(dtype: str) -> None:
     middle = limits.min + 2 ** (limits.bits - 1)
     wanted = [limits.min, limits.min, limits.max, middle, middle, middle + 2, limits.min, limits.max]
     spec = TensorSpec("x", (8,), np.dtype(dtype), step, middle)
-    np.testing.assert_array_equal(spec.quantise(real), np.array(wanted, dtype))
+    np.testing.assert_array_equal(spec.integers(real), np.array(wanted, dtype))
     graph = Graph(dtype)
     graph.input(8, scale=0.1, zero=middle)
     program = program_of(graph.build("x0_q"))
@@ -88,7 +88,7 @@ def test_the_commands_quantise_floats_of_a_file(sample_model: Path, tmp_path: Pa
     assert results_of("eval", path, "--data", data)["top1"] > 0.98
     (spec,) = specs(read_manifest(path)["inputs"])
     with np.load(data) as arrays:
-        np.savez(tmp_path / "integers.npz", image=spec.quantise(arrays["image"]), labels=arrays["labels"])
+        np.savez(tmp_path / "integers.npz", image=spec.integers(arrays["image"]), labels=arrays["labels"])
         np.savez(tmp_path / "nan.npz", image=np.where(arrays["image"] > 15, np.float32("nan"), arrays["image"]))
     found = results_of("eval", path, "--data", tmp_path / "integers.npz", "--reference", sample_model)
     assert found["top1"] > 0.98 and found["agreement"]["relative_error"]["logits"] < 0.05

@@ -42,13 +42,11 @@ class TensorSpec:
     def __str__(self) -> str:
         return f"'{self.name}' {self.dtype}{list(self.shape)}"
 
-    def quantise(self, array: Array) -> Array:
-        """float32 of any shape as the integers that stand for it."""
-        return quantise(array, self.scale, self.zero_point, self.dtype)
-
     def integers(self, array: Array) -> Array:
-        """An array of the dtype, or of floats that stand for it."""
-        return self.quantise(array) if self.scale and array.dtype == np.float32 else array
+        """The integers that stand for float32 of any shape; an array of anything else, or for floats, as it is."""
+        if not self.scale or array.dtype != np.float32:
+            return array
+        return quantise(array, self.scale, self.zero_point, self.dtype)
 
     def reals(self, array: Array) -> Array:
         """float32 that the integers stand for; an array of floats, or that stands for nothing, as it is."""
@@ -60,6 +58,11 @@ class TensorSpec:
 def in_reals(specs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> dict[str, Array]:
     """The arrays with floats in place of integers that stand for them."""
     return {**arrays, **{spec.name: spec.reals(arrays[spec.name]) for spec in specs}}
+
+
+def in_integers(specs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """The arrays with integers in place of floats that they stand for."""
+    return {**arrays, **{spec.name: spec.integers(arrays[spec.name]) for spec in specs}}
 
 
 @dataclass(frozen=True)
@@ -207,17 +210,14 @@ def _array(arrays: Mapping[str, Array], spec: TensorSpec, path: Path) -> Array:
     if spec.name not in arrays:
         found = ", ".join(f"'{name}'" for name in arrays) or "nothing"
         raise EdgecError(f"'{path}' has no array for the input {spec}; it holds {found}")
-    array = arrays[spec.name]
-    if spec.scale and array.dtype == np.float32:
-        _reject_nan(array, spec, path)
-        array = spec.quantise(array)
+    _reject_nan(arrays[spec.name], spec, path)
+    array = spec.integers(arrays[spec.name])
     if array.dtype != spec.dtype:
         raise EdgecError(
             f"'{path}' has {array.dtype} values for the input {spec}; convert them with .astype('{spec.dtype}')"
         )
     if array.size == 0 and spec.shape and 0 not in spec.shape:
         raise EdgecError(f"'{path}' has an empty array of shape {list(array.shape)} for the input {spec}")
-    _reject_nan(array, spec, path)
     return array
 
 

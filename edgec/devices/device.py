@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from edgec.data.samples import Array, Samples, TensorSpec, read_raw, specs, write_raw
+from edgec.data.samples import Array, Samples, TensorSpec, in_integers, read_raw, specs, write_raw
 from edgec.devices import cortex_m
 from edgec.devices.machine import Machine
 from edgec.errors import EdgecError
@@ -190,8 +190,7 @@ class RuntimeDevice(Device):
         manifest = read_manifest(artifact)
         shapes = {spec.name: spec.shape for spec in specs(manifest["inputs"])}
         results = run_peer(open_peer(self.name, artifact, threads=threads, shapes=shapes), samples, progress)
-        outputs = {spec.name: spec.integers(results.outputs[spec.name]) for spec in specs(manifest["outputs"])}
-        return replace(results, outputs=outputs)
+        return replace(results, outputs=in_integers(specs(manifest["outputs"]), results.outputs))
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from edgec.lowering import lower
 from edgec.nest import rebased
 from edgec.passes.pipeline import integer_passes
 from edgec.passes.quantize import Recipe
+from edgec.passes.quantize.assembly import Assembly
 from edgec.passes.quantize.operators import Role, role_of
-from edgec.passes.quantize.outline import Outlines
 from edgec.planning import memory
 from edgec.program import Kernel, Program, Step
 from edgec.targets.cpu.backend import compile_program
@@ -46,7 +46,7 @@ WORTH = 0.95
 around it included: less may be chance."""
 
 _SAMPLES = 2
-"""Samples from which the outline of a quantised model has its ranges."""
+"""Samples from which models that are only to be timed have their ranges."""
 
 _OWN = (Role.PRODUCT, Role.SUM, Role.POOL, Role.POINTWISE)
 """Roles of the nodes that have a precision of their own."""
@@ -204,7 +204,7 @@ def find_float_layers(
         costs: of kernels.
         tell: told (what, done, total).
     """
-    search = _Search(graph, Outlines(graph, samples[:_SAMPLES]), recipe, costs, tell)
+    search = _Search(graph, _hasty(graph, samples[:_SAMPLES], recipe), recipe, costs, tell)
     unknown = Unknown(0, 0, costs.target.name)
     for way in costs.ways() or [("time", None)]:
         plain = {precision: search.program({}, precision) for precision in ("float", recipe.default)}
@@ -216,12 +216,18 @@ def find_float_layers(
     return unknown
 
 
+def _hasty(graph: ir.Model, samples: Sequence[Sample], recipe: Recipe) -> Assembly:
+    """The model at any precisions, without the care that its numbers take: what it costs does not show in them."""
+    careless = replace(recipe, observer="minmax", rounding="nearest", equalise=False, correct_bias=False)
+    return Assembly(graph, samples, careless, lambda what, done, total: None)
+
+
 @dataclass
 class _Search:
     """For the layers of one model that stay float."""
 
     graph: ir.Model
-    outlines: Outlines
+    assembly: Assembly
     recipe: Recipe
     costs: Costs
     tell: Progress
@@ -231,7 +237,7 @@ class _Search:
         from edgec.compiler import fitted
 
         named = {**self.recipe.layers, **layers} if default != "float" else {}
-        model = self.outlines.of(replace(self.recipe, default=default or self.recipe.default, layers=named))
+        model = self.assembly.mixed(replace(self.recipe, default=default or self.recipe.default, layers=named))
         target = self.costs.target
         apply_passes(model, integer_passes(target.activation_dtype, target.packs_weights), None)
         return fitted(lower(model), target)

@@ -292,11 +292,11 @@ def step_times(artifact: Path, sample: Sample) -> dict[str, float]:
     from edgec.artifact import read_manifest
     from edgec.benchmark import profile_steps
     from edgec.compiler import manifest_path
-    from edgec.data.samples import specs
+    from edgec.data.samples import in_integers, specs
 
     nodes = json.loads(manifest_path(artifact).read_text(encoding="utf-8"))["nodes"]
     times: dict[str, float] = {}
-    inputs = {spec.name: spec.integers(sample[spec.name]) for spec in specs(read_manifest(artifact)["inputs"])}
+    inputs = in_integers(specs(read_manifest(artifact)["inputs"]), sample)
     for names, step in zip(nodes, profile_steps(artifact, inputs), strict=True):
         times[names[0]] = times.get(names[0], 0.0) + step.min_ns / 1e3
     return times

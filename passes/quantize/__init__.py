@@ -15,7 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
-from edgec.passes.quantize.emit import Emitted, emit, for_onnxruntime, obstacle_to_opset
+from edgec.passes.activation_dtype import suit_onnxruntime
+from edgec.passes.quantize.emit import Emitted, emit, obstacle_to_opset
 from edgec.passes.quantize.equalise import equalised
 from edgec.passes.quantize.execution import ModelRunner, Sample
 from edgec.passes.quantize.learn import Fit, learn
@@ -114,7 +115,8 @@ class _Work:
         placement, ranges, emitted = self._with_outputs(inside, whole, ranges, statistics, fits, emitted)
         layers = tuple(describe(graph, placement, ranges, fits, statistics))
         lifted = self._lifted(promoted, eight, emitted)
-        return Quantized(for_onnxruntime(emitted.model), self.model, layers, count, tuple(kept), lifted)
+        suit_onnxruntime(emitted.model)
+        return Quantized(emitted.model, self.model, layers, count, tuple(kept), lifted)
 
     def _refined(
         self, placement: Placement, ranges: Ranges, emitted: Emitted

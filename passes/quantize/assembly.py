@@ -16,7 +16,7 @@ import onnx_ir as ir
 from edgec.passes.quantize.emit import emit
 from edgec.passes.quantize.equalise import equalised
 from edgec.passes.quantize.execution import Sample
-from edgec.passes.quantize.learn import Fit, learn
+from edgec.passes.quantize.learn import Fit, learn_apart
 from edgec.passes.quantize.placement import Placement, place
 from edgec.passes.quantize.ranges import Ranges, choose_ranges
 from edgec.passes.quantize.recipe import PRECISIONS, Recipe
@@ -72,7 +72,7 @@ class Assembly:
             recipe = replace(self._recipe, default=precision, layers={})
             placement, tell = self._places(recipe), partial(self._tell, f"weights of {precision}")
             ranges = self._ranges(placement)
-            fits = learn(self.model, placement, ranges, self._samples, recipe, tell, alone=True)
+            fits = learn_apart(self.model, placement, ranges, self._samples, recipe, tell)
             self._uniform[precision] = placement, fits
         return self._uniform[precision]
 

@@ -9,7 +9,6 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
-from edgec.passes.activation_dtype import ActivationDtype
 from edgec.passes.quantize.learn import Fit
 from edgec.passes.quantize.lowbit import LowBit
 from edgec.passes.quantize.placement import Placement
@@ -108,17 +107,6 @@ def emit(model: ir.Model, placement: Placement, ranges: Ranges, fits: Mapping[ir
         _raise_opset(copy)
     _remove_unread(copy.graph)
     return Emitted(copy, {key: str(scale.name) for key, (scale, _) in writer.scales.items()})
-
-
-def for_onnxruntime(model: ir.Model) -> ir.Model:
-    """``model`` with its bytes as uint8, in place, if its opset is one whose QuantizeLinear has an ``output_dtype``.
-
-    On x86, ONNX Runtime 1.32 makes uint8 of every int8 activation, but leaves the ``output_dtype`` of the
-    QuantizeLinear nodes that it has put behind movements of its own, and refuses the model for the contradiction.
-    """
-    if model.opset_imports[""] >= _WIDTHS_OPSET:
-        ActivationDtype("uint8").transform(model)
-    return model
 
 
 def _emit_weights(node: ir.Node, twins: Mapping[ir.Node, ir.Node], fit: Fit, writer: _Writer) -> None:

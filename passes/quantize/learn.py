@@ -35,7 +35,7 @@ from edgec.passes.quantize.products import Product, product_of
 from edgec.passes.quantize.ranges import Ranges
 from edgec.passes.quantize.recipe import Recipe
 from edgec.passes.quantize.rounding import clip_scales, learn_rounding, learn_sums, second_moment, shares_of
-from edgec.passes.quantize.tape import MORE_BYTES, Tape, few
+from edgec.passes.quantize.tape import MORE_BYTES, Tape, few, walk
 
 
 @dataclass(frozen=True)
@@ -62,52 +62,60 @@ def learn(
     samples: Sequence[Sample],
     recipe: Recipe,
     progress: Callable[[int, int], None] | None = None,
-    alone: bool = False,
 ) -> dict[ir.Node, Fit]:
-    """Weights and biases for every product whose weights are to be integers.
-
-    With ``alone`` each is fitted as if it were the only one: on the inputs that it has in the float model.
-    """
-    graph, runner = model.graph, NodeRunner(model)
-    narrow = any(bits < 8 for bits in placement.weights.values())
-    chosen = few(graph, samples, bytes=MORE_BYTES) if narrow else few(graph, samples)
-    exact, quantised = Tape(graph, chosen), None if alone else Tape(graph, chosen)
+    """Weights and biases for every product whose weights are to be integers, fitted one behind the other."""
+    runner, chosen = NodeRunner(model), _chosen(model.graph, placement, samples)
+    quantised = Tape(model.graph, chosen)
     fits: dict[ir.Node, Fit] = {}
     moved: dict[ir.Node, dict[int, np.ndarray]] = {}
-    nodes = list(graph)
-    for done, node in enumerate(nodes, 1):
-        given = exact.inputs(node)
-        wanted = runner.run(node, given)
-        inputs = _rounded(node, given if quantised is None else quantised.inputs(node), placement, ranges)
+    for visit in walk(model, runner, chosen, progress):
+        node = visit.node
+        inputs = _rounded(node, quantised.inputs(node), placement, ranges)
         product = product_of(node) if node in placement.weights else None
-        outputs = None
-        if product is None and quantised is not None:
+        if product is None:
             outputs = runner.run(node, inputs, moved.get(node))
-        elif product is not None:
-            grid = _grid(node, 0, placement, ranges) if (node, 0) in placement.bits else None
-            sight = _Sight(inputs[0], given[0], wanted[0])
-            fit, outputs = _fit(product, sight, grid, placement.weights[node], recipe, runner)
-            fits[node] = fit
-            if product.adder is not None and fit.bias is not None:
-                moved[product.adder] = {product.bias_place[1]: product.shaped_bias(fit.bias)}
-        exact.store(node, wanted)
-        if quantised is not None and outputs is not None:
-            quantised.store(node, outputs)
-        if progress:
-            progress(done, len(nodes))
+        else:
+            sight = _Sight(inputs[0], visit.inputs[0], visit.outputs[0])
+            fits[node], outputs = _fit(product, sight, placement, ranges, recipe, runner)
+            bias = fits[node].bias
+            if product.adder is not None and bias is not None:
+                moved[product.adder] = {product.bias_place[1]: product.shaped_bias(bias)}
+        quantised.store(node, outputs)
     return fits
 
 
-def nearest_fit(product: Product, x: Grid | None, fixed_point: bool) -> Fit:
-    """8-bit weights rounded to the nearest, for an input on the grid ``x``, and the bias as it is."""
-    scales = _scales(product, x, fixed_point)
-    return Fit(round_weights(product.weight, scales, weight_axis(product.node)), product.bias)
+def learn_apart(
+    model: ir.Model,
+    placement: Placement,
+    ranges: Ranges,
+    samples: Sequence[Sample],
+    recipe: Recipe,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[ir.Node, Fit]:
+    """The same with each product fitted as if it were the only one: on the inputs that it has in the float model."""
+    runner, chosen = NodeRunner(model), _chosen(model.graph, placement, samples)
+    fits: dict[ir.Node, Fit] = {}
+    for visit in walk(model, runner, chosen, progress):
+        product = product_of(visit.node) if visit.node in placement.weights else None
+        if product is not None:
+            inputs = _rounded(visit.node, visit.inputs, placement, ranges)
+            sight = _Sight(inputs[0], visit.inputs[0], visit.outputs[0])
+            fits[visit.node] = _fit(product, sight, placement, ranges, recipe, runner)[0]
+    return fits
+
+
+def _chosen(graph: ir.Graph, placement: Placement, samples: Sequence[Sample]) -> list[Sample]:
+    """The samples to learn from: more of them for weights of few bits."""
+    narrow = any(bits < 8 for bits in placement.weights.values())
+    return few(graph, samples, bytes=MORE_BYTES) if narrow else few(graph, samples)
 
 
 def _fit(
-    product: Product, sight: _Sight, x: Grid | None, bits: int, recipe: Recipe, runner: NodeRunner
+    product: Product, sight: _Sight, placement: Placement, ranges: Ranges, recipe: Recipe, runner: NodeRunner
 ) -> tuple[Fit, list[np.ndarray]]:
-    """The product fitted to its input ``x`` as it will be, and its outputs with that, without the bias of an Add."""
+    """The product fitted to its input as it will be, and its outputs with that, without the bias of an Add."""
+    bits = placement.weights[product.node]
+    x = _grid(product.node, 0, placement, ranges) if (product.node, 0) in placement.bits else None
     correct = recipe.correct_bias and product.can_have_bias
     learned = recipe.rounding == "learned"
     patches = product.patches(sight.x) if product.node.op_type != "ConvTranspose" else None

@@ -15,7 +15,7 @@ from edgec.passes.quantize.observers import OBSERVERS
 from edgec.passes.quantize.operators import Role
 from edgec.passes.quantize.placement import Placement
 from edgec.passes.quantize.statistics import Histogram, Statistics, histogram_of, levels_of, merged
-from edgec.passes.quantize.tape import Tape, few
+from edgec.passes.quantize.tape import Visit, few, walk
 
 _SAMPLES = 16
 _HEADROOM = 2.0
@@ -113,23 +113,15 @@ def _errors(
     progress: Callable[[int, int], None] | None,
 ) -> dict[Key, np.ndarray]:
     """For each of a key's candidates the sum of the relative square errors of all its readers."""
-    graph = model.graph
-    runner, tape = NodeRunner(model), Tape(graph, few(graph, samples, _SAMPLES))
+    runner = NodeRunner(model)
     errors = {key: np.zeros(len(candidates[key])) for key in open_keys}
-    nodes = list(graph)
-    for done, node in enumerate(nodes, 1):
-        inputs = tape.inputs(node)
-        outputs = runner.run(node, inputs)
-        for index, array in inputs.items():
-            key = _key(placement, node, index)
+    for visit in walk(model, runner, few(model.graph, samples, _SAMPLES), progress):
+        for index, array in visit.inputs.items():
+            key = _key(placement, visit.node, index)
             if key in errors:
                 errors[key] += [
-                    _caused(node, index, inputs, each.grid.round(array), outputs[0], placement, runner)
-                    for each in candidates[key]
+                    _caused(visit, index, each.grid.round(array), placement, runner) for each in candidates[key]
                 ]
-        tape.store(node, outputs)
-        if progress:
-            progress(done, len(nodes))
     return errors
 
 
@@ -138,19 +130,11 @@ def _key(placement: Placement, node: ir.Node, index: int) -> Key | None:
     return None if bits is None or value is None else (placement.group[value], bits)
 
 
-def _caused(
-    node: ir.Node,
-    index: int,
-    inputs: Mapping[int, np.ndarray],
-    rounded: np.ndarray,
-    wanted: np.ndarray,
-    placement: Placement,
-    runner: NodeRunner,
-) -> float:
+def _caused(visit: Visit, index: int, rounded: np.ndarray, placement: Placement, runner: NodeRunner) -> float:
     """Square error of a product's result, over its variance; for other nodes that of the rounded input itself."""
-    if placement.roles[node] is not Role.PRODUCT:
-        return _relative(rounded, inputs[index])
-    return _relative(runner.run(node, {**inputs, index: rounded})[0], wanted)
+    if placement.roles[visit.node] is not Role.PRODUCT:
+        return _relative(rounded, visit.inputs[index])
+    return _relative(runner.run(visit.node, {**visit.inputs, index: rounded})[0], visit.outputs[0])
 
 
 def _relative(found: np.ndarray, wanted: np.ndarray) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from edgec.frontend.values import shape_of
-from edgec.passes.quantize.execution import Sample
+from edgec.passes.quantize.execution import NodeRunner, Sample
 
 _BYTES = 128 * 2**20
 """Memory for the largest value on all samples of a walk."""
@@ -50,6 +51,28 @@ class Tape:
                 self._left[value] -= 1
                 if not self._left[value]:
                     self._arrays.pop(value, None)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A node that a walk comes by: its inputs that are no constants, by index, and its outputs, [samples, *shape]."""
+
+    node: ir.Node
+    inputs: Mapping[int, np.ndarray]
+    outputs: Sequence[np.ndarray]
+
+
+def walk(
+    model: ir.Model, runner: NodeRunner, samples: Sequence[Sample], progress: Callable[[int, int], None] | None
+) -> Iterator[Visit]:
+    """Every node of ``model`` on ``samples``, in order; ``progress`` is told how many of how many were done."""
+    nodes, tape = list(model.graph), Tape(model.graph, samples)
+    for done, node in enumerate(nodes, 1):
+        visit = Visit(node, tape.inputs(node), runner.run(node, tape.inputs(node)))
+        yield visit
+        tape.store(node, visit.outputs)
+        if progress:
+            progress(done, len(nodes))
 
 
 def few(graph: ir.Graph, samples: Sequence[Sample], most: int = _MOST_SAMPLES, bytes: int = _BYTES) -> list[Sample]:
