@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgec.compiler import Compiled, compile, tune
     from edgec.errors import EdgecError, UnsupportedModelError
+    from edgec.freezing import freeze
     from edgec.generation import generate
     from edgec.report import Report
     from edgec.runtimes.python.session import Session, load
 
 __all__ = [
-    "Compiled", "EdgecError", "Report", "Session", "UnsupportedModelError", "compile", "generate", "load", "tune",
+    "Compiled", "EdgecError", "Report", "Session", "UnsupportedModelError", "compile", "freeze", "generate", "load",
+    "tune",
 ]  # fmt: skip
 __version__ = "0.1.0"
 
@@ -27,6 +29,7 @@ _HOMES = {
     "compile": "edgec.compiler",
     "tune": "edgec.compiler",
     "EdgecError": "edgec.errors",
+    "freeze": "edgec.freezing",
     "generate": "edgec.generation",
     "UnsupportedModelError": "edgec.errors",
     "Report": "edgec.report",

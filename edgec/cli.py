@@ -306,7 +306,7 @@ def compile_model(
     from edgec.states import parse_states
     from edgec.transformation import transform
 
-    names = None if passes is None else [name.strip() for name in passes.split(",") if name.strip()]
+    names = None if passes is None else console.names(passes)
     shapes = parse_shape_flags(shape or ())
     if from_front is not None:
         from edgec.exploration.front import load_front
@@ -346,6 +346,37 @@ def compile_model(
     _show(results, json, lambda: tables.print_compiled(compiled, explain))
 
 
+@app.command("freeze", rich_help_panel=MODELS)
+def freeze_model(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.")],
+    shape: Shapes = None,
+    value: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=NUMBER", help="Make an input a constant (NAME=true, NAME=0.7,1,0.8); repeatable."),
+    ] = None,
+    inputs: Annotated[
+        str | None, typer.Option(metavar="NAME,…", help="Values of the graph to begin at, without what is before.")
+    ] = None,
+    outputs: Annotated[
+        str | None, typer.Option(metavar="NAME,…", help="Values of the graph to end at, without what is behind.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="The ONNX file; MODEL.frozen.onnx by default.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write a model with fixed shapes, with inputs made constants, or cut off at its ends."""
+    from edgec.freezing import freeze
+    from edgec.frontend.ends import parse_value_flags
+    from edgec.frontend.shapes import parse_shape_flags
+
+    frozen = freeze(
+        model, output or Path(f"{model.stem}.frozen.onnx"), shapes=parse_shape_flags(shape or ()),
+        values=parse_value_flags(value or ()), inputs=console.names(inputs), outputs=console.names(outputs),
+    )  # fmt: skip
+    _show(frozen.as_dict(), json, lambda: tables.print_frozen(frozen))
+
+
 @app.command("prune", rich_help_panel=MODELS)
 def prune_model(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.")],
@@ -372,6 +403,7 @@ def prune_model(
         str, typer.Option(metavar="NAME", help="magnitude, norm-scale, obs, trajectory, relevance or random.")
     ] = "obs",
     repair: Annotated[bool, typer.Option(help="Fit the weights that stay to the samples.")] = True,
+    blockwise: Annotated[bool, typer.Option("--blockwise", help="Fit blocks of layers as a whole, in torch.")] = False,
     distil: Annotated[
         float, typer.Option(metavar="MINUTES", min=0, help="Learn from the original in torch for so long.")
     ] = 0.0,
@@ -393,7 +425,7 @@ def prune_model(
     shapes = parse_shape_flags(shape or ())
     settings = settings_for(
         remove, resolve_target(target), score=score, repair=repair, distil_minutes=distil, seed=seed, tokens=tokens,
-        pixels=pixels,
+        pixels=pixels, blockwise=blockwise,
     )  # fmt: skip
     found: Comparison
     if curve is not None:
@@ -608,7 +640,7 @@ def bench(
         counted = count(artifact, board, inputs=input, seed=seed)
         _show(counted, json, lambda: tables.print_counts(counted, profile))
         return
-    names = [name.strip() for name in against.split(",") if name.strip()]
+    names = console.names(against)
     with console.progress(in_background=False) as progress:
         measured = measure(
             artifact, against=names, model=model, peer_models=peer_files(peer_model or ()), inputs=input,

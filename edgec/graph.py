@@ -23,7 +23,8 @@ from onnx.version_converter import ConvertError
 
 from edgec.errors import EdgecError
 from edgec.frontend.consistency import reject_inconsistent_nodes
-from edgec.frontend.shapes import forget_shapes, infer_shapes, one_sentence, pin_inputs
+from edgec.frontend.ends import Number, cut, set_inputs
+from edgec.frontend.shapes import forget_shapes, infer_shapes, one_sentence, pin_inputs, restate_outputs
 from edgec.frontend.values import constant_of
 from edgec.passes.functions import is_own
 
@@ -44,29 +45,50 @@ def load_graph(
     source: str | os.PathLike[str] | onnx.ModelProto | ir.Model,
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    values: Mapping[str, Sequence[Number]] | None = None,
+    inputs: Sequence[str] = (),
+    outputs: Sequence[str] = (),
 ) -> ir.Model:
     """Load and check a model, pin its dynamic input axes to ``shapes``, and infer every shape.
 
-    ``source`` is left as it is. External data is found beside the file. Raises :class:`EdgecError` for
-    anything that is wrong with the file or the shapes, and :class:`UnsupportedModelError` for nodes whose
-    output shape depends on the data.
+    ``source`` is left as it is. External data is found beside the file. ``values`` makes inputs constants, and
+    ``inputs`` and ``outputs`` name values to cut the model off at (:mod:`edgec.frontend.ends`). Raises
+    :class:`EdgecError` for anything that is wrong with the file, the shapes or these names, and
+    :class:`UnsupportedModelError` for nodes whose output shape depends on the data.
     """
     model = _read(Path(source)) if isinstance(source, (str, os.PathLike)) else _adopt(source)
     _reject_newer_opset(model)
     _inline(model)
     common_passes.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common_passes.RemoveInitializersFromInputsPass()(model)
+    if inputs or outputs:
+        cut(model, inputs, outputs)
+    set_inputs(model, values or {})
     pin_inputs(model, shapes or {})
     model = _expand_functions(_convert_opset(model))
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common_passes.NameFixPass()(model)
     forget_shapes(model)
-    _check(common_passes.CheckerPass(full_check=True), model, "The model")
+    _check_whole(model)
     _infer(model)
     reject_inconsistent_nodes(model.graph)
     common_passes.RemoveUnusedNodesPass()(model)
     common_passes.RemoveUnusedOpsetsPass()(model)
     return model
+
+
+def _check_whole(model: ir.Model) -> None:
+    """Run the checker, once more with inferred ranks of the outputs where it does not like those declared.
+
+    Exporters write ranks that their own shape inference has guessed; ONNX Runtime warns and goes on.
+    """
+    check = common_passes.CheckerPass(full_check=True)
+    try:
+        _check(check, model, "The model")
+    except EdgecError:
+        if not restate_outputs(model):
+            raise
+        _check(check, model, "The model")
 
 
 def _infer(model: ir.Model) -> None:

@@ -70,8 +70,8 @@ def inspect_model(path: Path, shapes: Mapping[str, Sequence[int]] | None = None)
     transformed = model.clone()
     run_passes(transformed)
     return ModelInspection(
-        inputs=tuple(map(_value, model.graph.inputs)),
-        outputs=tuple(map(_value, model.graph.outputs)),
+        inputs=tuple(map(describe_value, model.graph.inputs)),
+        outputs=tuple(map(describe_value, model.graph.outputs)),
         opset=model.opset_imports.get("", 0),
         summary=summarise(model),
         after=summarise(transformed),
@@ -124,7 +124,8 @@ def _cell(memory: Sequence[Mapping[str, Any]], low: int, high: int, column: int,
     return best
 
 
-def _value(value: ir.Value) -> Value:
+def describe_value(value: ir.Value) -> Value:
+    """Name, shape and dtype of a value that is static."""
     assert value.shape is not None and value.dtype is not None
     return Value(str(value.name), value.shape.numpy(), str(value.dtype.numpy()))
 

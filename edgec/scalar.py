@@ -117,9 +117,9 @@ def binary(op: str, left: Expr, right: Expr) -> Expr:
 
 def _clamped(op: str, value: Expr, bound: int) -> Expr:
     """A saturation with one of its bounds moved, which a clamp behind it comes to."""
-    real, zero, *limits, bounded = value.args
+    real, zero, *limits, bits = value.args
     low, high = (max(limit, bound) if op == "max" else min(limit, bound) for limit in limits)
-    return saturate(real, zero, low, high, value.dtype, bounded)
+    return saturate(real, zero, low, high, value.dtype, bits)
 
 
 def _fold_index(op: str, left: Expr, right: Expr) -> Expr | None:
@@ -155,18 +155,23 @@ def select(condition: Expr, then: Expr, otherwise: Expr) -> Expr:
     return Expr("select", (condition, then, otherwise), then.dtype)
 
 
-def saturate(value: Expr, zero: int, low: int, high: int, dtype: str, bounded: bool = False) -> Expr:
+WORD, WHOLE = 16, 32
+"""Bits that a value which is saturated may be promised to fit in, see :func:`saturate`."""
+
+
+def saturate(value: Expr, zero: int, low: int, high: int, dtype: str, bits: int = 0) -> Expr:
     """clamp(round_half_even(value) + zero, low, high) of a float32 ``value``, as integer ``dtype``.
 
-    ``bounded`` promises that ``value`` is a number between −2^31 and 2^31, which saves guarding its conversion; of an
-    integer times a constant below 1 it is known.
+    ``bits`` promises that ``value`` is a number which, rounded, is an integer of so many bits, which saves guarding its
+    conversion: :data:`WHOLE`, which is known of an integer times a constant below 1, or :data:`WORD`, and then the sum
+    with ``zero`` is one, too. 0 promises nothing.
 
     The end of every requantisation, an operator of its own so that each target takes its shortest instructions
     for it. NaN becomes ``low``.
     """
     limits = np.iinfo(dtype)
     assert value.dtype == "float32" and limits.min <= low <= high <= limits.max
-    return Expr("saturate", (value, zero, low, high, bounded or _is_fraction(value)), dtype)
+    return Expr("saturate", (value, zero, low, high, bits or (WHOLE if _is_fraction(value) else 0)), dtype)
 
 
 def _is_fraction(value: Expr) -> bool:

@@ -56,8 +56,6 @@ def transform(
     Raises:
         EdgecError: in one sentence what is wrong with the model, a name or the samples. Nothing is written then.
     """
-    import onnx_ir as ir
-
     from edgec.artifact import check_writable, write_atomically
     from edgec.graph import load_graph
     from edgec.passes.pipeline import select
@@ -67,12 +65,22 @@ def transform(
     check_writable(path)
     graph = load_graph(model, shapes=shapes)
     reports = apply_passes(graph, chosen, check)
+    write_atomically({path: model_bytes(graph)})
+    return Transformed(path, reports)
+
+
+def model_bytes(model: ir.Model) -> bytes:
+    """The content of an ONNX file.
+
+    Raises:
+        EdgecError: it would be too large for one.
+    """
+    import onnx_ir as ir
+
     try:
-        content = ir.to_proto(graph).SerializeToString()
+        return ir.to_proto(model).SerializeToString()
     except ValueError as error:  # protobuf's limit of 2 GB
         raise EdgecError(f"the model is too large for one ONNX file: {error}") from error
-    write_atomically({path: content})
-    return Transformed(path, reports)
 
 
 def apply_passes(

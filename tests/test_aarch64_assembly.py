@@ -9,7 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
+from edgec.targets.cpu.aarch64 import pair_assembly
 from edgec.targets.cpu.aarch64.assembly import FMLA, REGISTERS, SDOT, STREAM, Instruction, Products, inline, registers
+from edgec.targets.cpu.aarch64.pair_assembly import LONG, PairProducts
 from edgec.targets.target import load_target
 from edgec.tuning.cycles import functions, hot_loop
 from edgec.tuning.measuring import tasks_of
@@ -46,6 +48,9 @@ def executed(lines: list[str]) -> int:
 def tile(instruction: Instruction, pixels: int, vectors: int, apart: int, run: int, outer: tuple) -> Products:
     chunks = [instruction.whole] * (run // instruction.whole)
     rest = run % instruction.whole
+    if instruction is LONG:
+        chunks += [next(size for size in (4, 8, 16) if rest <= size)] if rest else []
+        return PairProducts(instruction, tuple(apart * p for p in range(pixels)), vectors, outer, tuple(chunks), True)
     if instruction.group > 1:
         chunks += [-(-rest // instruction.group) * instruction.group] if rest else []
     else:
@@ -53,25 +58,35 @@ def tile(instruction: Instruction, pixels: int, vectors: int, apart: int, run: i
     return Products(instruction, tuple(apart * p for p in range(pixels)), vectors, outer, tuple(chunks), True)
 
 
+def fits(instruction: Instruction, pixels: int, vectors: int) -> bool:
+    if instruction is LONG:
+        return pair_assembly.fits(pixels, vectors)
+    return registers(pixels, vectors, 1) <= REGISTERS
+
+
+ALL = pytest.mark.parametrize("instruction", [FMLA, SDOT, LONG], ids=["fmla", "sdot", "smlal"])
+
+
 @pytest.mark.parametrize("apart", POINTERS.values(), ids=POINTERS)
-@pytest.mark.parametrize("instruction", [FMLA, SDOT], ids=["fmla", "sdot"])
+@ALL
 def test_an_estimate_is_what_runs(instruction, apart):
     loops = (), ((3, 50000),), ((5, 1000), (2, 64)), ((2, 1 << 25),)
     for pixels, vectors, run, outer in product((1, 3, 5), (1, 4, 5), (3, 17, 64), loops):
-        p = tile(instruction, pixels, vectors, apart, run, outer)
-        if registers(pixels, vectors, 1) > REGISTERS:
+        if not fits(instruction, pixels, vectors):
             continue
+        p = tile(instruction, pixels, vectors, apart, run, outer)
         assert executed(list(inline(p).lines)) == p.instructions, p
 
 
-@pytest.mark.parametrize("instruction", [FMLA, SDOT], ids=["fmla", "sdot"])
+@ALL
 def test_no_register_serves_two_purposes(instruction):
     for pixels, vectors, run in product(range(1, 9), range(1, 9), (5, 48, 64)):
-        if registers(pixels, vectors, 1) <= REGISTERS:
+        if fits(instruction, pixels, vectors):
             p = tile(instruction, pixels, vectors, 16, run, ((3, 512),))
             sums = inline(p).sums
             assert sums == tuple(range(p.input_registers, p.input_registers + pixels * vectors))
-            assert sums[-1] < REGISTERS - STREAM * p.sets
+            products = p.together if isinstance(p, PairProducts) else 0
+            assert sums[-1] + products < REGISTERS - STREAM * p.sets
 
 
 def test_kernels_that_are_built_together_keep_their_own_loops():

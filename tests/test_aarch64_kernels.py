@@ -20,7 +20,7 @@ from tests import graphs
 from tests.operators import node
 from tests.programs import assert_close, model, program_of, run_reference
 from tests.quantised import Graph
-from tests.test_integer_kernels import SHAPES, layer
+from tests.test_integer_kernels import DTYPES, SHAPES, layer
 
 MORE_SHAPES = {
     "one channel in, dilated": ((1, 1, 20, 9), (5, 1, 2, 3), {"dilations": [3, 2]}),
@@ -39,6 +39,10 @@ MORE_SHAPES = {
     "depthwise, 5x5, strided": ((1, 24, 17, 13), (24, 1, 5, 5), {"group": 24, "pads": [1, 2, 2, 1], "strides": [2, 2]}),
     "depthwise, 1x1": ((1, 12, 5, 5), (12, 1, 1, 1), {"group": 12}),
     "depthwise, 3x4": ((1, 33, 6, 8), (33, 1, 3, 4), {"group": 33, "dilations": [1, 2]}),
+    "depthwise, dilated": ((2, 12, 9, 11), (12, 1, 3, 3), {"group": 12, "dilations": [2, 3], "strides": [2, 1]}),
+    "depthwise, two rows": ((1, 21, 8, 7), (21, 1, 2, 2), {"group": 21, "pads": [0, 1, 0, 0]}),
+    "depthwise, one row": ((1, 9, 5, 9), (9, 1, 1, 3), {"group": 9, "strides": [1, 2]}),
+    "depthwise, wide strides": ((1, 8, 5, 127), (8, 1, 3, 2), {"group": 8, "strides": [1, 3]}),
     "depthwise, 5 channels": ((2, 5, 8, 6), (5, 1, 3, 3), {"group": 5, "pads": [1, 1, 1, 1]}),
 }  # fmt: skip
 """Input, weights, attributes, beside those that every target is tested with."""
@@ -115,6 +119,10 @@ FLOAT_SHAPES = {
     "3x3, transformed, without padding": ((1, 64, 10, 14), (16, 64, 3, 3), {}),
     "dilated": ((1, 5, 9, 8), (127, 5, 3, 2), {"dilations": [2, 3], "strides": [1, 2]}),
     "grouped": ((1, 12, 5, 5), (20, 3, 3, 3), {"group": 4, "pads": [1, 0, 1, 2]}),
+    "groups of 5, batch": ((2, 10, 5, 4), (14, 5, 3, 3), {"group": 2, "pads": [1, 0, 2, 1], "strides": [2, 1]}),
+    "groups of 8": ((1, 24, 5, 7), (24, 8, 3, 3), {"group": 3, "pads": [1, 1, 1, 1]}),
+    "groups of 4, dilated": ((1, 28, 4, 8), (28, 4, 2, 3), {"group": 7, "dilations": [2, 3]}),
+    "groups of 16, transformed": ((1, 32, 8, 4), (40, 16, 3, 3), {"group": 2, "pads": [1, 1, 1, 1]}),
     "depthwise": ((1, 19, 7, 9), (19, 1, 3, 3), {"group": 19, "pads": [1, 1, 1, 1]}),
     "depthwise, 17 columns": ((2, 16, 5, 17), (16, 1, 3, 3), {"group": 16, "pads": [1, 1, 1, 1]}),
     "depthwise, 127": ((1, 127, 7, 9), (127, 1, 3, 3), {"group": 127, "pads": [1, 0, 1, 2], "strides": [1, 2]}),
@@ -166,6 +174,35 @@ def test_bytes(emulator, tmp_path) -> None:
         got = emulated(model, inputs, tmp_path, target, cpu, threads)
         for name, array in wanted.items():
             np.testing.assert_array_equal(got[name], array, err_msg=name)
+
+
+def halves(zero: int, dtype: str, factor: float) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """A QLinearConv of every result from far below to far above the range, in steps of ``factor``."""
+    limits = np.iinfo(dtype)
+    x = np.arange(limits.min, limits.max + 1, dtype=dtype).reshape(1, 1, 16, 16)
+    weights = np.arange(1, 21, dtype=np.int8).reshape(20, 1, 1, 1)
+    constants = {
+        "xs": np.float32(factor), "xz": np.array(0 if dtype == "int8" else 128, dtype), "w": weights,
+        "ws": np.float32(1), "wz": np.int8(0), "ys": np.float32(1), "yz": np.array(zero, dtype),
+        "b": np.arange(-10, 10, dtype=np.int32),
+    }  # fmt: skip
+    nodes = [node("QLinearConv", "x xs xz w ws wz ys yz b", "y")]
+    return graphs.build(nodes, {"x": x.shape}, ["y"], constants, types={"x": DTYPES[dtype]}), {"x": x}
+
+
+def test_halves_round_to_even(emulator, tmp_path) -> None:
+    """Whatever the zero point, whether results surely fit 16 bits before they are saturated or not, and where it is the
+    rounding of the product that makes a half."""
+    cases = [(zero, "int8", factor) for zero in (-128, -3, 0, 7, 64, 127) for factor in (0.1, 0.25, 0.5, 16.5)]
+    cases += [(zero, "uint8", 0.5) for zero in (0, 1, 128, 255)]
+    made = [halves(*case) for case in cases]
+    inputs = {f"{index}_x": values["x"] for index, (_, values) in enumerate(made)}
+    model = together(each for each, _ in made)
+    wanted = run_reference(program_of(model), inputs)
+    for target, cpu, threads in CORES[::2]:
+        got = emulated(model, inputs, tmp_path, target, cpu, threads)
+        same = [np.array_equal(got[f"{index}_y"], wanted[f"{index}_y"]) for index in range(len(cases))]
+        assert not [case for case, equal in zip(cases, same, strict=True) if not equal]
 
 
 @pytest.mark.parametrize(("dtype", "zero"), [("int16", -32768), ("int16", -20000), ("int16", 0), ("uint16", 30000)])

@@ -73,6 +73,15 @@ class TestShapes:
         model = build([node("Add", ["a", "b"], ["y"])], {"a": ["N", 3], "b": ["N", 3]}, ["y"])
         assert load(model, a=(5, 3)).graph.inputs[1].shape == (5, 3)
 
+    def test_axes_that_nobody_could_name_are_not_equal(self) -> None:
+        model = build([node("Relu", ["x"], ["y"])], {"x": ["?", 3, "?", "?"]}, ["y"])
+        assert load(model, x=(1, 3, 48, 192)).graph.outputs[0].shape == (1, 3, 48, 192)
+
+    def test_an_output_of_another_rank_than_declared(self) -> None:
+        model = relu_model()
+        del model.graph.output[0].type.tensor_type.shape.dim[0]
+        assert load(model).graph.outputs[0].shape == (1, 3, 7, 5)
+
     def test_one_name_pinned_differently(self) -> None:
         model = build([node("Add", ["a", "b"], ["y"])], {"a": ["N", 3], "b": ["N", 3]}, ["y"])
         with pytest.raises(EdgecError, match="axis 'N' 2, but another --shape made it 5"):

@@ -9,6 +9,8 @@ import pytest
 from onnx import TensorProto
 
 from edgec.errors import UnsupportedModelError
+from edgec.lowering.quantization import promised_bits
+from edgec.scalar import WHOLE, WORD
 from tests import graphs
 from tests.operators import assert_agrees, compiled_outputs, node, normal
 
@@ -127,3 +129,13 @@ def test_qlinear_product(per_column: bool, dtype: str, tmp_path: Path) -> None:
     }  # fmt: skip
     constants["bs"] = np.asarray(constants["bs"], np.float32)
     assert_agrees(node("QLinearMatMul", "a as az b bs bz ys yz"), {"a": integers(dtype, 2, 5, 33)}, tmp_path, constants)
+
+
+@pytest.mark.parametrize(("zero", "room"), [(0, 32766), (-128, 32638), (200, 32566)])
+def test_results_are_promised_to_fit_16_bits_only_where_all_inputs_lead_there(zero: int, room: int) -> None:
+    """The worst input of 8 bits takes the most negative x for negative weights, and the largest for the others."""
+    rows, start = np.array([[3, -2], [-5, 0]]), np.array([10, -20])
+    worst = max(127 * 3 + 128 * 2 + 10, 127 * 5 + 20)
+    for largest, bits in ((room - 1, WORD), (room + 2, WHOLE), (2.0**31, 0)):
+        multiplier = np.array([largest / worst], np.float32)
+        assert promised_bits(rows, start, multiplier, "int8", zero) == bits

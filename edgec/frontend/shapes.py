@@ -15,7 +15,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from onnxscript.optimizer import fold_constants
 
 from edgec.errors import EdgecError, Refusal, UnsupportedModelError
-from edgec.frontend.values import is_static, is_used, node_shapes, shape_text
+from edgec.frontend.values import axis_name, inputs_text, is_static, is_used, node_shapes, shape_text
 
 RANDOM_OPERATORS = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -60,8 +60,7 @@ def pin_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> None:
     symbols: dict[str, int] = {}
     for name, shape in shapes.items():
         if name not in inputs:
-            listed = ", ".join(f"'{n}' {shape_text(v)}" for n, v in inputs.items()) or "none"
-            raise EdgecError(f"--shape names '{name}', but the model's inputs are: {listed}.")
+            raise EdgecError(f"--shape names '{name}', but the model's inputs are: {inputs_text(model.graph.inputs)}.")
         _pin(inputs[name], [int(axis) for axis in shape], symbols)
     for value in model.graph.inputs:
         _substitute(value, symbols)
@@ -77,6 +76,20 @@ def forget_shapes(model: ir.Model) -> None:
         for value in node.outputs:
             rank = len(value.shape) if value.shape is not None and value.is_graph_output() else None
             value.shape = None if rank is None else ir.Shape([None] * rank)
+
+
+def restate_outputs(model: ir.Model) -> bool:
+    """Give the outputs of the graph the ranks that inference finds, and say whether one was declared otherwise."""
+    declared = [value.shape for value in model.graph.outputs]
+    for value in model.graph.outputs:
+        value.shape = None
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    changed = False
+    for value, shape in zip(model.graph.outputs, declared, strict=True):
+        if value.shape is None:
+            value.shape = shape
+        changed |= shape is not None and len(value.shape or ()) != len(shape)
+    return changed
 
 
 def infer_shapes(model: ir.Model) -> None:
@@ -154,7 +167,7 @@ def _pin(value: ir.Value, shape: list[int], symbols: dict[str, int]) -> None:
         axes = f"{len(shape)} axes" if len(shape) != 1 else "1 axis"
         raise EdgecError(f"{flag} has {axes}, but the model declares '{value.name}' as {shape_text(value)}.")
     for axis, extent in zip(shape if declared is None else declared, shape, strict=True):
-        name = None if isinstance(axis, int) else axis.value
+        name = axis_name(axis)
         if extent < 1 or (not _is_dynamic_axis(axis) and axis != extent):
             raise EdgecError(
                 f"{flag} contradicts the model, which declares '{value.name}' as {shape_text(value)}; "
@@ -171,7 +184,7 @@ def _pin(value: ir.Value, shape: list[int], symbols: dict[str, int]) -> None:
 def _substitute(value: ir.Value, symbols: Mapping[str, int]) -> None:
     if value.shape is not None:
         value.shape = ir.Shape(
-            [axis if isinstance(axis, int) else symbols.get(axis.value or "", axis) for axis in value.shape]
+            [axis if isinstance(axis, int) else symbols.get(axis_name(axis) or "", axis) for axis in value.shape]
         )
 
 
@@ -215,8 +228,32 @@ def _dynamic_refusal(model: ir.Model, node: ir.Node) -> Refusal:
         node.op_type,
         node_shapes(node),
         _inference_failure(model, node) or "the output's shape depends on the data",
-        "export the model with fixed shapes, or cut the graph before this node",
+        _how_to_freeze(node),
     )
+
+
+def _how_to_freeze(node: ir.Node) -> str:
+    """The command that makes the node's shape static, or leaves the node out."""
+    if node.op_type == "If":
+        choices = " ".join(f"--value {value.name}=…" for value in _sources(node.inputs[0]))
+        if choices:
+            return f"make constant what it branches on: edgec freeze MODEL {choices}"
+    computed = ",".join(str(value.name) for value in node.inputs if value is not None and value.const_value is None)
+    return f"export the model with fixed shapes, or end before it: edgec freeze MODEL --outputs {computed}"
+
+
+def _sources(value: ir.Value | None) -> list[ir.Value]:
+    """The graph's inputs that ``value`` is computed from."""
+    found: dict[ir.Value, None] = {}
+    front = [value]
+    while front:
+        each = front.pop()
+        if each is None or each in found:
+            continue
+        found[each] = None
+        producer = each.producer()
+        front += [] if producer is None else producer.inputs
+    return [each for each in found if each.is_graph_input()]
 
 
 def _inference_failure(model: ir.Model, node: ir.Node) -> str | None:

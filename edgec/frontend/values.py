@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
 _INVENTED_AXIS = "unk__"
 """How ONNX's shape inference begins the names of axes that it cannot tell."""
+
+_UNKNOWN_AXIS = "?"
+"""How PaddlePaddle names every axis that it cannot tell."""
 
 
 def is_static(value: ir.Value) -> bool:
@@ -43,10 +48,20 @@ def node_shapes(node: ir.Node) -> str:
     return f"{inputs} -> {' '.join(shape_text(value) for value in node.outputs)}".strip()
 
 
+def inputs_text(inputs: Sequence[ir.Value]) -> str:
+    """Names and shapes of a graph's inputs, for a message: ``'a' [1,3], 'b' [N]``."""
+    return ", ".join(f"'{value.name}' {shape_text(value)}" for value in inputs) or "none"
+
+
+def axis_name(axis: int | ir.SymbolicDim) -> str | None:
+    """The name that makes axes equal wherever it stands; None for a number, and for what only says "unknown"."""
+    return None if isinstance(axis, int) or axis.value == _UNKNOWN_AXIS else axis.value
+
+
 def _axis_text(axis: int | ir.SymbolicDim) -> str:
     if isinstance(axis, int):
         return str(axis)
-    return "?" if axis.value is None or axis.value.startswith(_INVENTED_AXIS) else axis.value
+    return _UNKNOWN_AXIS if axis.value is None or axis.value.startswith(_INVENTED_AXIS) else axis.value
 
 
 def is_used(value: ir.Value) -> bool:

@@ -42,10 +42,10 @@ import onnx_ir as ir
 
 from edgec import scalar
 from edgec.lowering.context import Lowering, Operands, array_of, attribute, dtype_of, lowers, refuse, shape_of
-from edgec.lowering.convolution import Finish
+from edgec.lowering.convolution import CHANNEL, Finish
 from edgec.lowering.matmul import emit_product
 from edgec.lowering.pooling import pooling_taps, summed, window_sizes
-from edgec.lowering.quantization import convolve_integers, nibbles
+from edgec.lowering.quantization import bits_for, convolve_integers, nibbles, promised_bits
 from edgec.lowering.reduction import Reduction, reduce_view
 from edgec.lowering.resize import linear_sampling
 from edgec.program import INPUT, View
@@ -91,10 +91,10 @@ class Scale:
         return max(abs(int(limit) - self.zero) for limit in (limits.min, limits.max))
 
 
-def saturating(real: Expr, zero: int, dtype: str) -> Expr:
-    """``real`` as a quantised value over the whole range of ``dtype``."""
+def saturating(real: Expr, zero: int, dtype: str, bits: int = 0) -> Expr:
+    """``real`` as a quantised value over the whole range of ``dtype``; ``bits`` as in :func:`edgec.scalar.saturate`."""
     limits = np.iinfo(dtype)
-    return scalar.saturate(real, zero, int(limits.min), int(limits.max), dtype)
+    return scalar.saturate(real, zero, int(limits.min), int(limits.max), dtype, bits)
 
 
 def scaled(integer: Expr, factor: float) -> Expr:
@@ -165,6 +165,7 @@ def lower_qlinear_add(ctx: Lowering, node: ir.Node) -> None:
 def _wide_sum(left: Scale, right: Scale, result: Scale, sign: int, dtype: str) -> Callable[..., Expr]:
     """a ± b where one of the three has 16 bits."""
     real = left.scale * left.largest + right.scale * right.largest
+    bits = bits_for(real / result.scale, result.zero)
     step = real / (_MOST - left.largest - right.largest)  # rounding adds at most half of each
     factors = [round(left.scale / step), sign * round(right.scale / step)]
 
@@ -174,7 +175,7 @@ def _wide_sum(left: Scale, right: Scale, result: Scale, sign: int, dtype: str) -
             for element, scale, factor in zip((first, second), (left, right), factors, strict=True)
         ]
         total = binary("add", terms[0], terms[1])
-        return saturating(scaled(total, step / result.scale), result.zero, dtype)
+        return saturating(scaled(total, step / result.scale), result.zero, dtype, bits)
 
     return value
 
@@ -304,11 +305,11 @@ def lower_qlinear_mul(ctx: Lowering, node: ir.Node) -> None:
     a, b, dtype = ctx.input(node, 0), ctx.input(node, 3), dtype_of(node.outputs[0])
     left, right, result = (Scale.of(ctx, node, index) for index in (1, 4, 6))
     factor = left.scale * right.scale / result.scale
+    bits = bits_for(left.largest * right.largest * factor, result.zero)
 
     def value(first: Expr, second: Expr) -> Expr:
-        return saturating(
-            scaled(binary("mul", _centred(first, left.zero), _centred(second, right.zero)), factor), result.zero, dtype
-        )
+        product = binary("mul", _centred(first, left.zero), _centred(second, right.zero))
+        return saturating(scaled(product, factor), result.zero, dtype, bits)
 
     _elementwise(ctx, node, [a, b], value)
 
@@ -339,10 +340,11 @@ def lower_qlinear_mean(ctx: Lowering, node: ir.Node) -> None:
     axes = [int(axis) for axis in known]
     count = int(np.prod([x.shape[axis] for axis in axes]))
     _require_exact_sum(count, given)
+    bits = bits_for(given.largest * given.scale / result.scale, result.zero)
 
     def finish(ops: Operands, acc: Expr, *_: Expr) -> Expr:
         total = binary("sub", acc, const(count * given.zero, "int32"))
-        return saturating(scaled(total, given.scale / (result.scale * count)), result.zero, dtype)
+        return saturating(scaled(total, given.scale / (result.scale * count)), result.zero, dtype, bits)
 
     means = reduce_view(ctx, x, axes, dtype, "sum", lambda ops, *i: cast(ops.load(x, *i), "int32"), finish)
     kept = attribute(node, "keepdims", 1)
@@ -365,9 +367,11 @@ def lower_qlinear_average_pool(ctx: Lowering, node: ir.Node) -> None:
     if (factors == factors.flat[0]).all():
         factors = factors.reshape(-1)[:1].reshape((1,) * rank)
     factor_view = ctx.constant(factors, "multiplier")
+    bits = bits_for(given.largest * given.scale / result.scale, result.zero)
 
     def finish(ops: Operands, acc: Expr, n: Expr, channel: Expr, *place: Expr) -> Expr:
-        return saturating(binary("mul", cast(acc, "float32"), ops.load(factor_view, *place)), result.zero, dtype)
+        real = binary("mul", cast(acc, "float32"), ops.load(factor_view, *place))
+        return saturating(real, result.zero, dtype, bits)
 
     out = ctx.new_for(node.outputs[0], x.order)
     rule = Reduction("sum", lambda element: _centred(element, given.zero))
@@ -424,7 +428,7 @@ def lower_integer_gemm(ctx: Lowering, node: ir.Node) -> None:
     a = ctx.copy(a, ctx.new(a.shape, a.dtype)) if a.buffer.space == INPUT else a
     a = a if a.shape[-1] == 1 or a.strides[-1] == 1 else ctx.dense(a)
     out = ctx.new((*a.shape[:-1], b.shape[-1]), dtype_of(value), name=str(value.name))
-    emit_product(ctx, out, a, b, lambda ops: finish(ops, 0, b.shape[-1]), nibbles(a, array_of(b), len(array_of(b))))
+    emit_product(ctx, out, a, b, lambda ops: finish(ops, CHANNEL), nibbles(a, array_of(b), len(array_of(b))))
     ctx.set(value, ctx.reshape(out, shape_of(value)))
 
 
@@ -451,11 +455,11 @@ def _finish(ctx: Lowering, node: ir.Node, rows: np.ndarray, result: Scale | None
     bias = ctx.constant(start.astype(np.int32), "bias")
     multiplier = ctx.constant(factor.astype(np.float32), "multiplier")
     dtype = dtype_of(node.outputs[0])
+    bits = promised_bits(rows, start, factor.astype(np.float32), given.dtype, result.zero) if result else 0
 
-    def finish(ops: Operands, first: int, count: int) -> Expr:
-        own_bias, own_factor = (view.slice((first,), (count,)) for view in (bias, multiplier))
-        total = binary("add", scalar.accumulator("int32"), ops.load(own_bias, scalar.axis(3)))
-        real = binary("mul", cast(total, "float32"), ops.load(own_factor, scalar.axis(3)))
-        return saturating(real, result.zero, dtype) if result else real
+    def finish(ops: Operands, channel: Expr) -> Expr:
+        total = binary("add", scalar.accumulator("int32"), ops.load(bias, channel))
+        real = binary("mul", cast(total, "float32"), ops.load(multiplier, channel))
+        return saturating(real, result.zero, dtype, bits) if result else real
 
     return finish

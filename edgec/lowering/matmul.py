@@ -63,7 +63,7 @@ def matrix_product(
     ctx: Lowering, out: View, a: View, b: View, c: View | None = None, alpha: float = 1.0, beta: float = 1.0
 ) -> None:
     """Emit the float product as a :class:`Conv`; ``out`` is dense in row-major order, ``c`` at most a matrix."""
-    shape = (_with_joined_rows(a, b, out.shape[:-2])[0].shape[-2], b.shape[-1])
+    shape = (with_joined_rows(a, b, out.shape[:-2])[0].shape[-2], b.shape[-1])
     emit_product(ctx, out, a, b, lambda operands: _scaled_sum(operands, c, alpha, beta, shape))
 
 
@@ -71,16 +71,16 @@ def emit_product(
     ctx: Lowering, out: View, a: View, b: View, finish: Callable[[Operands], scalar.Expr],
     packing: Packing | None = None, extra: Sequence[View] = (),
 ) -> None:  # fmt: skip
-    """Emit out = finish(a · b) as a :class:`Conv`: float32, or int8, uint8 or int16 ``a`` and constant int8 ``b``,
-    summed as int32.
+    """Emit out = finish(a · b) as a :class:`Conv`: float32, or int8, uint8 or int16 ``a`` and int8 ``b``, summed as
+    int32. Integers that are not constants lie in the arena.
 
     ``out`` is dense in row-major order; the epilogue's axes 2 and 3 are the row and the column. A constant int8 ``b``
     can be stored by ``packing``, with the ``extra`` operands that it asks for, for a float ``a``, too.
     """
-    a, batch = _with_joined_rows(a, b, out.shape[:-2])
+    a, batch = with_joined_rows(a, b, out.shape[:-2])
     rows, depth, columns = a.shape[-2], a.shape[-1], b.shape[-1]
     count = prod(batch)
-    left = _as_batch(ctx, a, batch)
+    left = as_batch(ctx, a, batch)
     operands = Operands()
     operands.index(left.buffer)
     weight_strides, weight_offset = _right_side(ctx, operands, b, batch)
@@ -100,7 +100,7 @@ def emit_product(
     ctx.emit(kernel, operands.buffers, out.buffer)
 
 
-def _with_joined_rows(a: View, b: View, batch: tuple[int, ...]) -> tuple[View, tuple[int, ...]]:
+def with_joined_rows(a: View, b: View, batch: tuple[int, ...]) -> tuple[View, tuple[int, ...]]:
     """With one ``b`` for all batches of ``a``, their rows are the rows of one product."""
     rows = prod(a.shape[:-1])
     joined = a.reshape((1, rows, a.shape[-1])) if prod(b.shape[:-2]) == 1 and a.shape[:-2] == batch else None
@@ -118,7 +118,7 @@ def _right_side(
     if prod(b.shape[:-2]) == 1:
         b = View(b.buffer, b.shape[-2:], b.strides[-2:], b.offset)
     in_place = b if b.shape[-1] == 1 or b.strides[-1] == 1 else ctx.dense(b)
-    right = _as_batch(ctx, in_place, batch)
+    right = as_batch(ctx, in_place, batch)
     operands.buffers.append(right.buffer)
     return right.strides[:2], right.offset  # type: ignore[return-value]
 
@@ -134,7 +134,7 @@ def _scaled_sum(operands: Operands, c: View | None, alpha: float, beta: float, s
     return binary("add", result, term if beta == 1.0 else binary("mul", term, const(beta, "float32")))
 
 
-def _as_batch(ctx: Lowering, view: View, batch: tuple[int, ...]) -> View:
+def as_batch(ctx: Lowering, view: View, batch: tuple[int, ...]) -> View:
     """``view`` as (batch, rows, columns), copied where that cannot be a view."""
     wide = view.broadcast_to((*batch, *view.shape[-2:]))
     shape = (prod(batch), *view.shape[-2:])

@@ -6,8 +6,9 @@ even, plus the zero point, as the text of ONNX and ONNX Runtime have it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -17,10 +18,11 @@ from edgec.grid import common_factors, factor_group
 from edgec.lowering.context import Lowering, Operands, array_of, attribute, dtype_of, lowers, refuse, shape_of
 from edgec.lowering.convolution import NHWC, Finish, as_2d, emit_convolution, padded, window_2d
 from edgec.lowering.direct import convolve_directly, padded_input, weights
+from edgec.lowering.matmul import as_batch, emit_product, with_joined_rows
 from edgec.lowering.reduction import reduce_view
 from edgec.lowering.weights import least_bits
 from edgec.lowering.window import channels_last, window
-from edgec.program import CONSTANT, INPUT, Packing, View
+from edgec.program import ARENA, CONSTANT, INPUT, Packing, View
 from edgec.scalar import Expr, binary, cast, const, select, unary
 
 Reader = Callable[..., Expr]
@@ -141,8 +143,12 @@ def _operand(view: View, zero: View | None, rows: bool) -> Reader:
     return read
 
 
+Product = Callable[[tuple[int, ...]], Reader]
+"""Called with the shape of a product, for what becomes of its int32 sums: (operands, sum, *indices)."""
+
+
 def _integer_product(
-    ctx: Lowering, value: ir.Value, a: View, b: View, zeros: tuple[View | None, View | None], finish: Reader
+    ctx: Lowering, value: ir.Value, a: View, b: View, zeros: tuple[View | None, View | None], finish: Product
 ) -> None:
     """value = finish(sum of (a − a_zero) · (b − b_zero)) in int32; vectors gain a unit axis."""
     if len(a.shape) == 1:
@@ -150,8 +156,81 @@ def _integer_product(
     if len(b.shape) == 1:
         b = replace(b, shape=(*b.shape, 1), strides=(*b.strides, 0))
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    left, right = _operand(a, zeros[0], rows=True), _operand(b, zeros[1], rows=False)
     out = ctx.new((*batch, a.shape[-2], b.shape[-1]), dtype_of(value), name=str(value.name))
+    if all(map(_is_number, zeros)) and 0 < a.shape[-1] <= _DEEPEST:
+        _product_of_bytes(ctx, out, a, b, [_zero_point(zero) for zero in zeros], finish)
+    else:
+        _product_of_anything(ctx, out, a, b, zeros, finish(out.shape))
+    ctx.set(value, ctx.reshape(out, shape_of(value)))
+
+
+_DEEPEST = 2**31 // 2**17 - 1
+"""Products of differences of bytes whose sum fits an int32 at every stage, with what is taken off it."""
+
+
+def _is_number(zero: View | None) -> bool:
+    """Whether a zero point is one constant for the whole matrix."""
+    return zero is None or (zero.buffer.space == CONSTANT and zero.elements == 1)
+
+
+def _product_of_bytes(ctx: Lowering, out: View, a: View, b: View, zeros: Sequence[int], finish: Product) -> None:
+    """Σ (a − z) · (b − t) = Σ a · b − z · Σ b − t · Σ a + depth · z · t, so that bytes are multiplied by bytes.
+
+    ``a`` is uint8 and ``b`` int8 there, as x86 multiplies them: the other kinds are moved by 128, and their zero points
+    with them.
+    """
+    batch, depth, columns = out.shape[:-2], a.shape[-1], b.shape[-1]
+    (a, left), (b, right) = _bytes_of(ctx, a, zeros[0], "uint8"), _bytes_of(ctx, b, zeros[1], "int8")
+    joined, outer = with_joined_rows(a, b, batch)
+    matrix = (prod(outer), joined.shape[-2], columns)
+    parts: list[tuple[int, View]] = []
+    if left:
+        sums = ctx.new((*b.shape[:-2], 1, columns), "int32")
+        ctx.compute(
+            sums, lambda ops, *i: cast(ops.load(b, *i[:-3], i[-1], i[-2]), "int32"), reduce=(depth,), reducer="sum"
+        )
+        parts.append((left, as_batch(ctx, sums, outer).broadcast_to(matrix)))
+    if right:
+        ones, sums = ctx.constant(np.ones((depth, 1), np.int8), "ones"), ctx.new((*joined.shape[:-1], 1), "int32")
+        emit_product(ctx, sums, joined, ones, lambda ops: scalar.accumulator("int32"))
+        parts.append((right, as_batch(ctx, sums, outer).broadcast_to(matrix)))
+    finished, place = finish(matrix), [scalar.axis(0), scalar.axis(2), scalar.axis(3)]
+
+    def epilogue(ops: Operands) -> Expr:
+        total = scalar.accumulator("int32")
+        for zero, view in parts:
+            total = binary("sub", total, binary("mul", ops.load(view, *place), const(zero, "int32")))
+        if left and right:
+            total = binary("add", total, const(depth * left * right, "int32"))
+        return finished(ops, total, *place)
+
+    emit_product(ctx, out, a, b, epilogue)
+
+
+_MIDDLE = 128
+"""What a uint8 is more than the int8 that stands for it."""
+
+
+def _bytes_of(ctx: Lowering, view: View, zero: int, dtype: str) -> tuple[View, int]:
+    """``view`` as ``dtype``, its rows without gaps: a constant, or in the arena; and its zero point."""
+    offset = 0 if view.dtype == dtype else _MIDDLE if dtype == "uint8" else -_MIDDLE
+    if view.buffer.space == CONSTANT:
+        return ctx.constant((array_of(view).astype(np.int16) + offset).astype(dtype), view.buffer.name), zero + offset
+    if offset or view.buffer.space != ARENA or (view.strides[-1] != 1 and view.shape[-1] > 1):
+        moved = ctx.new(view.shape, dtype, name=view.buffer.name)
+        ctx.compute(
+            moved,
+            lambda ops, *i: cast(binary("add", cast(ops.load(view, *i), "int32"), const(offset, "int32")), dtype),
+        )
+        return moved, zero + offset
+    return view, zero
+
+
+def _product_of_anything(
+    ctx: Lowering, out: View, a: View, b: View, zeros: tuple[View | None, View | None], finish: Reader
+) -> None:
+    """Zero points that are computed, or one for each row or column."""
+    left, right = _operand(a, zeros[0], rows=True), _operand(b, zeros[1], rows=False)
 
     def own(view: View, outer: list[Expr]) -> list[Expr | int]:
         kept = outer[len(outer) - len(view.shape) + 2 :]
@@ -162,14 +241,13 @@ def _integer_product(
         return binary("mul", left(ops, *own(a, outer), row, k), right(ops, *own(b, outer), k, column))
 
     ctx.compute(out, term, reduce=(a.shape[-1],), reducer="sum", epilogue=finish)
-    ctx.set(value, ctx.reshape(out, shape_of(value)))
 
 
 @lowers("MatMulInteger")
 def lower_matmul_integer(ctx: Lowering, node: ir.Node) -> None:
     zeros = ctx.optional(node, 2), ctx.optional(node, 3)
     operands = ctx.input(node, 0), ctx.input(node, 1)
-    _integer_product(ctx, node.outputs[0], *operands, zeros, lambda ops, acc, *_: acc)
+    _integer_product(ctx, node.outputs[0], *operands, zeros, lambda shape: lambda ops, acc, *_: acc)
 
 
 @lowers("QLinearMatMul")
@@ -177,14 +255,16 @@ def lower_qlinear_matmul(ctx: Lowering, node: ir.Node) -> None:
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = (ctx.optional(node, index) for index in range(8))
     assert a is not None and b is not None
     value = node.outputs[0]
-    rows, columns = a.shape[-2] if len(a.shape) > 1 else 1, b.shape[-1] if len(b.shape) > 1 else 1
-    matrix = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), rows, columns)
-    scales = [_beside(a_scale, matrix, True), _beside(b_scale, matrix, False), _beside(y_scale, matrix, True)]
-    zero = _beside(y_zero, matrix, True)
 
-    def finish(ops: Operands, acc: Expr, *i: Expr) -> Expr:
-        left, right, result = (ops.load(view, *i) for view in scales if view is not None)
-        return _requantised(acc, left, right, result, None if zero is None else ops.load(zero, *i), dtype_of(value))
+    def finish(matrix: tuple[int, ...]) -> Reader:
+        scales = [_beside(a_scale, matrix, True), _beside(b_scale, matrix, False), _beside(y_scale, matrix, True)]
+        zero = _beside(y_zero, matrix, True)
+
+        def requantised(ops: Operands, acc: Expr, *i: Expr) -> Expr:
+            left, right, result = (ops.load(view, *i) for view in scales if view is not None)
+            return _requantised(acc, left, right, result, None if zero is None else ops.load(zero, *i), dtype_of(value))
+
+        return requantised
 
     _integer_product(ctx, value, a, b, (a_zero, b_zero), finish)
 
@@ -221,15 +301,41 @@ def _convolve_constants(ctx: Lowering, node: ir.Node) -> None:
     total = start - x_zero * kernel.reshape(kernel.shape[0], -1).sum(1, dtype=np.int64)
     multiplier = np.broadcast_to(x_scale * w_scale / y_scale, total.shape).astype(np.float32)
     bias_view, scale_view = ctx.constant(total.astype(np.int32), "bias"), ctx.constant(multiplier, "multiplier")
-    limits, bounded = np.iinfo(dtype), bool((np.abs(multiplier) < 1).all())
+    limits = np.iinfo(dtype)
+    bits = promised_bits(kernel.reshape(len(kernel), -1), total, multiplier, x.dtype, y_zero)
 
-    def finish(operands: Operands, first: int, count: int) -> Expr:
-        own_bias, own_scale = (view.slice((first,), (count,)) for view in (bias_view, scale_view))
-        total = binary("add", scalar.accumulator("int32"), operands.load(own_bias, scalar.axis(3)))
-        real = binary("mul", cast(total, "float32"), operands.load(own_scale, scalar.axis(3)))
-        return scalar.saturate(real, y_zero, int(limits.min), int(limits.max), dtype, bounded)
+    def finish(operands: Operands, channel: Expr) -> Expr:
+        total = binary("add", scalar.accumulator("int32"), operands.load(bias_view, channel))
+        real = binary("mul", cast(total, "float32"), operands.load(scale_view, channel))
+        return scalar.saturate(real, y_zero, int(limits.min), int(limits.max), dtype, bits)
 
     convolve_integers(ctx, node, x, kernel, x_zero, finish)
+
+
+def promised_bits(rows: np.ndarray, start: np.ndarray, multiplier: np.ndarray, dtype: str, zero: int) -> int:
+    """What :func:`edgec.scalar.saturate` is promised of (Σ x · w + start) · multiplier, whatever x is.
+
+    Args:
+        rows: the weights, integers [channels, depth].
+        start: int64 [channels].
+        multiplier: float32 [channels], or of one element.
+        dtype: of x.
+        zero: of the result.
+    """
+    limits, rows = np.iinfo(dtype), rows.astype(np.int64)
+    above, below = np.maximum(rows, 0).sum(1), np.minimum(rows, 0).sum(1)
+    most = above * limits.max + below * limits.min + start
+    least = above * limits.min + below * limits.max + start
+    largest = np.maximum(np.abs(most), np.abs(least)) * np.abs(multiplier.astype(np.float64))
+    return bits_for(float(largest.max()), zero)
+
+
+def bits_for(largest: float, zero: int) -> int:
+    """What :func:`edgec.scalar.saturate` is promised of integers times a factor, of ``largest`` at most, with the zero
+    point ``zero``."""
+    # one part in 2^20 covers what the conversion and the product are rounded by
+    most = (largest + abs(zero)) * (1 + 2.0**-20) + 1
+    return next((bits for bits in (scalar.WORD, scalar.WHOLE) if most < 2 ** (bits - 1)), 0)
 
 
 def convolve_integers(ctx: Lowering, node: ir.Node, x: View, kernel: np.ndarray, zero: int, finish: Finish) -> None:

@@ -43,19 +43,40 @@ Rule = Callable[["_Uses", Program, Step], bool]
 
 
 class _Uses:
-    """Who writes and who reads each buffer of the arena."""
+    """Who writes and who reads each buffer of the arena, kept as steps go and change."""
 
     def __init__(self, program: Program) -> None:
         self.writers: dict[int, list[Step]] = {}
         self.readers: dict[int, list[Step]] = {}
         self.windows: set[int] = set()
+        self._seen: dict[int, list[Buffer]] = {}
         for step in program.steps:
-            self.writers.setdefault(id(step.output), []).append(step)
-            for buffer in step.inputs:
-                self.readers.setdefault(id(buffer), []).append(step)
-            for buffer in step.buffers:
-                if buffer.parent is not None:
-                    self.windows.add(id(buffer.parent))
+            self._add(step)
+
+    def changed(self, step: Step) -> None:
+        """``step`` reads other buffers than before."""
+        self.gone(step)
+        self._add(step)
+
+    def gone(self, step: Step) -> None:
+        """``step`` is no longer part of the program."""
+        *inputs, output = self._seen.pop(id(step))
+        self.writers[id(output)] = [each for each in self.writers[id(output)] if each is not step]
+        for buffer in inputs:
+            self.readers[id(buffer)] = [each for each in self.readers[id(buffer)] if each is not step]
+
+    def moved(self, buffer: Buffer) -> None:
+        """``buffer`` is a part of another now."""
+        self.windows.add(id(buffer.parent))
+
+    def _add(self, step: Step) -> None:
+        self._seen[id(step)] = list(step.buffers)
+        self.writers.setdefault(id(step.output), []).append(step)
+        for buffer in step.inputs:
+            self.readers.setdefault(id(buffer), []).append(step)
+        for buffer in step.buffers:
+            if buffer.parent is not None:
+                self.moved(buffer)
 
     def own(self, buffer: Buffer) -> Step | None:
         """The one step that writes ``buffer``, a whole buffer of the arena; None where there is no such."""
@@ -73,8 +94,15 @@ def _sweep(program: Program, rule: Rule) -> bool:
         for step in list(program.steps):
             if rule(uses, program, step):
                 again = changed = True
-                uses = _Uses(program)
     return changed
+
+
+def _merged(uses: _Uses, program: Program, gone: Step, kept: Step) -> bool:
+    """``kept`` does what ``gone`` did: note that."""
+    program.steps.remove(gone)
+    uses.gone(gone)
+    uses.changed(kept)
+    return True
 
 
 def _is_map(kernel: Kernel) -> bool:
@@ -140,8 +168,7 @@ def _inline(uses: _Uses, program: Program, consumer: Step) -> bool:
         if producer is None or not _is_map(producer.kernel) or _single_reader(uses, buffer) is not consumer:
             continue
         if consumer.inputs.count(buffer) == 1 and _substitute(producer, consumer, operand):
-            program.steps.remove(producer)
-            return True
+            return _merged(uses, program, producer, consumer)
     return False
 
 
@@ -254,8 +281,7 @@ def _into_epilogue(uses: _Uses, program: Program, consumer: Step) -> bool:
         if isinstance(producer.kernel, Loops) and (_is_map(producer.kernel) or producer.kernel.combine):
             continue
         if _append(producer, consumer, operand):
-            program.steps.remove(producer)
-            return True
+            return _merged(uses, program, producer, consumer)
     return False
 
 
@@ -299,13 +325,15 @@ def _consumer_axes(kernel: Kernel, nest: Loops, offset: Expr) -> dict[int, Expr]
     by_coefficient = {step: axis for axis, step in stored[0].items() if extents[axis] > 1}
     axes: dict[int, Expr] = {}
     for axis, extent in enumerate(nest.extents):
-        if extent == 1:
-            axes[axis] = scalar.const(0, scalar.INDEX)
-            continue
-        match = by_coefficient.pop(read[0].get(axis, 0), None)
-        if match is None or extents[match] != extent:
+        axes[axis], size = scalar.const(0, scalar.INDEX), 1
+        while size < extent:  # several axes of the producer, as of groups and their channels, may be one
+            match = by_coefficient.pop(read[0].get(axis, 0) * size, None)
+            if match is None:
+                return None
+            axes[axis] = scalar.axis(match) * size + axes[axis]
+            size *= extents[match]
+        if size != extent:
             return None
-        axes[axis] = scalar.axis(match)
     return axes if not by_coefficient else None
 
 
@@ -344,6 +372,8 @@ def _place(uses: _Uses, program: Program, copy: Step) -> bool:
     source.parent, source.parent_offset = root, copy.output.root_offset + moves.start
     source.elements = root.elements - source.parent_offset
     program.steps.remove(copy)
+    uses.gone(copy)
+    uses.moved(source)
     return True
 
 
@@ -367,18 +397,25 @@ class _Moves:
     def offset(self, offset: Expr, extents: Sequence[int]) -> Expr | None:
         """``offset`` at the new place; None where an index runs across digits."""
         parts = terms(offset)
-        if parts is None or parts[1] < 0 or any(factor not in self.digits for factor in parts[0]):
+        if parts is None or parts[1] < 0 or any(self._digit(factor) is None for factor in parts[0]):
             return None
         rest, total = parts[1], scalar.const(0, scalar.INDEX)
-        for factor in sorted(self.digits, reverse=True):
-            constant, rest = divmod(rest, factor)
-            index = parts[0].get(factor, scalar.const(0, scalar.INDEX)) + constant
-            extent, moved = self.digits[factor]
+        for digit in sorted(self.digits, reverse=True):
+            constant, rest = divmod(rest, digit)
+            index = scalar.const(constant, scalar.INDEX)
+            for factor, atom in parts[0].items():
+                index = atom * (factor // digit) + index if self._digit(factor) == digit else index
+            extent, moved = self.digits[digit]
             limits = bounds(index, extents)
             if limits is None or limits[0] < 0 or limits[1] >= extent:
                 return None
             total = index * moved + total
         return total if rest == 0 else None
+
+    def _digit(self, factor: int) -> int | None:
+        """The coefficient of the digit that an index times ``factor`` counts in, as groups do in that of channels."""
+        digit = max((each for each in self.digits if each <= factor), default=0)
+        return digit if digit and factor % digit == 0 else None
 
     def strides(self, kernel: Conv | Depthwise) -> tuple[int, ...] | None:
         """A kernel's input strides at the new place; a stride along which it never moves may be anything."""
@@ -392,13 +429,17 @@ class _Moves:
             (kernel.out_width - 1) * sw + (kw - 1) * dw + 1,
             channels,
         )
-        moved = []
+        moved, last = [], dict.fromkeys(self.digits, 0)
         for stride, span in zip(kernel.input_strides, reach, strict=True):
-            extent, new = self.digits.get(stride, (0, 0)) if span > 1 else (1, 0)
-            if span > extent:
+            digit = self._digit(stride)
+            if span == 1:
+                moved.append(0)
+            elif digit is None:
                 return None
-            moved.append(new)
-        return tuple(moved)
+            else:
+                last[digit] += (span - 1) * (stride // digit)
+                moved.append(stride // digit * self.digits[digit][1])
+        return tuple(moved) if all(last[digit] < extent for digit, (extent, _) in self.digits.items()) else None
 
 
 def _moves(nest: Loops, source: Buffer) -> _Moves | None:

@@ -201,6 +201,11 @@ def short_number(value: int) -> str:
     return f"{float(digits) * 10**shift:.{2 - shift}f}{' kMGTPE'[unit]}"
 
 
+def names(text: str | None) -> list[str]:
+    """The names of a list with commas; none without a list."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
 def numbers(flag: str, text: str) -> list[float]:
     """The numbers of a list with commas.
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgec.doctor import Check
     from edgec.evaluation import Evaluation
     from edgec.exploration.front import Front
+    from edgec.freezing import Frozen
     from edgec.generation import Generated
     from edgec.inspection import ModelInspection
     from edgec.passes.base import PassReport
@@ -419,12 +420,7 @@ def print_runtimes(built: Sequence[Built]) -> None:
 
 def print_model(path: Path, found: ModelInspection) -> None:
     """Inputs and outputs, layers, operators, and what cannot be compiled."""
-    values = [*(("input", each) for each in found.inputs), *(("output", each) for each in found.outputs)]
-    print_table(
-        f"{path}, opset {found.opset}",
-        ("", "name", "dtype", "shape"),
-        ((kind, value.name, value.dtype, list(value.shape)) for kind, value in values),
-    )
+    _print_ends(f"{path}, opset {found.opset}", found)
     print_table(
         "layers",
         ("name", "operator", "shapes", "parameters", "MACs"),
@@ -447,6 +443,21 @@ def print_model(path: Path, found: ModelInspection) -> None:
         "edgec cannot compile",
         ("node", "operator", "shapes", "reason", "what helps"),
         ((r.node, r.op, r.shapes, r.reason, r.fix) for r in found.refusals),
+    )
+
+
+def print_frozen(frozen: Frozen) -> None:
+    """Inputs and outputs of a model that was written as ONNX."""
+    _print_ends(f"{frozen.nodes} nodes", frozen)
+    print_text(f"saved to {frozen.path}")
+
+
+def _print_ends(title: str, model: Frozen | ModelInspection) -> None:
+    values = [*(("input", each) for each in model.inputs), *(("output", each) for each in model.outputs)]
+    print_table(
+        title,
+        ("", "name", "dtype", "shape"),
+        ((kind, value.name, value.dtype, list(value.shape)) for kind, value in values),
     )
 
 

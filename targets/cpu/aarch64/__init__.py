@@ -8,7 +8,18 @@ from typing import Any
 
 from edgec.program import Conv, Depthwise, Kernel, Loops
 from edgec.targets.cpu import interleave
-from edgec.targets.cpu.aarch64 import depthwise, dot, floats, loops, matrix, pairs, runs, window, winograd
+from edgec.targets.cpu.aarch64 import (
+    depthwise,
+    depthwise_dot,
+    dot,
+    floats,
+    loops,
+    matrix,
+    pairs,
+    runs,
+    window,
+    winograd,
+)
 from edgec.targets.cpu.aarch64.neon import special
 from edgec.targets.cpu.loops import contract
 from edgec.targets.cpu.winograd import contract as contract_winograd
@@ -32,6 +43,7 @@ FLOATS = _tiled(floats.FloatPlan, floats.plan, floats.generate)
 HALVES = _tiled(floats.HalfPlan, floats.half_plan, floats.generate)
 WINOGRAD = Template(winograd.plan, winograd.generate, contract_winograd, pack_winograd)
 DEPTHWISE = Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack)
+DEPTHWISE_DOT = Template(depthwise_dot.plan, depthwise_dot.generate, depthwise_dot.contract, depthwise_dot.pack)
 WINDOW = Template(window.plan, window.generate, window.contract, window.pack, candidates=window.candidates)
 INTERLEAVE = Template(interleave.plan, partial(interleave.generate, special), interleave.contract)
 LOOPS = Template(loops.plan, loops.generate, contract)
@@ -50,7 +62,7 @@ def template_for(kernel: Kernel, target: Target) -> Template | None:
             return MATRIX
         return DOT if "dotprod" in target.features else PAIRS
     if isinstance(kernel, Depthwise) and depthwise.fits(kernel):
-        return DEPTHWISE
+        return DEPTHWISE_DOT if "dotprod" in target.features and depthwise_dot.fits(kernel) else DEPTHWISE
     if isinstance(kernel, Depthwise) and window.fits(kernel):
         return WINDOW
     if isinstance(kernel, Loops):

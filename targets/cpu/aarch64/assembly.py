@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from edgec.building.lazy_tvm import stmt, tirx
@@ -200,6 +201,10 @@ class Products:
         counts = {load: self.loads.count(load) for load in self.loads}
         return [(load, count, 1 if count <= UNROLLED else count // (2 - count % 2)) for load, count in counts.items()]
 
+    def text(self) -> Text:
+        """What writes them."""
+        return Text(self)
+
     def moves(self, load: int) -> int:
         """By how many bytes a load moves the addresses on."""
         if self.window:
@@ -235,7 +240,7 @@ def load_elements(load: int, instruction: Instruction) -> int:
     return -(-load // instruction.group)
 
 
-class _Text:
+class Text:
     """The assembly of :class:`Products`; ``$n`` are the operands of :class:`Inline`."""
 
     def __init__(self, p: Products) -> None:
@@ -296,35 +301,36 @@ class _Text:
             if turns > 1:
                 self._open(depth, turns)
             for _ in range(count // turns):
-                self._step(load)
+                self._chunk(load)
             if turns > 1:
                 self._close(depth)
 
-    def _step(self, load: int) -> None:
+    def _chunk(self, load: int) -> None:
         """The products of one load of every pixel."""
-        stream = load_elements(load, self.instruction) * self.p.vectors
-        groups = [range(first, min(first + STREAM, stream)) for first in range(0, stream, STREAM)]
-        waiting = iter(groups)
-        filled = 0
-
-        def fill() -> None:
-            nonlocal filled
-            group = next(waiting, None)
-            if group is not None:
-                self._load_weights(self.sets[filled % self.p.sets][: len(group)])
-                filled += 1
-
+        groups, fill = self._stream(load_elements(load, self.instruction) * self.p.vectors, self.instruction.sums)
         fill()
         self._load_inputs(load)
         for _ in range(1, self.p.sets):
             fill()
-        for index, group in enumerate(groups):
-            for place, vector in enumerate(group):
-                self._multiply(self.sets[index % self.p.sets][place], *divmod(vector, self.p.vectors))
+        for registers, vectors in groups:
+            for register, vector in zip(registers, vectors, strict=False):
+                self._multiply(register, *divmod(vector, self.p.vectors))
             fill()
 
-    def _load_weights(self, registers: Sequence[int]) -> None:
-        self.lines.append(f"ld1 {self._list(registers)}, [{self.weights}], #{16 * len(registers)}")
+    def _stream(self, count: int, arrangement: str) -> tuple[list[tuple[list[int], range]], Callable[[], None]]:
+        """The groups in which ``count`` vectors of weights pass by, as the set of registers and the numbers of the
+        vectors in them; and what emits the load of the next group, as long as there is one."""
+        vectors = [range(first, min(first + STREAM, count)) for first in range(0, count, STREAM)]
+        groups = [(self.sets[index % self.p.sets], each) for index, each in enumerate(vectors)]
+        waiting = iter(groups)
+
+        def fill() -> None:
+            for registers, each in islice(waiting, 1):
+                names = ", ".join(f"v{register}.{arrangement}" for register in registers[: len(each)])
+                size = (8 if arrangement == "8b" else 16) * len(each)
+                self.lines.append(f"ld1 {{{names}}}, [{self.weights}], #{size}")
+
+        return groups, fill
 
     def _load_inputs(self, load: int) -> None:
         """One load of every pixel; the one whose address all share comes last, and moves it on."""
@@ -422,7 +428,7 @@ class Inline:
 
 def inline(p: Products) -> Inline:
     """The assembly of ``p``: moves the addresses of the weights and of the inputs, and reads that of the start."""
-    text = _Text(p)
+    text = p.text()
     lines = tuple(text.write())
     sums = tuple(register for row in text.sums for register in row)
     return Inline(lines, sums, p.instruction.llvm, 1 + len(p.pointers), int(p.start))

@@ -15,7 +15,7 @@ from edgec.targets.vectors import pieces
 
 EPILOGUE = 2
 """Instructions that each vector of float32 sums costs behind the products: epilogue and store."""
-NARROWING = {16: 24, 8: 15, 4: 10, 2: 10, 1: 9}
+NARROWING = {16: 20, 8: 12, 4: 9, 2: 9, 1: 8}
 """Instructions that int32 sums cost behind the products, by how many leave as bytes together."""
 KEPT, SPILLED = 20, 3
 """Vectors of int32 sums that the epilogue leaves in registers, and instructions that each further one costs."""
@@ -28,6 +28,8 @@ class ElementPlan(RunPlan):
     """A convolution with its register tile: the whole register file but what the weights stream through."""
 
     instruction: ClassVar[Instruction]
+    written: ClassVar[type[Products]] = Products
+    """What writes the products out."""
 
     @property
     def written_out(self) -> bool:
@@ -38,8 +40,12 @@ class ElementPlan(RunPlan):
     def most_pixels(cls, conv: Conv, vectors: int) -> int:
         if conv.input_dtype == "uint8" or conv.packing is not None:
             return super().most_pixels(conv, vectors)
-        most = cls.instruction.reach
-        return max(pixels for pixels in range(most + 1) if registers(pixels, vectors, 1) <= REGISTERS)
+        return max(pixels for pixels in range(cls.instruction.reach + 1) if cls.fits(pixels, vectors))
+
+    @classmethod
+    def fits(cls, pixels: int, vectors: int) -> bool:
+        """Whether a tile that is written out fits the registers."""
+        return registers(pixels, vectors, 1) <= REGISTERS
 
     def products(self, chunk: int, pixels: int, vectors: int) -> float:
         return load_elements(chunk, self.instruction) * (pixels * vectors + vectors / 2) + pixels
@@ -49,8 +55,8 @@ class ElementPlan(RunPlan):
         _, h_step, w_step, _ = self.conv.input_strides
         sh, sw = self.conv.stride
         offsets = [row * sh * h_step + column * sw * w_step for row in range(rows) for column in range(columns)]
-        outer = tuple(self.runs[0])
-        return Products(self.instruction, tuple(offsets), len(self.widths(channels)), outer, tuple(self.chunks), True)
+        vectors, outer = len(self.widths(channels)), tuple(self.runs[0])
+        return self.written(self.instruction, tuple(offsets), vectors, outer, tuple(self.chunks), True)
 
     def tile_instructions(self, rows: int, columns: int, channels: int) -> float:
         if not self.written_out:
@@ -69,9 +75,9 @@ class ElementWriter(BiasedWriter):
     plan: ElementPlan
 
     def _accumulators(
-        self, points: list[Point], widths: list[int], channel: Any, channels: int, panel: Any
+        self, points: list[Point], widths: list[int], origin: dict[int, Any], channels: int, panel: Any
     ) -> Accumulators:
-        self._first = self.start.address(channel, channels, len(widths))
+        self._first = self.start.address(origin, channels, len(widths))
         return Tile(self.body, self.start.dtype, points, [unset(self.start.dtype)] * len(widths))
 
     def _reduce(self, acc: Accumulators, corner: Any, panel: Any, k_step: int) -> None:

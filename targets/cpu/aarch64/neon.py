@@ -9,7 +9,7 @@ import numpy as np
 
 from edgec.building.lazy_tvm import tirx
 from edgec.nest import looked_up
-from edgec.scalar import Expr
+from edgec.scalar import WORD, Expr
 from edgec.targets.cpu.math import Bind, constant, vector_type
 from edgec.targets.cpu.tir import join, lanes_of, part, vector_load, widen
 
@@ -47,6 +47,13 @@ def turned(value: Any, by: int, lanes: int) -> Any:
     """The first ``lanes`` of a vector, turned ``by`` lanes toward the first (``ext``); the others do not matter."""
     order = [(lane + by) % lanes if lane < lanes else lane for lane in range(lanes_of(value))]
     return tirx.Shuffle([value], [tirx.const(lane, "int32") for lane in order])
+
+
+def zipped(left: Any, right: Any, first: int, count: int) -> Any:
+    """``count`` elements of two vectors from ``first`` on, in turns (``zip1``, ``zip2``)."""
+    lanes = lanes_of(left)
+    order = [lane for index in range(first, first + count) for lane in (index, lanes + index)]
+    return tirx.Shuffle([left, right], [tirx.const(lane, "int32") for lane in order])
 
 
 def dot(total: Any, left: Any, right: Any) -> Any:
@@ -104,20 +111,23 @@ _WIDE = {"int16": "sqxtn", "uint16": "sqxtun"}
 
 def saturate(node: Expr, value: Any, bind: Bind) -> Any | None:
     """See :func:`edgec.scalar.saturate`: one rounding conversion, and narrowing instructions that saturate."""
-    real, zero, low, high, _ = node.args
+    real, zero, low, high, bits = node.args
     if lanes_of(value) % 4:
         return None
     parts = split(bind(value), 4)
-    if not _is_number(real):
+    if bits == WORD and node.dtype in ("int8", "uint8"):
+        return _clamp(_narrow_words(parts, zero, node.dtype, bind), low, high)
+    if not _is_number(real) and low != zero:  # of NaN the conversion makes 0, which becomes ``zero``
         parts = [instruction("float32x4", "maxnum.v4f32", x, constant(float(low - zero), x)) for x in parts]
     whole = [instruction("int32x4", "aarch64.neon.fcvtns.v4i32.v4f32", x) for x in parts]
     if node.dtype == "int32":
         # the clamp comes first, so that the addition of a constant joins what multiplies the result
         return join([_clamp(x, low - zero, high - zero) + constant(zero, x) for x in whole])
     if node.dtype in _WIDE:
-        moved = [_clamp(_plus(x, zero, "v4i32"), low, high) for x in whole]
+        moved = [_plus(x, zero, "v4i32") for x in whole]
         name = _WIDE[node.dtype]
-        return join([instruction(f"{node.dtype}x4", f"aarch64.neon.{name}.v4i16", x) for x in moved])
+        narrow = join([instruction(f"{node.dtype}x4", f"aarch64.neon.{name}.v4i16", x) for x in moved])
+        return _clamp(narrow, low, high)
     return _clamp(_narrow(whole, zero, node.dtype), low, high)
 
 
@@ -127,6 +137,24 @@ def _is_number(real: Expr) -> bool:
         return False
     left, right = real.args
     return left.op == "cast" and not left.args[0].dtype.startswith("float") and right.op in ("const", "load")
+
+
+def _narrow_words(parts: Sequence[Any], zero: int, dtype: str, bind: Bind) -> Any:
+    """float32x4 vectors, rounded, plus ``zero`` as 8-bit integers, saturated; all of these fit 16 bits.
+
+    Next to 1.5 · 2^23 a float32 has no fraction, so that a sum rounds, and its lower half is the integer: with an even
+    ``zero``, whose addition leaves the tie between two integers to the same one, that of the result.
+    """
+    apart = zero % 2
+    middle = constant(1.5 * 2**23 + (0 if apart else zero), parts[0])
+    # the fence keeps the product and the sum from being rounded as one
+    fenced = [instruction("float32x4", "arithmetic.fence.v4f32", x) for x in parts]
+    halves = [tirx.reinterpret("int16x8", bind(x + middle)) for x in fenced]
+    pairs = [halves[index : index + 2] for index in range(0, len(halves), 2)]
+    wide = [tirx.Shuffle(pair, [tirx.const(lane, "int32") for lane in range(0, 8 * len(pair), 2)]) for pair in pairs]
+    if apart:
+        wide = [x + constant(zero, x) for x in wide]
+    return _bytes(wide, dtype)
 
 
 def _narrow(parts: Sequence[Any], zero: int, dtype: str) -> Any:
@@ -140,14 +168,18 @@ def _narrow(parts: Sequence[Any], zero: int, dtype: str) -> Any:
     turned = dtype == "int8" and zero == -128
     if not turned:
         wide = [_plus(x, zero, f"v{lanes_of(x)}i16") for x in wide]
-    name = "sqxtn" if dtype == "int8" and not turned else "sqxtun"
+    if not turned:
+        return _bytes(wide, dtype)
+    narrow = _bytes(wide, "uint8")
+    return tirx.reinterpret(vector_type("int8", narrow), tirx.bitwise_xor(narrow, constant(128, narrow)))
+
+
+def _bytes(wide: Sequence[Any], dtype: str) -> Any:
+    """int16x8 vectors, the last one perhaps of fewer lanes, as 8-bit integers, saturated."""
     lanes = sum(lanes_of(x) for x in wide)
     wide = [x if lanes_of(x) == 8 else join([x, x]) for x in wide]
-    kind = "int8x8" if name == "sqxtn" else "uint8x8"
-    narrow = join([instruction(kind, f"aarch64.neon.{name}.v8i8", x) for x in wide])
-    if turned:
-        narrow = tirx.reinterpret(vector_type("int8", narrow), tirx.bitwise_xor(narrow, constant(128, narrow)))
-    return part(narrow, 0, lanes)
+    name = "sqxtn" if dtype == "int8" else "sqxtun"
+    return part(join([instruction(f"{dtype}x8", f"aarch64.neon.{name}.v8i8", x) for x in wide]), 0, lanes)
 
 
 def _plus(value: Any, amount: int, kind: str) -> Any:

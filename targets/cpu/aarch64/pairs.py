@@ -16,37 +16,32 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgec.program import Conv
+from edgec.targets.cpu.aarch64.assembly import Instruction, Products
+from edgec.targets.cpu.aarch64.element import ElementPlan, ElementWriter
 from edgec.targets.cpu.aarch64.neon import BYTES, long_product, pair_sums, repeated, turned
+from edgec.targets.cpu.aarch64.pair_assembly import HALF, LONG, PAIR, PairProducts, fits, halves, steps
 from edgec.targets.cpu.aarch64.runs import RunPlan, RunWriter, best_tile
 from edgec.targets.cpu.aarch64.runs import generate as generate_runs
 from edgec.targets.cpu.aarch64.tile import LANES, Tile, load_input
 from edgec.targets.cpu.tir import part
 from edgec.targets.target import Target
 
-PAIR = 2
-HALF = 8
-"""Bytes of half a vector."""
-
-
-def steps(chunk: int) -> int:
-    """How many steps bring the pairs of a chunk to every channel."""
-    return min(LANES, chunk // PAIR)
-
-
-def halves(chunk: int) -> int:
-    """How many halves of a vector a chunk fills."""
-    return -(-chunk // HALF)
-
 
 @dataclass(frozen=True)
-class PairPlan(RunPlan):
+class PairPlan(ElementPlan):
     """See the module."""
 
     suffix: ClassVar[str] = "smlal"
+    instruction: ClassVar[Instruction] = LONG
+    written: ClassVar[type[Products]] = PairProducts
     spare: ClassVar[int] = 9
     rolled: ClassVar[bool] = True
     whole: ClassVar[int] = 16
     together: ClassVar[int] = PAIR
+
+    @classmethod
+    def fits(cls, pixels: int, vectors: int) -> bool:
+        return fits(pixels, vectors)
 
     def rest(self, elements: int) -> list[int]:
         return [next(chunk for chunk in (4, HALF, BYTES) if elements <= chunk)] if elements else []
@@ -64,7 +59,9 @@ class PairPlan(RunPlan):
         return pairs[pair, :, :, lane].transpose(0, 4, 1, 2, 3)
 
 
-class _PairWriter(RunWriter):
+class _TurningWriter(RunWriter):
+    """Emits the loops that turn inputs or weights into int8."""
+
     def _pixel(self, offset: Any, chunk: int) -> Any:
         return load_input(self.input, offset)
 
@@ -91,4 +88,5 @@ def plan(conv: Conv, target: Target) -> RunPlan:
 
 def generate(p: RunPlan, dtypes: list[str]) -> Any:
     """The kernel, as ``tirx.PrimFunc``."""
-    return generate_runs(_PairWriter, p, dtypes)
+    written_out = isinstance(p, PairPlan) and p.written_out
+    return generate_runs(ElementWriter if written_out else _TurningWriter, p, dtypes)

@@ -14,6 +14,9 @@ The instruction multiplies unsigned bytes by signed ones. An int8 input is turne
 x + 128; Σ x · w = Σ (x + 128) · w − 128 · Σ w, and the last term, for each channel, is in the head of each panel.
 
 An int16 input is read two elements at a time, and two weights a channel are bytes that are widened in a register.
+
+A matrix that is computed, and not known when the kernel is made, is read in place: four of its rows become the bytes
+of a lane each in registers, for all pixels of a tile.
 """
 
 from __future__ import annotations
@@ -62,6 +65,8 @@ DEEPEST_HALVES = 2**31 // (255 * 128) - 1
 """Products whose sixteenfold sum fits an int32."""
 WORD_TAPS = 2
 """Products of int16 that one int32 lane takes in at a time."""
+INTERLEAVING = 6
+"""Cycles, about, to make a vector of weights of four rows of a matrix."""
 UNROLL_PRODUCTS = 16
 """Products in one iteration of the reduction, at least, where the run is long enough."""
 
@@ -115,11 +120,12 @@ class GroupedPlan(ContiguousPlan):
 
 
 def fits(conv: Conv) -> bool:
-    """Whether the weights are constant and the channels of a pixel neighbours."""
+    """Whether the channels of a pixel are neighbours, and the weights constants, or a matrix that multiplies uint8."""
     contiguous = conv.input_strides[3] == 1 or conv.in_channels == 1
     sixteenfold = conv.packing is not None and not conv.packing.group
     exact = not sixteenfold or prod(conv.kernel) * conv.in_channels <= DEEPEST_HALVES
-    return conv.input_dtype != "float32" and conv.weight_strides is None and contiguous and exact
+    known = conv.weight_strides is None or conv.input_dtype == "uint8"
+    return conv.input_dtype != "float32" and known and contiguous and exact
 
 
 def plan(conv: Conv, target: Target) -> GroupedPlan:
@@ -160,14 +166,18 @@ def cost(p: GroupedPlan) -> float:
 
 
 def _widening(p: GroupedPlan, pixels: int, vectors: float) -> float:
-    """Cycles, about, of making int16 of the inputs and weights of a step: of these alone, of both, or of none."""
+    """Cycles, about, of making vectors of rows, and int16 of the inputs and weights of a step."""
+    if p.conv.weight_strides is not None:
+        return INTERLEAVING * vectors + (0 if p.isa.vnni else 2 * pixels + 3 * vectors)
     if p.words:
         return vectors
     return 0 if p.isa.vnni else 2 * pixels + 3 * vectors
 
 
 def pack(p: GroupedPlan, weight: np.ndarray) -> np.ndarray:
-    """The weight [kh, kw, ci, co] as panels, one a block of channels (see :class:`Panel`)."""
+    """The weight [kh, kw, ci, co] as panels, one a block of channels (see :class:`Panel`); a matrix stays as it is."""
+    if p.conv.weight_strides is not None:
+        return weight
     sums = weight.sum((0, 1, 2), np.int32)
     weight, factors = split_factors(weight, p.group)
     matrix = p.by_runs(weight)
@@ -214,18 +224,25 @@ class _GroupedWriter(ConvWriter):
         self.factors: list[tuple[Any, Any]] = []
 
     def _accumulators(
-        self, points: list[Point], widths: list[int], channel: Any, channels: int, panel: Any
+        self, points: list[Point], widths: list[int], origin: dict[int, Any], channels: int, panel: Any
     ) -> IntegerTile:
-        axes = {**dict.fromkeys(range(3), tirx.const(0, "int32")), 3: channel}
-        start = bias_vectors(self.body, self.target.operands, self.bias, axes, widths, channels)
+        start = bias_vectors(self.body, self.target.operands, self.bias, origin, widths, channels)
         if self.plan.layout.signed:
             self.sign, start = read_head(self.body, self.weight, panel, start, widths)
         return IntegerTile(self.body, self.plan.isa, points, widths, [self.body.hold(value) for value in start])
 
-    def _weights(self, row: Any, first: int, width: int) -> Any:
-        """The bytes of a group for each of ``width`` channels from ``first`` on."""
+    def _weights(self, row: Any, first: int, width: int, taps: int) -> Any:
+        """The bytes of a group for each of ``width`` channels from ``first`` on; of a matrix, of ``taps`` rows."""
         together = self.plan.together
-        return vector_load(self.weight, row + first * together, width * together)
+        if self.conv.weight_strides is None:
+            return vector_load(self.weight, row + first * together, width * together)
+        lanes = f"uint32x{width}"
+        words = tirx.Broadcast(tirx.const(0, "uint32"), width)
+        for tap in range(taps):
+            each = vector_load(self.weight, row + first + tap * self.conv.weight_strides[1], width)
+            each = tirx.reinterpret(f"uint8x{width}", each).astype(lanes)
+            words = tirx.bitwise_or(words, tirx.shift_left(each, tirx.Broadcast(tirx.const(8 * tap, "uint32"), width)))
+        return tirx.reinterpret(f"int8x{TAPS * width}", words)
 
     def _reduce(self, acc: Accumulators, corner: Any, panel: Any, k_step: int) -> None:
         assert isinstance(acc, IntegerTile)
@@ -273,20 +290,26 @@ class _GroupedWriter(ConvWriter):
 
     def _steps(self, acc: IntegerTile, source: Any, weights: Any, groups: int) -> None:
         """The products of ``groups`` stored one after the other."""
-        row, each = self.plan.together * sum(acc.widths), 2 if self.plan.halves else 1
+        matrix, each = self.conv.weight_strides, 2 if self.plan.halves else 1
+        row = self.plan.together * (sum(acc.widths) if matrix is None else matrix[1])
+        rest = self.plan.runs[1] % self.plan.together if matrix is not None else 0
+        if rest:
+            groups -= 1
         step_size = self.plan.together * each
         step = self._two_steps if self.plan.halves else self._step
-        unroll = min(groups, -(-UNROLL_PRODUCTS // (len(acc.points) * len(acc.widths) * each)))
+        unroll = max(1, min(groups, -(-UNROLL_PRODUCTS // (len(acc.points) * len(acc.widths) * each))))
         with self.body.loop(groups // unroll) as index:
             for group in (index * unroll + number for number in range(unroll)):
                 step(acc, source + group * step_size, weights + group * row)
         for group in range(groups // unroll * unroll, groups):
             step(acc, source + group * step_size, weights + group * row)
+        if rest:  # no row behind the last may be read
+            self._step(acc, source + groups * step_size, weights + groups * row, rest)
 
-    def _step(self, acc: IntegerTile, source: Any, weights: Any) -> None:
+    def _step(self, acc: IntegerTile, source: Any, weights: Any, taps: int = TAPS) -> None:
         """One group of the run for the whole tile."""
         vectors = [
-            self.multiplier.weights(self._weights(weights, first, width))
+            self.multiplier.weights(self._weights(weights, first, width, taps))
             for first, width in zip(starts(acc.widths), acc.widths, strict=True)
         ]
         self._products(acc, source, vectors)
@@ -294,7 +317,7 @@ class _GroupedWriter(ConvWriter):
     def _two_steps(self, acc: IntegerTile, source: Any, weights: Any) -> None:
         """Eight bytes of the run, whose weights are halves of bytes."""
         stored = [
-            self.body.hold(self._weights(weights, first, width))
+            self.body.hold(self._weights(weights, first, width, TAPS))
             for first, width in zip(starts(acc.widths), acc.widths, strict=True)
         ]
         for half in range(2):
@@ -352,5 +375,5 @@ def _same(value: int, lanes: int) -> Any:
 def contract(p: GroupedPlan) -> str:
     """The kernel's name."""
     c = p.conv
-    how = "vnni" if p.isa.vnni else "madd"
-    return f"{shape_name(c, 'conv')}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}_{how}{p.storage}"
+    how, kind = "vnni" if p.isa.vnni else "madd", "gemm_rt" if c.weight_strides else "conv"
+    return f"{shape_name(c, kind)}i{c.in_channels}__t{p.rows}x{p.columns}v{p.vectors}_{how}{p.storage}"

@@ -27,7 +27,7 @@ TABLE = 256
 class Narrowing:
     """A byte as clamp(round_half_even(real) + zero), or as a clamped int32 (``zero`` is None).
 
-    ``value`` is the real number, or the integer; ``bounded`` is :func:`edgec.scalar.saturate`'s.
+    ``value`` is the real number, or the integer; ``bounded`` says that the number surely fits an int32.
     """
 
     value: Expr
@@ -57,8 +57,8 @@ def narrowing(node: Expr) -> Narrowing | None:
 
 
 def _saturation(node: Expr) -> Narrowing:
-    value, zero, low, high, bounded = node.args
-    return Narrowing(value, zero, low, high, node.dtype, bounded)
+    value, zero, low, high, bits = node.args
+    return Narrowing(value, zero, low, high, node.dtype, bits > 0)
 
 
 def whole(narrow: Narrowing, value: Any) -> Any:
