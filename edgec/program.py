@@ -250,6 +250,9 @@ class Conv:
 
     out[n,h,w,c] = epilogue(sum over kh,kw,ci of in[n, h·sh + kh·dh, w·sw + kw·dw, ci] · weight[kh,kw,ci,c])
 
+    With ``grouped`` each n has a weight of its own, [n, kh, kw, ci, co]: the groups of a grouped convolution are the
+    "images" of such a batch, ``in_channels`` and ``out_channels`` those of one group.
+
     A float32 input is summed up in float32; a float16 one, too (on GPUs), or with ``sum_dtype`` in float16 (on
     processors that compute in it, see :mod:`edgec.targets.half`). An int8, uint8 or int16 input, with int8 weights, is
     summed up exactly in int32; zero points are the lowering's affair (a constant in the epilogue, and the value in the
@@ -280,6 +283,7 @@ class Conv:
     weight_offset: int = 0
     packing: Packing | None = None
     sum_dtype: str | None = None
+    grouped: bool = False
 
     @property
     def accumulator_dtype(self) -> str:

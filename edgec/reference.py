@@ -95,8 +95,8 @@ def _conv(conv: Conv, operands: Sequence[Array], output: Array) -> None:
     kh, kw = conv.kernel
     taps = _taps(conv, operands[0], conv.in_channels)
     if conv.weight_strides is None:
-        weight = operands[1][: kh * kw * conv.in_channels * conv.out_channels]
-        matrix = weight.reshape(1, kh * kw * conv.in_channels, conv.out_channels)
+        count, depth = conv.batch if conv.grouped else 1, kh * kw * conv.in_channels
+        matrix = operands[1][: count * depth * conv.out_channels].reshape(count, depth, conv.out_channels)
         if conv.packing and conv.packing.parts:
             groups = operands[3][: conv.in_channels * kh * kw // conv.packing.group]
             sorted_groups = matrix.reshape(len(groups), -1, conv.out_channels)

@@ -38,18 +38,18 @@ class OperandBinder:
         self, template: Template, planned: Any, kernel: Kernel, inputs: Sequence[Buffer], output: Buffer
     ) -> list[Buffer]:
         """What the code of ``planned`` is called with: its table if it has one, the inputs, and the output."""
-        found = [self._operand(index, buffer, template, planned) for index, buffer in enumerate(inputs)]
+        found = [self._operand(index, buffer, template, planned, kernel) for index, buffer in enumerate(inputs)]
         if template.table:
             found.insert(0, self._store(_constant("table", template.table(planned, kernel))))
         return [*found, output]
 
-    def _operand(self, index: int, buffer: Buffer, template: Template, planned: Any) -> Buffer:
+    def _operand(self, index: int, buffer: Buffer, template: Template, planned: Any, kernel: Kernel) -> Buffer:
         if buffer.root.space != CONSTANT:
             return buffer
         if index == 1 and template.pack:
             key = (id(buffer), planned)
             if key not in self._packed:
-                self._packed[key] = _constant(buffer.name, template.pack(planned, np.asarray(buffer.data)))
+                self._packed[key] = _constant(buffer.name, template.packed(planned, kernel, np.asarray(buffer.data)))
             buffer = self._packed[key]
         return self._store(buffer)
 

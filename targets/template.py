@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from edgec.program import Conv, Kernel
+
 
 @dataclass(frozen=True)
 class Template:
@@ -29,6 +31,14 @@ class Template:
     pack: Callable[[Any, np.ndarray], np.ndarray] | None = None
     table: Callable[[Any, Any], np.ndarray] | None = None
     candidates: Callable[[Any, Any], Sequence[Any]] | None = None
+
+
+    def packed(self, plan: Any, kernel: Kernel, weight: np.ndarray) -> np.ndarray:
+        """What the code of ``plan`` reads as the weight of ``kernel``; of a grouped convolution, group after group."""
+        assert self.pack is not None
+        if isinstance(kernel, Conv) and kernel.grouped:
+            return np.concatenate([self.pack(plan, each).reshape(-1) for each in weight])
+        return self.pack(plan, weight)
 
 
 def parameters(plan: Any) -> dict[str, int | str]:

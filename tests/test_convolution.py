@@ -95,6 +95,13 @@ def test_several_outputs_a_channel_are_one_depthwise_step(times: int) -> None:
     assert not any(isinstance(kernel, Conv) for kernel in kernels)
 
 
+@pytest.mark.parametrize("images", [1, 3])
+def test_groups_are_one_step_an_image(images: int) -> None:
+    made = node("Conv", "x w", group=16)
+    program = program_of(graphs.build([made], {"x": (images, 128, 5, 7)}, ["y"], {"w": normal(64, 8, 3, 3)}))
+    assert [step.kernel.batch for step in program.steps if isinstance(step.kernel, Conv)] == [16] * images
+
+
 @pytest.mark.parametrize("dtype, tolerance", [("float16", 3e-3), ("float64", 1e-9)])
 def test_convolution_of_other_floats(dtype: str, tolerance: float, tmp_path: Path) -> None:
     model = graphs.build(

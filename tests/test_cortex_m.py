@@ -64,9 +64,11 @@ def test_integer_layers_equal_the_reference(bare_metal, tmp_path: Path, core: st
     assert not different
 
 
+@pytest.mark.parametrize("half", [0, 1])
 @pytest.mark.parametrize("core", ["cortex-m4", "cortex-m55"])
-def test_float_layers_agree_with_the_reference(bare_metal, tmp_path: Path, core: str) -> None:
-    made = [float_layer(*shape) for shape in FLOAT_SHAPES.values()]
+def test_float_layers_agree_with_the_reference(bare_metal, tmp_path: Path, core: str, half: int) -> None:
+    """Every other one at a time: the memory does not hold all of them."""
+    made = [float_layer(*shape) for shape in list(FLOAT_SHAPES.values())[half::2]]
     model = together(each for each, _ in made)
     inputs = {f"{index}_x": values["x"] for index, (_, values) in enumerate(made)}
     found = outputs(edgec.compile(model, core, tmp_path / "layers.o").path, inputs)

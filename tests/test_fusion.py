@@ -44,6 +44,18 @@ def silu_chain():
     return model(nodes, {"x": (1, 5, 6, 5)}, {"y": (1, 17, 6, 5)}, constants)
 
 
+def grouped_block():
+    """Groups between pointwise convolutions, and groups that pad what groups have computed."""
+    nodes = [
+        node("Conv", "x w1 b", "a"), node("Relu", "a", "r"),
+        node("Conv", "r w2 b", "c", group=5, **PADS), node("Sigmoid", "c", "s"), node("Mul", "c s", "m"),
+        node("Conv", "m w3 b", "d", group=2, **PADS), node("Add", "d r", "e"), node("Relu", "e", "f"),
+        node("Conv", "f w4", "y"),
+    ]  # fmt: skip
+    constants = {"w1": weights(40, 3, 1, 1), "b": weights(40), "w2": weights(40, 8, 3, 3), "w3": weights(40, 20, 3, 3)}
+    return model(nodes, {"x": (1, 3, 7, 9)}, {"y": (1, 7, 7, 9)}, constants | {"w4": weights(7, 40, 1, 1)})
+
+
 def broadcast_gate():
     nodes = [node("Sigmoid", "g", "s"), node("Mul", "x s", "m"), node("Conv", "m w", "y")]
     return model(nodes, {"x": (2, 5, 4, 7), "g": (2, 5, 1, 1)}, {"y": (2, 7, 4, 7)}, {"w": weights(7, 5, 1, 1)})
@@ -59,6 +71,7 @@ def gathered_sum():
 MODELS = {
     "residual block": residual_block,
     "silu": silu_chain,
+    "groups": grouped_block,
     "broadcast gate": broadcast_gate,
     "gathered sum": gathered_sum,
 }
@@ -86,6 +99,16 @@ def test_activation_and_residual_end_in_the_convolution() -> None:
     # what remains beside them: borders, the input's copy into NHWC, and the output's out of it
     assert kinds(program).count("Conv") == 3
     assert all(isinstance(s.kernel, Conv | Fill) for s in program.steps[2:-1]), kinds(program)
+
+
+def test_groups_are_one_step_with_all_that_follows() -> None:
+    """Activations and sums end in it, and its results stand inside the next one's padding at once."""
+    program = program_of(grouped_block())
+    steps = [step for step in program.steps if isinstance(step.kernel, Conv)]
+    # beside them: two borders, and the output's copy out of NHWC
+    assert len(program.steps) == len(steps) + 3, kinds(program)
+    assert [step.kernel.batch for step in steps if step.kernel.grouped] == [5, 2]
+    assert steps[1].output.root is steps[2].inputs[0].root
 
 
 def test_padded_inputs_are_written_in_place() -> None:

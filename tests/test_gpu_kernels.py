@@ -129,6 +129,7 @@ def test_integer_weights_from_images(name: str, tmp_path: Path) -> None:
 WINOGRAD = {
     "whole tiles": conv_model((2, 16, 12, 8), 48, (3, 3), pads=(1, 1, 1, 1), act="Relu"),
     "odd map and channels": conv_model((1, 32, 7, 5), 17, (3, 3), pads=(1, 0, 1, 2)),
+    "groups": conv_model((1, 48, 8, 6), 30, (3, 3), group=3, pads=(1, 1, 1, 1)),
 }
 
 

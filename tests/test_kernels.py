@@ -43,6 +43,10 @@ CONVS = {
     "3x3, whole tiles": conv_model((2, 16, 12, 8), 48, (3, 3), pads=(1, 1, 1, 1), act="Relu"),
     "3x3, whole tiles, deep": conv_model((1, 64, 10, 6), 80, (3, 3), bias=False),
     "grouped": conv_model((1, 12, 7, 7), 20, (3, 3), group=4, pads=(1, 1, 1, 1)),
+    "groups of 5, batch": conv_model((2, 15, 7, 6), 21, (3, 3), group=3, stride=(2, 1), pads=(1, 0, 2, 1)),
+    "groups of 8": conv_model((1, 56, 9, 7), 56, (3, 3), group=7, pads=(1, 1, 1, 1), act="Sigmoid"),
+    "groups of 16, whole tiles": conv_model((1, 48, 12, 8), 48, (3, 3), group=3, pads=(1, 1, 1, 1), act="Relu"),
+    "groups of 17, pointwise": conv_model((1, 34, 5, 7), 32, (1, 1), group=2, bias=False),
     "depthwise": conv_model((1, 17, 9, 11), 17, (3, 3), group=17, pads=(1, 1, 1, 1), act="Relu"),
     "depthwise, 5x5, stride 2, dilated": conv_model(
         (2, 40, 15, 16), 40, (5, 5), group=40, stride=(2, 1), dilation=(1, 2), pads=(2, 4, 1, 3)

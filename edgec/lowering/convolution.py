@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -73,18 +72,19 @@ def lower_conv(ctx: Lowering, node: ir.Node) -> None:
     convolve(ctx, as_2d(x), kernel, bias, window_2d(w), attribute(node, "group", 1), as_2d(out))
 
 
-Finish = Callable[[Operands, int, int], Expr]
-"""Called with (operands, first channel, how many) of a part of the output: what is stored, of the sum and axis 3."""
+Finish = Callable[[Operands, Expr], Expr]
+"""Called with (operands, index of the output channel): what is stored, of the sum."""
+
+CHANNEL = scalar.axis(3)
+"""The output channel of a kernel that computes all of them."""
 
 
 def convolve(ctx: Lowering, x: View, kernel: np.ndarray, bias: View | None, w: Window, groups: int, out: View) -> None:
     """Emit out = conv(x, kernel [co, ci/groups, kh, kw]) + bias for float32 views (N, C, H, W)."""
 
-    def finish(operands: Operands, first: int, count: int) -> Expr:
+    def finish(operands: Operands, channel: Expr) -> Expr:
         acc = scalar.accumulator("float32")
-        if bias is None:
-            return acc
-        return binary("add", acc, operands.load(bias.slice((first,), (count,)), scalar.axis(3)))
+        return acc if bias is None else binary("add", acc, operands.load(bias, channel))
 
     planar = groups == 1 and kernel.shape[1] <= PLANAR_CHANNELS and x.order.index(1) < x.order.index(3)
     emit_convolution(ctx, padded(ctx, x, w.pads, planar), kernel, w, groups, out, finish)
@@ -94,7 +94,7 @@ def emit_convolution(
     ctx: Lowering, source: View, kernel: np.ndarray, w: Window, groups: int, out: View, finish: Finish,
     packing: Packing | None = None, extra: Sequence[View] = (),
 ) -> None:  # fmt: skip
-    """Emit out = finish(sum of source · kernel): depthwise, or one dense convolution a group.
+    """Emit out = finish(sum of source · kernel): depthwise, dense, or in groups.
 
     A depthwise one with several outputs a channel reads each channel so often, from a copy.
 
@@ -114,16 +114,15 @@ def emit_convolution(
     if per_group == 1 and groups == source.shape[1] > 1 and (size == 1 or packing is None):
         _depthwise(ctx, _repeated(ctx, source, size), kernel, w, out, finish)
         return
-    for group in range(groups):
-        first = group * size
-        own_input = _channel_range(source, group * per_group, per_group)
-        own_out = _channel_range(out, first, size)
-        own_finish = partial(_finish_from, finish, first)
-        _dense_conv(ctx, own_input, kernel[first : first + size], w, own_out, own_finish, packing, extra)
-
-
-def _finish_from(finish: Finish, start: int, operands: Operands, first: int, count: int) -> Expr:
-    return finish(operands, start + first, count)
+    if groups == 1:
+        weight = _weight(ctx, kernel.transpose(2, 3, 1, 0), out)
+        _dense_conv(ctx, source, weight, w, out, finish, CHANNEL, packing, extra)
+        return
+    weight = _weight(ctx, kernel.reshape(groups, size, *kernel.shape[1:]).transpose(0, 3, 4, 2, 1), out)
+    channel = scalar.axis(0) * size + CHANNEL
+    for image in range(out.shape[0]):
+        own_input, own_out = (_by_group(view, image, groups) for view in (source, out))
+        _dense_conv(ctx, own_input, weight, w, own_out, finish, channel, packing, extra)
 
 
 DEPTH_BY_CHANNELS = (0, 3, 4, 2, 1)
@@ -161,9 +160,19 @@ def _repeated(ctx: Lowering, view: View, times: int) -> View:
     return ctx.reshape(ctx.dense(spread, (0, 3, 4, 1, 2)), (n, c * times, h, w))
 
 
-def _channel_range(view: View, start: int, count: int) -> View:
-    n, _, h, w = view.shape
-    return view.slice((0, start, 0, 0), (n, count, h, w))
+def _by_group(view: View, image: int, groups: int) -> View:
+    """One image of ``view`` (N, C, H, W) as (groups, C / groups, H, W)."""
+    _, channels, *plane = view.shape
+    by_image, by_channel, *steps = view.strides
+    size = channels // groups
+    return replace(
+        view, shape=(groups, size, *plane), strides=(size * by_channel, by_channel, *steps),
+        offset=view.offset + image * by_image,
+    )  # fmt: skip
+
+
+def _weight(ctx: Lowering, weight: np.ndarray, out: View) -> View:
+    return ctx.constant(np.ascontiguousarray(weight), f"{out.buffer.name}_weight")
 
 
 def _geometry(source: View, w: Window, out: View) -> dict[str, object]:
@@ -185,25 +194,25 @@ def _geometry(source: View, w: Window, out: View) -> dict[str, object]:
 
 
 def _dense_conv(
-    ctx: Lowering, source: View, kernel: np.ndarray, w: Window, out: View, finish: Finish, packing: Packing | None,
-    extra: Sequence[View],
+    ctx: Lowering, source: View, weight: View, w: Window, out: View, finish: Finish, channel: Expr,
+    packing: Packing | None, extra: Sequence[View],
 ) -> None:  # fmt: skip
-    weight = ctx.constant(np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)), f"{out.buffer.name}_weight")
+    """A convolution with ``weight`` [kh, kw, ci, co], or one of groups with [n, kh, kw, ci, co]."""
     operands = Operands()
     operands.buffers = [source.buffer, weight.buffer, *(view.buffer for view in extra)]
-    epilogue = finish(operands, 0, out.shape[1])
-    geometry = _geometry(source, w, out)
+    epilogue, grouped = finish(operands, channel), len(weight.shape) > 4
     conv = Conv(  # type: ignore[misc]
-        out_channels=out.shape[1], in_channels=kernel.shape[1], epilogue=epilogue, packing=packing, **geometry  # type: ignore[arg-type]
+        out_channels=out.shape[1], in_channels=weight.shape[-2], epilogue=epilogue, packing=packing, grouped=grouped,
+        **_geometry(source, w, out),  # type: ignore[arg-type]
     )  # fmt: skip
     ctx.emit(conv, operands.buffers, out.buffer)
 
 
 def _depthwise(ctx: Lowering, source: View, kernel: np.ndarray, w: Window, out: View, finish: Finish) -> None:
-    weight = ctx.constant(np.ascontiguousarray(kernel[:, 0].transpose(1, 2, 0)), f"{out.buffer.name}_weight")
+    weight = _weight(ctx, kernel[:, 0].transpose(1, 2, 0), out)
     operands = Operands()
     operands.buffers = [source.buffer, weight.buffer]
-    epilogue = finish(operands, 0, out.shape[1])
+    epilogue = finish(operands, CHANNEL)
     stored = None if weight.dtype == source.dtype else weight.dtype
     conv = Depthwise(  # type: ignore[misc]
         channels=out.shape[1], epilogue=epilogue, weight_dtype=stored, **_geometry(source, w, out)  # type: ignore[arg-type]

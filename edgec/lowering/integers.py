@@ -42,7 +42,7 @@ import onnx_ir as ir
 
 from edgec import scalar
 from edgec.lowering.context import Lowering, Operands, array_of, attribute, dtype_of, lowers, refuse, shape_of
-from edgec.lowering.convolution import Finish
+from edgec.lowering.convolution import CHANNEL, Finish
 from edgec.lowering.matmul import emit_product
 from edgec.lowering.pooling import pooling_taps, summed, window_sizes
 from edgec.lowering.quantization import bits_for, convolve_integers, nibbles, promised_bits
@@ -428,7 +428,7 @@ def lower_integer_gemm(ctx: Lowering, node: ir.Node) -> None:
     a = ctx.copy(a, ctx.new(a.shape, a.dtype)) if a.buffer.space == INPUT else a
     a = a if a.shape[-1] == 1 or a.strides[-1] == 1 else ctx.dense(a)
     out = ctx.new((*a.shape[:-1], b.shape[-1]), dtype_of(value), name=str(value.name))
-    emit_product(ctx, out, a, b, lambda ops: finish(ops, 0, b.shape[-1]), nibbles(a, array_of(b), len(array_of(b))))
+    emit_product(ctx, out, a, b, lambda ops: finish(ops, CHANNEL), nibbles(a, array_of(b), len(array_of(b))))
     ctx.set(value, ctx.reshape(out, shape_of(value)))
 
 
@@ -457,10 +457,9 @@ def _finish(ctx: Lowering, node: ir.Node, rows: np.ndarray, result: Scale | None
     dtype = dtype_of(node.outputs[0])
     bits = promised_bits(rows, start, factor.astype(np.float32), given.dtype, result.zero) if result else 0
 
-    def finish(ops: Operands, first: int, count: int) -> Expr:
-        own_bias, own_factor = (view.slice((first,), (count,)) for view in (bias, multiplier))
-        total = binary("add", scalar.accumulator("int32"), ops.load(own_bias, scalar.axis(3)))
-        real = binary("mul", cast(total, "float32"), ops.load(own_factor, scalar.axis(3)))
+    def finish(ops: Operands, channel: Expr) -> Expr:
+        total = binary("add", scalar.accumulator("int32"), ops.load(bias, channel))
+        real = binary("mul", cast(total, "float32"), ops.load(multiplier, channel))
         return saturating(real, result.zero, dtype, bits) if result else real
 
     return finish

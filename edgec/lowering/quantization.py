@@ -304,10 +304,9 @@ def _convolve_constants(ctx: Lowering, node: ir.Node) -> None:
     limits = np.iinfo(dtype)
     bits = promised_bits(kernel.reshape(len(kernel), -1), total, multiplier, x.dtype, y_zero)
 
-    def finish(operands: Operands, first: int, count: int) -> Expr:
-        own_bias, own_scale = (view.slice((first,), (count,)) for view in (bias_view, scale_view))
-        total = binary("add", scalar.accumulator("int32"), operands.load(own_bias, scalar.axis(3)))
-        real = binary("mul", cast(total, "float32"), operands.load(own_scale, scalar.axis(3)))
+    def finish(operands: Operands, channel: Expr) -> Expr:
+        total = binary("add", scalar.accumulator("int32"), operands.load(bias_view, channel))
+        real = binary("mul", cast(total, "float32"), operands.load(scale_view, channel))
         return scalar.saturate(real, y_zero, int(limits.min), int(limits.max), dtype, bits)
 
     convolve_integers(ctx, node, x, kernel, x_zero, finish)

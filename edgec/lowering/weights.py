@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from edgec import scalar
 from edgec.lowering.context import Lowering, Operands, attribute, dtype_of, lowers, refuse, shape_of
-from edgec.lowering.convolution import Finish, as_2d, emit_convolution, padded, window_2d
+from edgec.lowering.convolution import CHANNEL, Finish, as_2d, emit_convolution, padded, window_2d
 from edgec.lowering.matmul import emit_product
 from edgec.lowering.window import channels_last, window
 from edgec.program import SCALE_CHANNELS, Packing, View
@@ -84,11 +84,11 @@ def _scaled(ctx: Lowering, scales: np.ndarray, bias: View, dtype: str) -> Finish
     """sum · scale + bias as ``dtype``, with one scale a channel, or none."""
     per_channel = ctx.constant(np.ascontiguousarray(scales), "scale") if scales.size else None
 
-    def finish(ops: Operands, first: int, count: int) -> Expr:
+    def finish(ops: Operands, channel: Expr) -> Expr:
         total = scalar.accumulator("float32")
         if per_channel is not None:
-            total = binary("mul", total, ops.load(per_channel.slice((first,), (count,)), scalar.axis(3)))
-        return cast(binary("add", total, ops.load(bias.slice((first,), (count,)), scalar.axis(3))), dtype)
+            total = binary("mul", total, ops.load(per_channel, channel))
+        return cast(binary("add", total, ops.load(bias, channel)), dtype)
 
     return finish
 
@@ -112,7 +112,7 @@ def lower_matmul_of_weights(ctx: Lowering, node: ir.Node) -> None:
     out = ctx.new((*x.shape[:-1], channels), dtype, name=str(node.outputs[0].name))
     size = int(attribute(node, "block_size", depth)) if grouped else 0
     values, packing, extra = _packed(ctx, values, scales, size, depth)
-    emit_product(ctx, out, x, ctx.constant(values, "weights"), lambda ops: finish(ops, 0, channels), packing, extra)
+    emit_product(ctx, out, x, ctx.constant(values, "weights"), lambda ops: finish(ops, CHANNEL), packing, extra)
     ctx.set(node.outputs[0], ctx.reshape(out, shape_of(node.outputs[0])))
 
 

@@ -25,7 +25,7 @@ _EXACT = 2.0**24
 
 _SHIFTS = (1, 29)
 _SUM = 2.0**31 - 1
-_CHANNEL_AXIS = 3
+_GROUP_AXIS, _CHANNEL_AXIS = 0, 3
 
 
 def use_shifts(program: Program) -> int:
@@ -110,9 +110,21 @@ def _loaded(load: Expr, step: Step) -> Array | None:
         return None
     data = np.asarray(buffer.data).reshape(-1)
     steps, first = affine(load.args[1]) or ({}, 0)
-    if steps == {_CHANNEL_AXIS: 1} and isinstance(step.kernel, Conv | Depthwise):
-        return data[first : first + step.kernel.extents[_CHANNEL_AXIS]]
+    if isinstance(step.kernel, Conv | Depthwise) and steps == _channel_steps(step.kernel):
+        return data[first : first + _channels(step.kernel)]
     return data
+
+
+def _channels(kernel: Conv | Depthwise) -> int:
+    """Output channels, of all groups."""
+    groups = kernel.batch if isinstance(kernel, Conv) and kernel.grouped else 1
+    return groups * kernel.extents[_CHANNEL_AXIS]
+
+
+def _channel_steps(kernel: Conv | Depthwise) -> dict[int, int]:
+    """How the number of an output channel, of all groups, moves with the axes."""
+    groups = {_GROUP_AXIS: kernel.extents[_CHANNEL_AXIS]} if isinstance(kernel, Conv) and kernel.grouped else {}
+    return {_CHANNEL_AXIS: 1, **groups}
 
 
 def _shift_constant(multipliers: Buffer, shifts: dict[int, Buffer]) -> Buffer:
@@ -135,7 +147,7 @@ def _bound(expr: Expr, step: Step) -> Array:
         values = _loaded(expr, step)
         if values is None:
             return _dtype_bound(expr.dtype)
-        per_channel = isinstance(step.kernel, Conv | Depthwise) and values.size == step.kernel.extents[_CHANNEL_AXIS]
+        per_channel = isinstance(step.kernel, Conv | Depthwise) and values.size == _channels(step.kernel)
         found = np.abs(values.astype(np.float64))
         return found if per_channel else found.max(keepdims=True)
     if expr.op == "saturate":
@@ -158,8 +170,9 @@ def _sum_bound(step: Step) -> Array:
     if step.inputs[1].data is None:
         return np.array([_SUM])
     channels = kernel.extents[_CHANNEL_AXIS]
-    weights = np.abs(np.asarray(step.inputs[1].data).astype(np.float64)).reshape(-1, channels)
-    return _dtype_bound(kernel.input_dtype) * weights.sum(axis=0)
+    weights = np.abs(np.asarray(step.inputs[1].data).astype(np.float64))
+    by_group = weights.reshape(_channels(kernel) // channels, -1, channels)
+    return _dtype_bound(kernel.input_dtype) * by_group.sum(axis=1).reshape(-1)
 
 
 def _dtype_bound(dtype: str) -> Array:

@@ -299,13 +299,15 @@ def _consumer_axes(kernel: Kernel, nest: Loops, offset: Expr) -> dict[int, Expr]
     by_coefficient = {step: axis for axis, step in stored[0].items() if extents[axis] > 1}
     axes: dict[int, Expr] = {}
     for axis, extent in enumerate(nest.extents):
-        if extent == 1:
-            axes[axis] = scalar.const(0, scalar.INDEX)
-            continue
-        match = by_coefficient.pop(read[0].get(axis, 0), None)
-        if match is None or extents[match] != extent:
+        axes[axis], size = scalar.const(0, scalar.INDEX), 1
+        while size < extent:  # several axes of the producer, as of groups and their channels, may be one
+            match = by_coefficient.pop(read[0].get(axis, 0) * size, None)
+            if match is None:
+                return None
+            axes[axis] = scalar.axis(match) * size + axes[axis]
+            size *= extents[match]
+        if size != extent:
             return None
-        axes[axis] = scalar.axis(match)
     return axes if not by_coefficient else None
 
 
@@ -367,18 +369,25 @@ class _Moves:
     def offset(self, offset: Expr, extents: Sequence[int]) -> Expr | None:
         """``offset`` at the new place; None where an index runs across digits."""
         parts = terms(offset)
-        if parts is None or parts[1] < 0 or any(factor not in self.digits for factor in parts[0]):
+        if parts is None or parts[1] < 0 or any(self._digit(factor) is None for factor in parts[0]):
             return None
         rest, total = parts[1], scalar.const(0, scalar.INDEX)
-        for factor in sorted(self.digits, reverse=True):
-            constant, rest = divmod(rest, factor)
-            index = parts[0].get(factor, scalar.const(0, scalar.INDEX)) + constant
-            extent, moved = self.digits[factor]
+        for digit in sorted(self.digits, reverse=True):
+            constant, rest = divmod(rest, digit)
+            index = scalar.const(constant, scalar.INDEX)
+            for factor, atom in parts[0].items():
+                index = atom * (factor // digit) + index if self._digit(factor) == digit else index
+            extent, moved = self.digits[digit]
             limits = bounds(index, extents)
             if limits is None or limits[0] < 0 or limits[1] >= extent:
                 return None
             total = index * moved + total
         return total if rest == 0 else None
+
+    def _digit(self, factor: int) -> int | None:
+        """The coefficient of the digit that an index times ``factor`` counts in, as groups do in that of channels."""
+        digit = max((each for each in self.digits if each <= factor), default=0)
+        return digit if digit and factor % digit == 0 else None
 
     def strides(self, kernel: Conv | Depthwise) -> tuple[int, ...] | None:
         """A kernel's input strides at the new place; a stride along which it never moves may be anything."""
@@ -392,13 +401,17 @@ class _Moves:
             (kernel.out_width - 1) * sw + (kw - 1) * dw + 1,
             channels,
         )
-        moved = []
+        moved, last = [], dict.fromkeys(self.digits, 0)
         for stride, span in zip(kernel.input_strides, reach, strict=True):
-            extent, new = self.digits.get(stride, (0, 0)) if span > 1 else (1, 0)
-            if span > extent:
+            digit = self._digit(stride)
+            if span == 1:
+                moved.append(0)
+            elif digit is None:
                 return None
-            moved.append(new)
-        return tuple(moved)
+            else:
+                last[digit] += (span - 1) * (stride // digit)
+                moved.append(stride // digit * self.digits[digit][1])
+        return tuple(moved) if all(last[digit] < extent for digit, (extent, _) in self.digits.items()) else None
 
 
 def _moves(nest: Loops, source: Buffer) -> _Moves | None:

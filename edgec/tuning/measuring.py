@@ -262,7 +262,7 @@ class _Batch:
         weight = self.task.operands[_WEIGHT]
         if self.task.template.pack is None or weight.root.space != CONSTANT:
             return 0
-        return int(self.task.template.pack(self.plans[place], np.asarray(weight.data)).nbytes)
+        return int(self.task.template.packed(self.plans[place], self.task.kernel, np.asarray(weight.data)).nbytes)
 
 
 class HostMeter(ProgramMeter):

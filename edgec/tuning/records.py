@@ -59,6 +59,10 @@ _IDLE = ("input_offset", "weight_offset", "value")
 """Fields of a kernel that say where its operands start or what is stored, and nothing of how long it takes."""
 
 
+_UNTOLD = {"grouped": False}
+"""What is left out of a signature: what a field says that kernels have got since records were made."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One plan of one kernel, measured.
@@ -117,7 +121,7 @@ def signature(kernel: Kernel) -> str:
             value = [coefficient(value, axis) for axis in range(len(kernel.extents))]
         elif isinstance(value, Expr):
             value = _skeleton(value)
-        if field.name not in _IDLE and value is not None:
+        if field.name not in _IDLE and value not in (None, _UNTOLD.get(field.name)):
             parts.append(f"{field.name}={value}".replace(" ", ""))
     if isinstance(kernel, Loops):
         parts.append(f"loads={_walks(kernel)}".replace(" ", ""))

@@ -87,6 +87,11 @@ class ConvPlan:
         """Elements of the packed weights of a block of ``channels``."""
         return self.depth * sum(self.widths(channels))
 
+    @property
+    def panels(self) -> int:
+        """Elements of the packed weights of all blocks; of a grouped convolution, of one group's."""
+        return sum(self.panel(channels) * count for _, channels, count in tiles(self.conv.out_channels, self.block))
+
     def of_block(self, values: np.ndarray, first: int, channels: int) -> np.ndarray:
         """The ``channels`` from ``first`` on of ``values`` [..., channel], and zeros in the other lanes of a panel."""
         rest = sum(self.widths(channels)) - channels
@@ -272,15 +277,18 @@ class ConvWriter:
             panel = self.conv.weight_offset + image * batch_step + channel
         else:
             k_step = sum(widths)
+        if self.conv.grouped:
+            panel = panel + image * self.plan.panels
         panel = self.body.bind("panel", panel + tirx.const(0, "int32"))
-        acc = self._accumulators(points, widths, channel, channels, panel)
+        origin = {0: image, 1: row, 2: column, 3: channel}
+        acc = self._accumulators(points, widths, origin, channels, panel)
         self._reduce(acc, corner, panel, k_step)
-        acc.write(self.target, {0: image, 1: row, 2: column, 3: channel}, channels)
+        acc.write(self.target, origin, channels)
 
     def _accumulators(
-        self, points: list[Point], widths: list[int], channel: Any, channels: int, panel: Any
+        self, points: list[Point], widths: list[int], origin: dict[int, Any], channels: int, panel: Any
     ) -> Accumulators:
-        """The register tile of a block of ``channels`` from ``channel`` on, as the sums start."""
+        """The register tile at ``origin``, of a block of ``channels``, as the sums start."""
         return Accumulators(self.body, self.conv.accumulator_dtype, points, widths)
 
     def _reduce(self, acc: Accumulators, corner: Any, panel: Any, k_step: int) -> None:

@@ -37,6 +37,7 @@ from edgec.targets.cpu.conv import contract as contract_floats
 from edgec.targets.cpu.tile import Accumulators, Point, load_channels, reduce_over, starts, tiles
 from edgec.targets.cpu.tir import Kernel, widen
 from edgec.targets.target import Target
+from edgec.targets.vectors import CHANNEL_AXIS
 
 EIGHT = 8
 SPARE = 5
@@ -63,7 +64,11 @@ class PackedPlan(ConvPlan):
         assert self.conv.packing is not None
         if not self.nested or self.conv.packing.bits == 4:
             return None
-        return sum(self.panel(channels) * count for _, channels, count in tiles(self.conv.out_channels, self.block))
+        return super().panels
+
+    @property
+    def panels(self) -> int:
+        return super().panels * (1 + self.nested)
 
     @property
     def group(self) -> int:
@@ -223,10 +228,10 @@ class _PackedWriter(ConvWriter):
         self.factors: Any = None
 
     def _accumulators(
-        self, points: list[Point], widths: list[int], channel: Any, channels: int, panel: Any
+        self, points: list[Point], widths: list[int], origin: dict[int, Any], channels: int, panel: Any
     ) -> Accumulators:
-        self.channel = channel
-        return super()._accumulators(points, widths, channel, channels, panel)
+        self.channel = origin[CHANNEL_AXIS]
+        return super()._accumulators(points, widths, origin, channels, panel)
 
     def _reduce(self, acc: Accumulators, corner: Any, panel: Any, k_step: int) -> None:
         if self.groups is not None:

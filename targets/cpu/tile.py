@@ -15,6 +15,9 @@ from edgec.scalar import Expr
 from edgec.targets.cpu.tir import Body, Emitter, Kernel, lanes_of, vector_load, vector_store, widen
 from edgec.targets.vectors import CHANNEL_AXIS, SHORT, pieces
 
+PIXEL_AXES = (1, 2)
+"""Rows and columns among the axes of a convolution."""
+
 
 def starts(widths: Sequence[int]) -> list[int]:
     """Where each of the vectors starts."""
@@ -22,15 +25,15 @@ def starts(widths: Sequence[int]) -> list[int]:
 
 
 def bias_apart(epilogue: Expr, dtype: str) -> tuple[Expr, Expr | None]:
-    """``epilogue`` of sums (of ``dtype``) that start from the bias, and the bias: a load for each channel that is
-    added to the sum, which is used nowhere else. None where there is no such."""
+    """``epilogue`` of sums (of ``dtype``) that start from the bias, and the bias: a load that is added to the sum,
+    which is used nowhere else, and is the same for all pixels. None where there is no such."""
     acc = scalar.accumulator(dtype)
     users = [node for node in scalar.walk(epilogue) if any(child is acc for child in node.children)]
     if len(users) != 1 or users[0].op != "add":
         return epilogue, None
     left, right = users[0].args
     bias = right if left is acc else left
-    fixed = bias.op == "load" and all(coefficient(bias.args[1], axis) == 0 for axis in range(CHANNEL_AXIS))
+    fixed = bias.op == "load" and all(coefficient(bias.args[1], axis) == 0 for axis in PIXEL_AXES)
     if not fixed or coefficient(bias.args[1], CHANNEL_AXIS) != 1:
         return epilogue, None
     return scalar.rewrite(epilogue, lambda node: acc if node is users[0] else None), bias
@@ -212,10 +215,11 @@ def reduce_over(body: Body, loops: Sequence[tuple[int, int]], source: Any, visit
 
 
 def shape_name(conv: Conv | Depthwise, kind: str) -> str:
-    """How a kernel's name begins: ``f32_conv_n1h8w8c16_k3x3s1x1d1x1``."""
+    """How a kernel's name begins: ``f32_conv_n1h8w8c16_k3x3s1x1d1x1``, with ``g`` for ``n`` where images are groups."""
     (n, h, w, c), pairs = conv.extents, zip("ksd", (conv.kernel, conv.stride, conv.dilation), strict=True)
+    images = "g" if isinstance(conv, Conv) and conv.grouped else "n"
     window = "".join(f"{letter}{along[0]}x{along[1]}" for letter, along in pairs)
-    return f"{SHORT[conv.input_dtype]}_{kind}_n{n}h{h}w{w}c{c}_{window}"
+    return f"{SHORT[conv.input_dtype]}_{kind}_{images}{n}h{h}w{w}c{c}_{window}"
 
 
 def load_channels(buffer: Any, offset: Any, lanes: int) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 from edgec.building.lazy_tvm import tirx
 from edgec.program import Conv
 from edgec.targets.cpu.math import constant
-from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, starts, tiles
+from edgec.targets.cpu.tile import Accumulators, Point, Store, load_channels, shape_name, starts, tiles
 from edgec.targets.cpu.tir import Kernel, part, vector_store
 from edgec.targets.vectors import padded_pieces, pieces
 
@@ -108,7 +108,7 @@ class WinogradWriter:
             with self.body.loop(count, first) as block:
                 start = self.body.bind("t", block * self.plan.tiles)
                 self._each_tile(start, lambda *place: self._transform_inputs(image, zero, *place))
-                self._multiply()
+                self._multiply(image)
                 channels = self.conv.out_channels
                 self._each_tile(start, lambda *place: self._transform_sums(image, zero, channels, *place))
 
@@ -190,13 +190,18 @@ class WinogradWriter:
         for index, value in enumerate(value for line in values for value in line):
             self.body.emit(vector_store(buffer, value, first + index * step))
 
-    def _multiply(self) -> None:
+    def _weights_of(self, image: Any, size: int) -> Any:
+        """Where the weights of ``image`` begin, ``size`` of them where each has its own."""
+        return image * size if self.conv.grouped else tirx.const(0, "int32")
+
+    def _multiply(self, image: Any) -> None:
         """The products at every point, for one block of channels after the other."""
         panel = POINTS * self.conv.in_channels
+        base = self._weights_of(image, panel * self.conv.out_channels)
         for start, channels, count in tiles(self.conv.out_channels, self.plan.block):
             with self.body.loop(count) as block, self.body.loop(POINTS) as point:
                 channel = start + block * channels
-                weights = channel * panel + point * (self.conv.in_channels * channels)
+                weights = base + channel * panel + point * (self.conv.in_channels * channels)
                 source = point * (self.plan.tiles * self.conv.in_channels)
                 first = point * (self.plan.tiles * self.conv.out_channels) + channel
                 widths = self.plan.widths(channels)
@@ -232,5 +237,4 @@ def times(factor: float, value: Any) -> Any:
 def contract(p: WinogradPlan) -> str:
     """The kernel's name."""
     c = p.conv
-    shape = f"n{c.batch}h{c.out_height}w{c.out_width}c{c.out_channels}"
-    return f"f32_conv_{shape}_k3x3i{c.in_channels}__t{p.tiles}_winograd4"
+    return f"{shape_name(c, 'conv')}i{c.in_channels}__t{p.tiles}_winograd4"

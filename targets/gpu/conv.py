@@ -67,6 +67,14 @@ class ConvPlan:
         return -(-self.conv.out_channels // self.block) * self.block if self.flat else self.block
 
     @property
+    def panels(self) -> int:
+        """Elements of the packed weights; of a grouped convolution, of one group's."""
+        channels, conv = self.conv.out_channels, self.conv
+        channels = -(-channels // self.block) * self.block if self.team > 1 else channels
+        lanes = sum(count * sum(padded_pieces(n, self.lanes, self.least)) for n, count in blocks(channels, self.panel))
+        return prod(conv.kernel) * conv.in_channels * lanes
+
+    @property
     def group(self) -> tuple[int, int, int] | None:
         """The work group."""
         return (self.team, self.group_y, 1) if self.team > 1 else group_of(self.group_x, self.group_y)
@@ -258,6 +266,8 @@ class _ConvWriter:
             panel = f"{block} * {p.block * (4 if p.dot else 1)}"
         else:
             panel = f"{block} * {self.depth * sum(padded_pieces(p.block, p.lanes, p.least))}"
+        if conv.grouped:
+            panel = f"{panel} + {image} * {p.panels}"
         acc = Accumulators(self.body, conv.accumulator_dtype, len(corners), widths)
         self._reduce(acc, corners, self.body.index("panel", panel), k_step)
         return acc
@@ -353,7 +363,7 @@ def contract(p: ConvPlan | WinogradPlan) -> str:
     if isinstance(p, WinogradPlan):
         return winograd.contract(p)
     c = p.conv
-    shape = f"n{c.batch}h{c.out_height}w{c.out_width}c{c.out_channels}"
+    shape = f"{'g' if c.grouped else 'n'}{c.batch}h{c.out_height}w{c.out_width}c{c.out_channels}"
     kind = "gemm_rt" if c.weight_strides else "conv"
     shared = (f"s{p.team}" if p.team > 1 else "f" * p.flat) + "i" * p.image
     tile = f"t{p.rows}x{p.columns}v{p.vectors}l{p.lanes}d{p.depth}{'dot' * p.dot}{shared}g{p.group_x}x{p.group_y}"

@@ -104,7 +104,7 @@ def pack(p: WinogradPlan, weight: np.ndarray) -> np.ndarray:
 def contract(p: WinogradPlan) -> str:
     """The kernel's name."""
     c = p.conv
-    shape = f"n{c.batch}h{c.out_height}w{c.out_width}c{c.out_channels}"
+    shape = f"{'g' if c.grouped else 'n'}{c.batch}h{c.out_height}w{c.out_width}c{c.out_channels}"
     tile = f"o{p.out}{'i' * p.image}g{p.group_x}x{p.group_y}"
     return f"{SHORT[c.input_dtype]}_winograd_{shape}_k3x3i{c.in_channels}__{tile}"
 
@@ -131,7 +131,7 @@ class _WinogradWriter:
         column = body.index("column", f"{tile} % {p.grid[1]} * {p.out}")
         acc = Accumulators(body, "float32", p.size**2, [LANES])
         corners = self._corners(image, row, column)
-        self._multiply(acc, corners, vector)
+        self._multiply(acc, corners, image, vector)
         self._store(acc, image, row, column, vector)
         return body.source(p.items, (p.group_x, p.group_y, 1), bool(p.image))
 
@@ -149,10 +149,11 @@ class _WinogradWriter:
         base = body.index("base", f"{conv.input_offset} + {image} * {n_step}")
         return [[f"{base} + {down} + {across}" for across in columns] for down in rows]
 
-    def _multiply(self, acc: Accumulators, corners: list[list[str]], vector: str) -> None:
+    def _multiply(self, acc: Accumulators, corners: list[list[str]], image: str, vector: str) -> None:
         """Sums of all input channels, a chunk of them at a time: a vector for each of the group's items."""
         p, body = self.plan, self.body
-        panel = body.index("panel", f"{vector} * {self.conv.in_channels * p.size**2 * LANES}")
+        block = f"({image} * {p.vectors} + {vector})" if self.conv.grouped else vector
+        panel = body.index("panel", f"{block} * {self.conv.in_channels * p.size**2 * LANES}")
         with body.loop(self.conv.in_channels, p.group_x * LANES) as chunk:
             if p.group_x == 1:
                 self._products(acc, self._transformed(corners, chunk), f"{panel} + ({chunk}) * {p.size**2 * LANES}")

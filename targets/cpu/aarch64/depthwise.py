@@ -119,7 +119,7 @@ class _DepthwiseWriter:
         corner = self.conv.input_offset + origin[0] * n_step + origin[1] * (sh * h_step)
         corner = self.body.bind("corner", corner + origin[2] * (sw * w_step) + origin[3])
         head = (self.weight, weights) if self.plan.head else None
-        start = self.start.vectors(origin[3], channels, width // LANES, head)
+        start = self.start.vectors(origin, channels, width // LANES, head)
         tile = Tile(self.body, "int32", [Point(0, column) for column in range(columns)], start)
         weights = self.body.bind("w", weights + self.plan.head * width)
         for first in range(0, self.plan.taps, 2):

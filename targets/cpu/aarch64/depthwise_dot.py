@@ -123,7 +123,7 @@ class _DepthwiseWriter:
         corner = self.body.bind("corner", corner + origin[3])
         weights = self.body.bind("w", block * self.plan.block_bytes)
         head = (self.weight, weights) if self.plan.head else None
-        start = self.start.vectors(origin[3], channels, HALVES, head)
+        start = self.start.vectors(origin, channels, HALVES, head)
         by_row = self._weights(weights + self.plan.head * WIDTH, rows)
         ring = self.body.local("int8", max(1, self.plan.carried * HALVES * BYTES))
         self._carry(ring, [self._column(corner, place, rows) for place in range(self.plan.carried)])

@@ -75,9 +75,9 @@ class ElementWriter(BiasedWriter):
     plan: ElementPlan
 
     def _accumulators(
-        self, points: list[Point], widths: list[int], channel: Any, channels: int, panel: Any
+        self, points: list[Point], widths: list[int], origin: dict[int, Any], channels: int, panel: Any
     ) -> Accumulators:
-        self._first = self.start.address(channel, channels, len(widths))
+        self._first = self.start.address(origin, channels, len(widths))
         return Tile(self.body, self.start.dtype, points, [unset(self.start.dtype)] * len(widths))
 
     def _reduce(self, acc: Accumulators, corner: Any, panel: Any, k_step: int) -> None:

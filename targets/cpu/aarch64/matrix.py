@@ -53,10 +53,10 @@ class MatrixPlan(RunPlan):
 
 class _MatrixWriter(RunWriter):
     def _accumulators(
-        self, points: list[Point], widths: list[int], channel: Any, channels: int, panel: Any
+        self, points: list[Point], widths: list[int], origin: dict[int, Any], channels: int, panel: Any
     ) -> Accumulators:
         even = [*points, *points[-1:]] if len(points) % SIDE else points
-        acc = super()._accumulators(even, widths, channel, channels, panel)
+        acc = super()._accumulators(even, widths, origin, channels, panel)
         self._exchange(acc)
         return acc
 

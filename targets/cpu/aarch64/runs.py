@@ -214,10 +214,10 @@ class RunWriter(BiasedWriter):
             self.factors.append(self.body.hold(join([spread] * (BYTES // (lanes * together)))))
 
     def _accumulators(
-        self, points: list[Point], widths: list[int], channel: Any, channels: int, panel: Any
+        self, points: list[Point], widths: list[int], origin: dict[int, Any], channels: int, panel: Any
     ) -> Accumulators:
         head = (self.weight, panel) if self.plan.head else None
-        start = self.start.vectors(channel, channels, len(widths), head)
+        start = self.start.vectors(origin, channels, len(widths), head)
         return Tile(self.body, self.start.dtype, points, start)
 
     def _reduce(self, acc: Accumulators, corner: Any, panel: Any, k_step: int) -> None:

@@ -47,43 +47,45 @@ class Start:
         """Sums in a register."""
         return lanes_of(self.dtype)
 
-    def vectors(self, channel: Any, channels: int, count: int, head: tuple[Any, Any] | None = None) -> list[Any]:
-        """The start of ``channels`` from ``channel`` on, in ``count`` vectors; no bias is read past the last channel.
+    def vectors(
+        self, origin: dict[int, Any], channels: int, count: int, head: tuple[Any, Any] | None = None
+    ) -> list[Any]:
+        """The start of ``channels`` from ``origin`` on, in ``count`` vectors; no bias is read past the last channel.
 
         ``head`` is a buffer and an offset in it, where an int32 for each lane is to be added.
         """
         vectors = []
         for index in range(count):
-            value = self._vector(channel + index * self.lanes, channels - index * self.lanes)
+            value = self._vector(origin, index * self.lanes, channels - index * self.lanes)
             if head is not None:
                 buffer, offset = head
                 value = value + tirx.reinterpret("int32x4", vector_load(buffer, offset + index * RESULTS, RESULTS))
             vectors.append(self.body.hold(value))
         return vectors
 
-    def address(self, channel: Any, channels: int, count: int) -> Any:
+    def address(self, origin: dict[int, Any], channels: int, count: int) -> Any:
         """Of the same in memory: of the bias, or of a copy where that ends within a vector."""
         if self.bias is not None and channels == count * self.lanes:
-            axes = {**dict.fromkeys(range(CHANNEL_AXIS), tirx.const(0, "int32")), CHANNEL_AXIS: channel}
-            offset = Emitter(self.body, self.operands, axes)(self.bias.args[1])
+            offset = Emitter(self.body, self.operands, origin)(self.bias.args[1])
             return assembly.address(self.operands[self.bias.args[0]], offset)
         copy = self.body.local(self.dtype, count * self.lanes)
-        for index, value in enumerate(self.vectors(channel, channels, count)):
+        for index, value in enumerate(self.vectors(origin, channels, count)):
             self.body.emit(vector_store(copy, value, tirx.const(index * self.lanes, "int32")))
         return assembly.address(copy, tirx.const(0, "int32"))
 
-    def _vector(self, channel: Any, channels: int) -> Any:
+    def _vector(self, origin: dict[int, Any], first: int, channels: int) -> Any:
+        """That of up to a vector of ``channels``, ``first`` channels behind ``origin``."""
         zero, lanes = tirx.const(0, self.dtype), self.lanes
         if self.bias is None or channels <= 0:
             return tirx.Broadcast(zero, lanes)
         if channels >= lanes:
-            return self._at(channel, lanes).vector(self.bias)
-        each = [self._at(channel + lane, 1)(self.bias) for lane in range(channels)]
+            return self._at(origin, first, lanes).vector(self.bias)
+        each = [self._at(origin, first + lane, 1)(self.bias) for lane in range(channels)]
         return join([*each, *[zero] * (lanes - channels)])
 
-    def _at(self, channel: Any, lanes: int) -> Emitter:
-        axes = dict.fromkeys(range(CHANNEL_AXIS), tirx.const(0, "int32"))
-        return Emitter(self.body, self.operands, {**axes, CHANNEL_AXIS: channel}, CHANNEL_AXIS, lanes)
+    def _at(self, origin: dict[int, Any], first: int, lanes: int) -> Emitter:
+        axes = {**origin, CHANNEL_AXIS: origin[CHANNEL_AXIS] + first}
+        return Emitter(self.body, self.operands, axes, CHANNEL_AXIS, lanes)
 
 
 class Tile(Accumulators):

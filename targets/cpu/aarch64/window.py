@@ -167,7 +167,7 @@ class _WindowWriter:
         addresses = [
             assembly.address(self.weight, weights),
             assembly.address(self.input, corner),
-            self.start.address(origin[3], width, 1),
+            self.start.address(origin, width, 1),
         ]
         assembly.call(self.kernel, made, lambda: inline(made), tile.buffer, addresses)
         tile.write(self.target, origin, width)

@@ -181,7 +181,7 @@ class _DotWriter(ConvWriter):
     plan: DotPlan
 
     def _accumulators(
-        self, points: list[Point], widths: list[int], channel: Any, channels: int, panel: Any
+        self, points: list[Point], widths: list[int], origin: dict[int, Any], channels: int, panel: Any
     ) -> Accumulators:
         start = None
         if self.plan.head:

@@ -224,10 +224,9 @@ class _GroupedWriter(ConvWriter):
         self.factors: list[tuple[Any, Any]] = []
 
     def _accumulators(
-        self, points: list[Point], widths: list[int], channel: Any, channels: int, panel: Any
+        self, points: list[Point], widths: list[int], origin: dict[int, Any], channels: int, panel: Any
     ) -> IntegerTile:
-        axes = {**dict.fromkeys(range(3), tirx.const(0, "int32")), 3: channel}
-        start = bias_vectors(self.body, self.target.operands, self.bias, axes, widths, channels)
+        start = bias_vectors(self.body, self.target.operands, self.bias, origin, widths, channels)
         if self.plan.layout.signed:
             self.sign, start = read_head(self.body, self.weight, panel, start, widths)
         return IntegerTile(self.body, self.plan.isa, points, widths, [self.body.hold(value) for value in start])

@@ -250,18 +250,17 @@ class _DepthwiseWriter:
 
     def _block(self, image: Any, row: Any, rows: int, channel: Any, block: Block, panel: Any) -> None:
         """One block of channels of some rows."""
-        self._start(channel, block, panel)
+        self._start({0: image, 1: row, 2: tirx.const(0, "int32"), 3: channel}, block, panel)
         self._load_weights(panel + self.plan.layout.head(block.lanes), block)
         for first, columns, count in tiles(self.conv.out_width, self.plan.columns):
             with self.body.loop(count) as index:
                 origin = {0: image, 1: row, 2: first + index * columns, 3: channel}
                 self._tile(origin, rows, columns, block)
 
-    def _start(self, channel: Any, block: Block, panel: Any) -> None:
+    def _start(self, origin: dict[int, Any], block: Block, panel: Any) -> None:
         """What every sum starts from."""
-        axes = {**dict.fromkeys(range(3), tirx.const(0, "int32")), 3: channel}
         widths = [block.width] * block.vectors
-        start = bias_vectors(self.body, self.target.operands, self.bias, axes, widths, block.channels, block.vectors)
+        start = bias_vectors(self.body, self.target.operands, self.bias, origin, widths, block.channels, block.vectors)
         if self.plan.signed:
             self.sign, start = read_head(self.body, self.weight, panel, start, widths)
         self.start = [self.body.hold(value) for value in start]

@@ -120,24 +120,25 @@ def _lanes(value: Any) -> int:
 
 
 def bias_vectors(
-    body: Body, operands: Sequence[Any], bias: Expr | None, axes: dict[int, Any], widths: Sequence[int], channels: int,
-    turns: int = 1,
+    body: Body, operands: Sequence[Any], bias: Expr | None, origin: dict[int, Any], widths: Sequence[int],
+    channels: int, turns: int = 1,
 ) -> list[Any]:
-    """The bias of ``channels`` in vectors of ``widths``, zeros behind the last; nothing is read past it.
+    """The bias of ``channels`` from ``origin`` on in vectors of ``widths``, zeros behind the last; nothing is read
+    past it.
 
     With ``turns`` above 1 the vectors share the channels (see :class:`.tir.Emitter`), and are whole.
     """
     if bias is None:
         return [tirx.Broadcast(tirx.const(0, "int32"), width) for width in widths]
     if turns > 1:
-        points = [{**axes, CHANNEL_AXIS: axes[CHANNEL_AXIS] + turn * TURN} for turn in range(turns)]
+        points = [{**origin, CHANNEL_AXIS: origin[CHANNEL_AXIS] + turn * TURN} for turn in range(turns)]
         emitters = [Emitter(body, operands, point, CHANNEL_AXIS, widths[0], turns=turns) for point in points]
         return [emitter.vector(bias) for emitter in emitters]
     vectors = []
     for first, width in zip(starts(widths), widths, strict=True):
         values, read = [], min(width, channels - first)
         for lanes in pieces(read, width):
-            point = {**axes, CHANNEL_AXIS: axes[CHANNEL_AXIS] + first}
+            point = {**origin, CHANNEL_AXIS: origin[CHANNEL_AXIS] + first}
             values.append(Emitter(body, operands, point, CHANNEL_AXIS, lanes).vector(bias))
             first += lanes
         vectors.append(join([*values, *[tirx.const(0, "int32")] * (width - read)]))

@@ -104,7 +104,7 @@ class _SpreadingWriter(WinogradWriter):
             for start, channels, groups in tiles(self.conv.out_channels, self.plan.block):
                 with self.body.loop(groups) as group:
                     channel = self.body.bind("channel", start + group * channels)
-                    self._spread_weights(channel, sum(self.plan.widths(channels)))
+                    self._spread_weights(image, channel, sum(self.plan.widths(channels)))
                     with self.body.loop(count, first) as block:
                         self._block(image, block, channel, channels)
 
@@ -117,14 +117,16 @@ class _SpreadingWriter(WinogradWriter):
             self._products(source, widths, point * self._spread_step(row), point * (span * row), row)
         self._each_tile(block * span, lambda *place: self._transform_sums(image, channel, channels, *place))
 
-    def _spread_weights(self, channel: Any, row: int) -> None:
+    def _spread_weights(self, image: Any, channel: Any, row: int) -> None:
         """The weights of a block of ``row`` channels, zeros among them, at the 36 points, as [point, ci, channel]."""
         depth = self.conv.in_channels
+        lanes = sum(sum(self.plan.widths(n)) * count for _, n, count in tiles(self.conv.out_channels, self.plan.block))
+        base = self._weights_of(image, 9 * depth * lanes)
         with self.body.loop(depth) as index:
             for start, width, count in tiles(row, self.plan.lanes):
                 with self.body.loop(count) as vector:
                     place = self.body.bind("place", index * row + start + vector * width)
-                    first = self.body.bind("first", channel * (9 * depth) + place)
+                    first = self.body.bind("first", base + channel * (9 * depth) + place)
                     offsets = [[first + (3 * i + j) * (depth * row) for j in range(3)] for i in range(3)]
                     given = [
                         [self.body.bind("g", load_channels(self.weight, each, width)) for each in line]
