@@ -403,6 +403,7 @@ def prune_model(
         str, typer.Option(metavar="NAME", help="magnitude, norm-scale, obs, trajectory, relevance or random.")
     ] = "obs",
     repair: Annotated[bool, typer.Option(help="Fit the weights that stay to the samples.")] = True,
+    blockwise: Annotated[bool, typer.Option("--blockwise", help="Fit blocks of layers as a whole, in torch.")] = False,
     distil: Annotated[
         float, typer.Option(metavar="MINUTES", min=0, help="Learn from the original in torch for so long.")
     ] = 0.0,
@@ -424,7 +425,7 @@ def prune_model(
     shapes = parse_shape_flags(shape or ())
     settings = settings_for(
         remove, resolve_target(target), score=score, repair=repair, distil_minutes=distil, seed=seed, tokens=tokens,
-        pixels=pixels,
+        pixels=pixels, blockwise=blockwise,
     )  # fmt: skip
     found: Comparison
     if curve is not None:

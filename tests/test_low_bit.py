@@ -17,7 +17,17 @@ from edgec.graph import load_graph
 from edgec.grid import FACTORED_LIMIT, LARGEST_FACTOR, common_factors, factor_group, spread_factors
 from edgec.passes.pipeline import run as run_passes
 from edgec.passes.quantize import Recipe
-from edgec.passes.quantize.lowbit import WIDER, LowBit, fit_factored, fit_low_bit, limits, nearest_low_bit, spread
+from edgec.passes.quantize.lowbit import (
+    WIDER,
+    LowBit,
+    aimed,
+    fit_factored,
+    fit_low_bit,
+    limits,
+    nearest_low_bit,
+    shrunk,
+    spread,
+)
 from edgec.program import Conv
 from edgec.targets.cpu.packed import pack, plan
 from edgec.targets.target import load_target
@@ -57,6 +67,45 @@ def test_fit_costs_half_of_rounding_to_the_nearest(
     low, high = limits(bits)
     assert fit.values.min() >= low and fit.values.max() <= high and fit.scales.shape == (17, -(-127 // group))
     assert cost(fit, rows, moment) < 0.5 * cost(nearest_low_bit(rows, bits, group), rows, moment)
+
+
+def test_pairs_are_believed_as_far_as_samples_agree_on_them() -> None:
+    """Samples of one pattern each, seen at many positions, against as many positions of samples that are alike."""
+    generator, depth = np.random.default_rng(2), 48
+    mix = generator.standard_normal((depth, depth))
+    alike = generator.standard_normal((2000, depth)) @ mix
+    alone = np.repeat(generator.standard_normal((20, depth)), 100, axis=0)
+    beside = ~np.eye(depth, dtype=bool)
+    shares = []
+    for patches in (alike, alone):
+        moment = patches.T @ patches / len(patches)
+        found = shrunk(moment, patches, 20)
+        np.testing.assert_allclose(np.diag(found), np.diag(moment))
+        ratios = found[beside] / moment[beside]
+        np.testing.assert_allclose(ratios, ratios[0])
+        shares.append(float(ratios[0]))
+    assert shares[0] > 0.9 and shares[1] < 0.3
+    assert np.array_equal(shrunk(moment[:1, :1], patches[:1, :1], 1), moment[:1, :1])
+
+
+@pytest.mark.parametrize("regular", [True, False])
+def test_rows_are_aimed_where_that_helps_on_other_samples(regular: bool) -> None:
+    """What inputs have lost: the same share on all samples, or something else on each, which few samples cannot tell
+    from the same."""
+    generator, depth = np.random.default_rng(3), 32
+    mix = generator.standard_normal((depth, depth))
+    rows = generator.standard_normal((16, depth)).astype(np.float32)
+    exact, other = (np.repeat(generator.standard_normal((24, depth)), 20, axis=0) @ mix for _ in range(2))
+
+    def as_they_will_be(x: np.ndarray) -> np.ndarray:
+        return 0.8 * x if regular else x + np.repeat(generator.standard_normal((24, depth)), 20, axis=0)
+
+    def error(found: np.ndarray) -> float:
+        return float(np.square(unseen @ found.T - other @ rows.T).mean())
+
+    patches, unseen = as_they_will_be(exact), as_they_will_be(other)
+    found = aimed(rows, exact, patches, centred=True)
+    assert error(found) < 0.5 * error(rows) if regular else error(found) <= 1.05 * error(rows)
 
 
 @pytest.mark.parametrize(("bits", "wider"), WIDER.items())

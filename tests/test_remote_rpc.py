@@ -18,7 +18,6 @@ from edgec.devices.rpc import RpcTransport
 from edgec.errors import EdgecError
 from edgec.inspection import inspect_artifact
 from edgec.targets.target import load_target
-from edgec.tuning import measuring
 from edgec.tuning.measuring import RemoteMeter, retried, tasks_of
 from edgec.tuning.records import Records
 from edgec.tuning.tuner import meter_for, tune_program
@@ -80,9 +79,7 @@ def test_a_script_ends_as_the_shell_says(boards):
 
 
 def test_plans_are_measured_on_all_boards_at_a_time(boards, tmp_path, monkeypatch):
-    monkeypatch.setattr(measuring, "BATCH_SECONDS", 1.5)  # longer than it takes to build the next batch
-    monkeypatch.setattr(measuring, "MOST_ROUNDS", 1 << 40)
-    now, most, lock = 0, 0, threading.Lock()
+    now, most, lock, both = 0, 0, threading.Lock(), threading.Event()
     ended = RemoteMeter._ended
 
     def counted(self, program, arguments):
@@ -90,7 +87,10 @@ def test_plans_are_measured_on_all_boards_at_a_time(boards, tmp_path, monkeypatc
         with lock:
             now += 1
             most = max(most, now)
+        if most == 2:
+            both.set()
         try:
+            both.wait(30)  # until the next batch is built, however long that takes
             return ended(self, program, arguments)
         finally:
             with lock:

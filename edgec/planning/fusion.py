@@ -43,19 +43,40 @@ Rule = Callable[["_Uses", Program, Step], bool]
 
 
 class _Uses:
-    """Who writes and who reads each buffer of the arena."""
+    """Who writes and who reads each buffer of the arena, kept as steps go and change."""
 
     def __init__(self, program: Program) -> None:
         self.writers: dict[int, list[Step]] = {}
         self.readers: dict[int, list[Step]] = {}
         self.windows: set[int] = set()
+        self._seen: dict[int, list[Buffer]] = {}
         for step in program.steps:
-            self.writers.setdefault(id(step.output), []).append(step)
-            for buffer in step.inputs:
-                self.readers.setdefault(id(buffer), []).append(step)
-            for buffer in step.buffers:
-                if buffer.parent is not None:
-                    self.windows.add(id(buffer.parent))
+            self._add(step)
+
+    def changed(self, step: Step) -> None:
+        """``step`` reads other buffers than before."""
+        self.gone(step)
+        self._add(step)
+
+    def gone(self, step: Step) -> None:
+        """``step`` is no longer part of the program."""
+        *inputs, output = self._seen.pop(id(step))
+        self.writers[id(output)] = [each for each in self.writers[id(output)] if each is not step]
+        for buffer in inputs:
+            self.readers[id(buffer)] = [each for each in self.readers[id(buffer)] if each is not step]
+
+    def moved(self, buffer: Buffer) -> None:
+        """``buffer`` is a part of another now."""
+        self.windows.add(id(buffer.parent))
+
+    def _add(self, step: Step) -> None:
+        self._seen[id(step)] = list(step.buffers)
+        self.writers.setdefault(id(step.output), []).append(step)
+        for buffer in step.inputs:
+            self.readers.setdefault(id(buffer), []).append(step)
+        for buffer in step.buffers:
+            if buffer.parent is not None:
+                self.moved(buffer)
 
     def own(self, buffer: Buffer) -> Step | None:
         """The one step that writes ``buffer``, a whole buffer of the arena; None where there is no such."""
@@ -73,8 +94,15 @@ def _sweep(program: Program, rule: Rule) -> bool:
         for step in list(program.steps):
             if rule(uses, program, step):
                 again = changed = True
-                uses = _Uses(program)
     return changed
+
+
+def _merged(uses: _Uses, program: Program, gone: Step, kept: Step) -> bool:
+    """``kept`` does what ``gone`` did: note that."""
+    program.steps.remove(gone)
+    uses.gone(gone)
+    uses.changed(kept)
+    return True
 
 
 def _is_map(kernel: Kernel) -> bool:
@@ -140,8 +168,7 @@ def _inline(uses: _Uses, program: Program, consumer: Step) -> bool:
         if producer is None or not _is_map(producer.kernel) or _single_reader(uses, buffer) is not consumer:
             continue
         if consumer.inputs.count(buffer) == 1 and _substitute(producer, consumer, operand):
-            program.steps.remove(producer)
-            return True
+            return _merged(uses, program, producer, consumer)
     return False
 
 
@@ -254,8 +281,7 @@ def _into_epilogue(uses: _Uses, program: Program, consumer: Step) -> bool:
         if isinstance(producer.kernel, Loops) and (_is_map(producer.kernel) or producer.kernel.combine):
             continue
         if _append(producer, consumer, operand):
-            program.steps.remove(producer)
-            return True
+            return _merged(uses, program, producer, consumer)
     return False
 
 
@@ -346,6 +372,8 @@ def _place(uses: _Uses, program: Program, copy: Step) -> bool:
     source.parent, source.parent_offset = root, copy.output.root_offset + moves.start
     source.elements = root.elements - source.parent_offset
     program.steps.remove(copy)
+    uses.gone(copy)
+    uses.moved(source)
     return True
 
 

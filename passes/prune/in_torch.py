@@ -72,7 +72,7 @@ def reject_unknown(model: ir.Model) -> None:
     """Raises :class:`EdgecError` where a node's operator is not known here."""
     for node in model.graph:
         if node.op_type not in _OPERATORS or node.domain not in ("", "edgec") or not _is_known_resize(node):
-            raise EdgecError(f"{named(node)} cannot be trained through; leave --distil out for this model")
+            raise EdgecError(f"{named(node)} cannot be trained through; leave --distil and --blockwise out")
 
 
 def _is_known_resize(node: ir.Node) -> bool:

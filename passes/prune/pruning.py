@@ -15,6 +15,7 @@ from edgec.frontend.shapes import infer_shapes
 from edgec.passes.base import Pass
 from edgec.passes.prune.activations import Sample
 from edgec.passes.prune.allocation import Choice, Limits, Offers, allocate
+from edgec.passes.prune.blocks import check_fit, find_blocks, fit_blocks
 from edgec.passes.prune.compensation import Statistics, compensate, depth_mask, from_moments, from_weights
 from edgec.passes.prune.cost import Cost, Measure, Rates
 from edgec.passes.prune.coupling import Coupling, Unit, find_coupling
@@ -44,6 +45,7 @@ class Settings:
         rows: positions of each sample that moments and fits look at.
         curve_samples: samples that sensitivity curves are measured on; without curves for 0.
         mask_samples: samples that scores by masking run for each unit.
+        blockwise: whether blocks are fitted then as a whole, in torch (:mod:`edgec.passes.prune.blocks`).
         distil_minutes: how long the pruned model then learns from the original in torch, 0 for not at all.
         seed: of everything that is drawn.
     """
@@ -60,6 +62,7 @@ class Settings:
     rows: int = 64
     curve_samples: int = 64
     mask_samples: int = 4
+    blockwise: bool = False
     distil_minutes: float = 0.0
     seed: int = 0
 
@@ -82,6 +85,8 @@ class Prune(Pass):
 
     def transform(self, model: ir.Model) -> tuple[int, Sequence[Refusal]]:
         settings = self.settings
+        if settings.blockwise:
+            check_fit(model, self.samples)
         whole = Cost(model, settings.measure, rates=settings.rates).total
         own_biases(model)
         coupling, dead = remove_dead(model)
@@ -118,6 +123,7 @@ class Prune(Pass):
         """Cut the units out, and fit and factorise what is left."""
         settings, original = self.settings, model.clone()
         kept = _kept_channels(coupling, choice.units)
+        blocks = find_blocks(model, coupling.linears, Kept(choice.units)) if settings.blockwise else ()
         if settings.score == "obs":
             self._compensate(coupling, choice.units, statistics)
         remove_units(model, choice.units)
@@ -126,6 +132,8 @@ class Prune(Pass):
             splits = {str(linear.node.name): split for linear, split in choice.splits.items()}
             refit(model, linears, original, originals, kept, splits, self.samples, settings.rows, settings.seed)
             infer_shapes(model)
+        if settings.blockwise:
+            fit_blocks(model, find_coupling(model).linears, original, blocks, self.samples, settings.seed)
 
     def _compensate(self, coupling: Coupling, units: Sequence[Unit], statistics: Statistics) -> None:
         """Let the readers of what goes make up for it, which is what the score counted on."""

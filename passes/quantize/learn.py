@@ -122,7 +122,7 @@ def _fit(
     weights: Weights | LowBit
     if bits < 8 and patches is not None:
         seen = (patches[0], product.patches(sight.exact)[0]) if learned else None
-        weights = _low_bit(product, seen, x, bits, recipe, correct)
+        weights = _low_bit(product, seen, x, bits, recipe, correct, len(sight.x))
     elif learned and patches is not None:
         weights = _learned(product, patches, x, recipe, correct)
     else:
@@ -149,7 +149,7 @@ def _fit(
 
 def _low_bit(
     product: Product, seen: tuple[np.ndarray, np.ndarray] | None, x: Grid | None, bits: int, recipe: Recipe,
-    centred: bool,
+    centred: bool, samples: int,
 ) -> Weights | LowBit:  # fmt: skip
     """Weights of less than 8 bits, for patches of the input as it will be and in the float model; without these
     rounded to the nearest."""
@@ -159,7 +159,7 @@ def _low_bit(
     if seen is None:
         return nearest_low_bit(rows, bits, group, recipe.fixed_point)
     patches, exact = (each[:, order] for each in seen)
-    moment = shrunk(second_moment(patches[np.newaxis], centred)[0], len(patches))
+    moment = shrunk(second_moment(patches[np.newaxis], centred)[0], patches, samples)
     rows = aimed(rows, exact, patches, centred)
     if x is not None and bits == 4 and recipe.factors and not recipe.fixed_point and product.factor_group:
         group = product.factor_group

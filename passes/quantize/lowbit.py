@@ -17,7 +17,7 @@ Scales are numbers of bfloat16, so that an artifact can hold them in two bytes: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +35,12 @@ _SHARES = tuple(np.linspace(1.0, 0.4, 16))
 """Of the range that the largest weight of a group needs: what scales are tried."""
 
 _SWEEPS = 6
-_AIM_DAMPING = 0.1
+_PARTS = 64
+"""Parts of the samples between which moments are compared, at most."""
+
+_AIM_DAMPINGS = (0.1, 1.0, 10.0)
+"""Shares of the mean diagonal that are tried against what samples alone say of others."""
+
 _ALTERNATIONS = {2: 6, 3: 4, 4: 2}
 """How often scales and integers are fitted in turn, by bits."""
 
@@ -189,34 +194,94 @@ def _range(bits: np.ndarray, symmetric: bool) -> Range:
     return (-ends[:, 1] if symmetric else ends[:, 0]), ends[:, 1]
 
 
-def shrunk(moment: np.ndarray, positions: int) -> np.ndarray:
-    """H [depth, depth] with what ``positions`` say of pairs of elements believed the less, the fewer there are.
+def shrunk(moment: np.ndarray, patches: np.ndarray, samples: int) -> np.ndarray:
+    """H [depth, depth] with what it says of pairs of elements believed the less, the fewer positions there are, and
+    the less the samples agree on it.
 
-    A classifier at the end of a network sees one position a sample: errors that cancel on these do not on others.
+    Errors of a row can be made to cancel by pairs that go together on these samples and not on others; and the
+    positions of one sample, many as they are, say much the same. So what is off the diagonal is multiplied by no more
+    than the share with the least expected error, by its variance between samples (Schäfer and Strimmer 2005, target D,
+    after Ledoit and Wolf 2004).
+
+    Args:
+        moment: of all patches.
+        patches: [positions, depth], sample by sample.
+        samples: how many these are of; the positions of a single one are compared with each other.
     """
-    trust = positions / (positions + len(moment))
+    wide = patches.astype(np.float32) - patches.mean(axis=0, dtype=np.float32)
+    count = min(samples if samples > 1 else len(wide), len(wide), _PARTS)
+    total, squares = np.zeros(moment.shape), 0.0
+    for part in np.array_split(wide, count):
+        own = part.T @ part / len(part)
+        total += own
+        squares += _beside_diagonal(own)
+    seen = _beside_diagonal(total / count)
+    chance = (squares / count - seen) / max(count - 1, 1)
+    agreed = max(0.0, 1 - chance / max(seen, 1e-30)) if count > 1 else 0.0
+    trust = min(agreed, len(patches) / (len(patches) + len(moment)))
     return trust * moment + (1 - trust) * np.diag(np.diag(moment))
+
+
+def _beside_diagonal(matrix: np.ndarray) -> float:
+    """The sum of the squares of all elements but for the diagonal."""
+    return float(np.square(matrix, dtype=np.float64).sum() - np.square(np.diag(matrix), dtype=np.float64).sum())
 
 
 def aimed(rows: np.ndarray, exact: np.ndarray, patches: np.ndarray, centred: bool) -> np.ndarray:
     """``rows`` [outputs, depth] moved to what gives, on the inputs as they will be, most nearly the float results.
 
-    That is the solution of a least squares problem (Li et al. 2025, arXiv 2504.02692), damped, since what inputs have
-    lost cannot be won back from few samples.
+    That is the solution of a least squares problem (Li et al. 2025, arXiv 2504.02692), damped as is best for one half
+    of the samples where it was solved for the other one; rows stay as they are where nothing helps there.
 
     Args:
         rows: float32.
-        exact: patches [positions, depth] of the float model's inputs.
+        exact: patches [positions, depth] of the float model's inputs, sample by sample.
         patches: the same of the inputs behind quantised layers.
         centred: leave means out, which the bias takes up.
     """
-    wide, lost = patches.astype(np.float32), exact.astype(np.float32) - patches
-    if centred:
-        wide, lost = wide - wide.mean(axis=0), lost - lost.mean(axis=0)
-    moment = (wide.T @ wide).astype(np.float64)
-    moment += _AIM_DAMPING * np.trace(moment) / len(moment) * np.eye(len(moment))
-    cross = (lost.T @ wide).astype(np.float64)
-    return (rows + np.linalg.solve(moment, cross.T @ rows.T.astype(np.float64)).T).astype(np.float32)
+    half = len(patches) // 2
+    if not half:
+        return rows
+    first, second = (_Lost.of(exact[own], patches[own], centred) for own in (slice(half), slice(half, None)))
+    wide = rows.T.astype(np.float64)
+    gains = first.gains(second, wide) + second.gains(first, wide)
+    best = int(np.argmax(gains))
+    if gains[best] <= 0:
+        return rows
+    (moved,) = _Lost.of(exact, patches, centred).moves(wide, (_AIM_DAMPINGS[best],))
+    return (rows + moved.T).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """What the inputs of a product have lost: ``moment`` [depth, depth] of the patches as they will be, and ``cross``
+    of these with what is missing in them."""
+
+    moment: np.ndarray
+    cross: np.ndarray
+
+    @classmethod
+    def of(cls, exact: np.ndarray, patches: np.ndarray, centred: bool) -> _Lost:
+        """See :func:`aimed`."""
+        wide, lost = patches.astype(np.float32), exact.astype(np.float32) - patches
+        if centred:
+            wide, lost = wide - wide.mean(axis=0), lost - lost.mean(axis=0)
+        return cls((wide.T @ wide).astype(np.float64), (wide.T @ lost).astype(np.float64))
+
+    def moves(self, columns: np.ndarray, dampings: Sequence[float]) -> list[np.ndarray]:
+        """What is to be added to weights [depth, outputs], by shares of the mean diagonal that damp it."""
+        values, vectors = np.linalg.eigh(self.moment)
+        wanted = vectors.T @ (self.cross @ columns)
+        mean = max(float(values.mean()), 1e-30)
+        return [vectors @ (wanted / (np.maximum(values, 0) + share * mean)[:, None]) for share in dampings]
+
+    def gains(self, there: _Lost, columns: np.ndarray) -> np.ndarray:
+        """By how much each damping lowers the square error of results ``there``."""
+        wanted = there.cross @ columns
+        return np.array([
+            float((2 * move * wanted - move * (there.moment @ move)).sum())
+            for move in self.moves(columns, _AIM_DAMPINGS)
+        ])  # fmt: skip
 
 
 def descend(

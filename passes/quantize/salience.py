@@ -23,7 +23,7 @@ from edgec.passes.quantize.tape import few
 
 _SAMPLES = 16
 
-_ENOUGH = 0.02
+_ENOUGH = 0.01
 """Loss of the layers of few bits, all together, at which no more of them need 8; see :class:`Prediction`."""
 
 _MOST = 0.4
