@@ -165,11 +165,8 @@ def _narrow(parts: Sequence[Any], zero: int, dtype: str) -> Any:
     """
     halves = [instruction("int16x4", "aarch64.neon.sqxtn.v4i16", x) for x in parts]
     wide = [join(halves[index : index + 2]) for index in range(0, len(halves), 2)]
-    turned = dtype == "int8" and zero == -128
-    if not turned:
-        wide = [_plus(x, zero, f"v{lanes_of(x)}i16") for x in wide]
-    if not turned:
-        return _bytes(wide, dtype)
+    if dtype == "uint8" or zero != -128:
+        return _bytes([_plus(x, zero, f"v{lanes_of(x)}i16") for x in wide], dtype)
     narrow = _bytes(wide, "uint8")
     return tirx.reinterpret(vector_type("int8", narrow), tirx.bitwise_xor(narrow, constant(128, narrow)))
 

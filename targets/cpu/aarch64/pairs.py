@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgec.program import Conv
-from edgec.targets.cpu.aarch64.assembly import Instruction, Products
+from edgec.targets.cpu.aarch64.assembly import STREAM, Instruction, Products
 from edgec.targets.cpu.aarch64.element import ElementPlan, ElementWriter
 from edgec.targets.cpu.aarch64.neon import BYTES, long_product, pair_sums, repeated, turned
 from edgec.targets.cpu.aarch64.pair_assembly import HALF, LONG, PAIR, PairProducts, fits, halves, steps
@@ -25,6 +25,9 @@ from edgec.targets.cpu.aarch64.runs import generate as generate_runs
 from edgec.targets.cpu.aarch64.tile import LANES, Tile, load_input
 from edgec.targets.cpu.tir import part
 from edgec.targets.target import Target
+
+WAITING = 4
+"""Instructions that an in-order core could execute while it waits for weights, each time that it loads four vectors."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ class PairPlan(ElementPlan):
     def products(self, chunk: int, pixels: int, vectors: int) -> float:
         each = halves(chunk) * (pixels + 0.5) * vectors + pixels * vectors
         return steps(chunk) * (each + pixels)
+
+    def tile_instructions(self, rows: int, columns: int, channels: int) -> float:
+        vectors = len(self.widths(channels))
+        loads = self.run_count * sum(-(-steps(chunk) * vectors // STREAM) for chunk in self.chunks)
+        return super().tile_instructions(rows, columns, channels) + (WAITING * loads if self.written_out else 0)
 
     def arranged(self, block: np.ndarray) -> np.ndarray:
         """[step, vector of channels, half, channel, byte]."""
