@@ -30,6 +30,7 @@ from edgec.quantisation.mixing import (
     _weight_bytes,
 )
 from tests import graphs
+from tests.operators import node
 from tests.test_cli import results_of, sentence_of
 
 
@@ -123,6 +124,28 @@ def test_assembled_mix_is_near_what_quantisation_gives(sample_model: Path) -> No
         assert put_together > quantised - 6
     bits = assembly.weight_bits("w4")
     assert set(bits) == set(names) and set(bits.values()) == {4, 8}
+
+
+@pytest.mark.parametrize("name", ["first", "second", "sum", "last"])
+@pytest.mark.parametrize("precision", ["w8", "float", "int16"])
+def test_any_layer_around_a_sum_can_have_other_bits(name: str, precision: str) -> None:
+    """Where all is int8, the sum reads its convolution at 16 bits; where a neighbour is not, it reads 8."""
+    generator = np.random.default_rng(0)
+    weights = {f"w{i}": generator.normal(0, 0.3, shape).astype(np.float32) for i, shape in enumerate(
+        [(8, 3, 3, 3), (8, 8, 3, 3), (8, 8, 3, 3), (5, 8, 1, 1)]
+    )}  # fmt: skip
+    nodes = [
+        node("Conv", "x w0", "a", name="first", pads=[1] * 4), node("Relu", "a", "b"),
+        node("Conv", "b w1", "c", name="inner", pads=[1] * 4), node("Relu", "c", "d"),
+        node("Conv", "d w2", "e", name="second", pads=[1] * 4), node("Add", "b e", "f", name="sum"),
+        node("Relu", "f", "g"), node("Conv", "g w3", "y", name="last"),
+    ]  # fmt: skip
+    graph = load_graph(graphs.build(nodes, {"x": (1, 3, 8, 8)}, ["y"], weights))
+    run(graph, FLOAT)
+    samples = [{"x": generator.standard_normal((1, 3, 8, 8)).astype(np.float32)} for _ in range(8)]
+    assembly, wanted = Assembly(graph, samples, Recipe(), lambda *_: None), ModelRunner(graph).run_all(samples)
+    mixed = assembly.mixed(Recipe(layers={name: precision}))
+    assert signal(ModelRunner(mixed).run_all(samples), wanted) > 20
 
 
 def signal(found: Any, wanted: Any) -> float:

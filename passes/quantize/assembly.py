@@ -86,11 +86,11 @@ class Assembly:
         return found
 
     def _whole(self, bits: int) -> tuple[Placement, Ranges]:
-        """Where all activations are integers of ``bits``, and their ranges."""
+        """Where all activations are integers of ``bits``, those that a sum could read at 16 too, and their ranges."""
         if bits not in self._grids:
             recipe = self._recipe
             default = next(name for name, each in PRECISIONS.items() if each.activations == bits)
-            placement = self._places(replace(recipe, default=default, layers={}))
+            placement = self._places(replace(recipe, default=default, layers={}, wide_sums=False))
             statistics = observe_groups(
                 self.model, self._samples, (placement,), self._seen, self._of_samples("histograms")
             )
