@@ -57,7 +57,11 @@ def test_convolutions_multiply_integers_and_are_onnxruntimes(layers) -> None:
     read = [kernel.input_dtype for kernel in kernels if isinstance(kernel, Conv | Depthwise)]
     assert len(read) >= len(CONVOLUTIONS) and set(read) == {"int8", "int16"}
     steps = [0.05 / (256 if DTYPES[i % len(DTYPES)][1] == "int16" else 1) for i in range(len(CONVOLUTIONS))]
-    assert_within_one_step(wanted, graphs.run(model, inputs), steps)
+    found = graphs.run(model, inputs)
+    # ONNX Runtime rounds deep sums to float32 on the way, which takes a few to the other side of a step of 16 bits
+    assert_within_one_step(wanted, found, steps, share=0.02)
+    apart = [np.abs(found[name] - wanted[name]) > step / 2 for name, step in zip(wanted, steps, strict=True)]
+    assert np.concatenate([each.ravel() for each in apart]).mean() <= 0.001
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 only")
