@@ -20,6 +20,7 @@ from edgec.passes.quantize.products import product_of
 from edgec.passes.quantize.report import signal_to_noise
 from edgec.quantisation.mixing import (
     FAMILIES,
+    Limits,
     Mix,
     Option,
     _bisect,
@@ -28,6 +29,7 @@ from edgec.quantisation.mixing import (
     _Measured,
     _solved,
     _weight_bytes,
+    _what_helps,
 )
 from tests import graphs
 from tests.operators import node
@@ -212,7 +214,7 @@ def test_auto_stays_within_points(sample_model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--max-bytes", "1"], "no mix of precisions is within --max-bytes 1"),
+        (["--max-bytes", "1"], "no mix of precisions is within --max-bytes 1; allow more"),
         (["--max-bytes", "9", "--max-ms", "9"], "do not go together"),
         (["--target", "rpi4", "--max-ms", "9"], "--max-bytes instead"),
         (["--quantize", "w4", "--max-ms", "9"], "is for --quantize auto"),
@@ -226,6 +228,18 @@ def test_limits_that_cannot_hold_are_sentences(
     arguments = ["compile", sample_model, *mode, "--calib", calib, "--recipe", quick, *flags]
     assert said in sentence_of(*arguments, "-o", tmp_path / "x.so")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("limits", "samples", "sentence"),
+    [
+        (Limits(most_drop=1.0), 400, "allow more"),
+        (Limits(most_drop=1.0), 125, "each of the 32 samples that judge it, one in 4 of --calib, is 3.1 points"),
+        (Limits(most_bytes=9), 8, "allow more"),
+    ],
+)
+def test_few_samples_are_named_where_they_are_too_few(limits: Limits, samples: int, sentence: str) -> None:
+    assert _what_helps(limits, samples).startswith(sentence)
 
 
 def test_bytes_count_salient_groups(sample_model: Path) -> None:

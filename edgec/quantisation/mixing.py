@@ -164,7 +164,7 @@ def mix(
         found = [made for measured in measurements if (made := _within(measured, limits)) is not None]
         best = min(found, key=lambda each: each.loss, default=None)
     if best is None:
-        raise EdgecError(f"no mix of precisions is within {_said(limits)}; allow more")
+        raise EdgecError(f"no mix of precisions is within {_said(limits)}; {_what_helps(limits, len(samples))}")
     return best
 
 
@@ -172,6 +172,17 @@ def _said(limits: Limits) -> str:
     if limits.most_ms is not None:
         return f"--max-ms {limits.most_ms:g}"
     return f"--max-bytes {limits.most_bytes}" if limits.most_bytes is not None else f"--max-drop {limits.most_drop:g}"
+
+
+def _what_helps(limits: Limits, samples: int) -> str:
+    """Where one of the samples that points are counted on is more than may be lost, more samples help, too."""
+    judges = -(-samples // HELD_OUT)
+    if limits.most_drop is None or limits.most_drop >= 100 / judges:
+        return "allow more"
+    return (
+        f"each of the {judges} samples that judge it, one in {HELD_OUT} of --calib, is {100 / judges:.1f} points: "
+        "give more samples, or allow more"
+    )
 
 
 # ---- measuring ------------------------------------------------------------------------------------------------
