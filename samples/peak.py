@@ -139,7 +139,7 @@ def _epilogue(dtype: str) -> Expr:
     if dtype == "float32":
         return binary("max", total, scalar.const(0.0, dtype))
     real = binary("mul", cast(total, "float32"), scalar.load(3, scalar.axis(3), "float32"))
-    return scalar.saturate(real, 3, 3, 255, dtype, bounded=True)
+    return scalar.saturate(real, 3, 3, 255, dtype, scalar.WORD)
 
 
 def main() -> None:
