@@ -58,12 +58,12 @@ def freeze(
     from edgec.graph import load_graph
     from edgec.inspection import describe_value
     from edgec.passes.simplify import Simplify
-    from edgec.transformation import apply_passes, model_bytes
+    from edgec.transformation import model_bytes
 
     path = Path(output)
     check_writable(path)
     frozen = load_graph(model, shapes=shapes, values=values, inputs=inputs, outputs=outputs)
-    apply_passes(frozen, [Simplify()], None)
+    Simplify().apply(frozen)
     write_atomically({path: model_bytes(frozen)})
     graph = frozen.graph
     return Frozen(path, tuple(map(describe_value, graph.inputs)), tuple(map(describe_value, graph.outputs)), len(graph))

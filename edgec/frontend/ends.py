@@ -12,9 +12,9 @@ from difflib import get_close_matches
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from edgec.errors import EdgecError
+from edgec.frontend.shapes import infer_where_possible
 from edgec.frontend.values import inputs_text, is_used, shape_text
 
 Number = bool | int | float
@@ -63,7 +63,7 @@ def cut(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
 
     Raises :class:`EdgecError` for a name that no value has, and for outputs that need an input that is cut off.
     """
-    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)  # the new ends need a type
+    infer_where_possible(model)  # the new ends need a type
     graph = model.graph
     known = {str(value.name): value for node in graph for value in node.outputs}
     known |= {str(value.name): value for value in graph.inputs}

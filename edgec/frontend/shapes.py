@@ -78,12 +78,17 @@ def forget_shapes(model: ir.Model) -> None:
             value.shape = None if rank is None else ir.Shape([None] * rank)
 
 
+def infer_where_possible(model: ir.Model) -> None:
+    """Infer shapes and dtypes in place, as far as ONNX can tell them."""
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+
+
 def restate_outputs(model: ir.Model) -> bool:
     """Give the outputs of the graph the ranks that inference finds, and say whether one was declared otherwise."""
     declared = [value.shape for value in model.graph.outputs]
     for value in model.graph.outputs:
         value.shape = None
-    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    infer_where_possible(model)
     changed = False
     for value, shape in zip(model.graph.outputs, declared, strict=True):
         if value.shape is None:
@@ -109,9 +114,9 @@ def infer_shapes(model: ir.Model) -> None:
 
 def _infer(model: ir.Model) -> None:
     _state_onesided(model)
-    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    infer_where_possible(model)
     while _keep_shapes(model):
-        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+        infer_where_possible(model)
 
 
 def _state_onesided(model: ir.Model) -> None:

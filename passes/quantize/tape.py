@@ -68,9 +68,10 @@ def walk(
     """Every node of ``model`` on ``samples``, in order; ``progress`` is told how many of how many were done."""
     nodes, tape = list(model.graph), Tape(model.graph, samples)
     for done, node in enumerate(nodes, 1):
-        visit = Visit(node, tape.inputs(node), runner.run(node, tape.inputs(node)))
-        yield visit
-        tape.store(node, visit.outputs)
+        inputs = tape.inputs(node)
+        outputs = runner.run(node, inputs)
+        yield Visit(node, inputs, outputs)
+        tape.store(node, outputs)
         if progress:
             progress(done, len(nodes))
 

@@ -14,8 +14,8 @@ import numpy as np
 from edgec.building.lazy_tvm import tirx
 from edgec.program import Depthwise
 from edgec.targets.cpu.aarch64.neon import long_product, special
-from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile, load_input
-from edgec.targets.cpu.tile import Point, Store, bias_apart, load_channels, shape_name, starts, tiles
+from edgec.targets.cpu.aarch64.tile import LANES, Tile, load_input, start_and_store
+from edgec.targets.cpu.tile import Point, load_channels, shape_name, starts, tiles
 from edgec.targets.cpu.tir import Kernel, lanes_of, part
 from edgec.targets.target import Target
 
@@ -85,10 +85,7 @@ class _DepthwiseWriter:
     def __init__(self, p: DepthwisePlan, kernel: Kernel) -> None:
         self.plan, self.conv, self.kernel, self.body = p, p.depthwise, kernel, kernel.body
         self.input, self.weight = kernel.buffers[:2]
-        operands = kernel.buffers[:-1]
-        epilogue, bias = bias_apart(self.conv.epilogue, "int32")
-        self.start = Start(self.body, operands, "int32", bias)
-        self.target = Store(self.body, operands, kernel.buffers[-1], epilogue, self.conv.store)
+        self.start, self.target = start_and_store(self.conv, kernel)
 
     def write(self) -> None:
         with self.body.loop(self.conv.batch) as image:

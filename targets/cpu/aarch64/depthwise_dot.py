@@ -18,8 +18,8 @@ import numpy as np
 from edgec.building.lazy_tvm import stmt, tirx
 from edgec.program import Depthwise
 from edgec.targets.cpu.aarch64.neon import BYTES, dot, special, zipped
-from edgec.targets.cpu.aarch64.tile import LANES, Start, Tile, load_input
-from edgec.targets.cpu.tile import Point, Store, bias_apart, load_channels, shape_name, share_rows, tiles
+from edgec.targets.cpu.aarch64.tile import LANES, Tile, load_input, start_and_store
+from edgec.targets.cpu.tile import Point, load_channels, shape_name, share_rows, tiles
 from edgec.targets.cpu.tir import Kernel
 from edgec.targets.target import Target
 
@@ -103,10 +103,7 @@ class _DepthwiseWriter:
     def __init__(self, p: DotDepthwisePlan, kernel: Kernel) -> None:
         self.plan, self.conv, self.kernel, self.body = p, p.depthwise, kernel, kernel.body
         self.input, self.weight = kernel.buffers[:2]
-        operands = kernel.buffers[:-1]
-        epilogue, bias = bias_apart(self.conv.epilogue, "int32")
-        self.start = Start(self.body, operands, "int32", bias)
-        self.target = Store(self.body, operands, kernel.buffers[-1], epilogue, self.conv.store)
+        self.start, self.target = start_and_store(self.conv, kernel)
 
     def write(self) -> None:
         with self.body.loop(self.conv.batch) as image:

@@ -23,10 +23,10 @@ from edgec.building.lazy_tvm import tirx
 from edgec.grid import split_factors
 from edgec.program import Conv
 from edgec.targets.cpu.aarch64.neon import BYTES, half_of, special
-from edgec.targets.cpu.aarch64.tile import Start, Tile, lanes_of
+from edgec.targets.cpu.aarch64.tile import Tile, lanes_of, start_and_store
 from edgec.targets.cpu.contiguous import ContiguousPlan
 from edgec.targets.cpu.conv import RESIDENT_PANEL_BYTES, ConvWriter
-from edgec.targets.cpu.tile import Accumulators, Point, Store, bias_apart, load_channels, reduce_over, shape_name, tiles
+from edgec.targets.cpu.tile import Accumulators, Point, load_channels, reduce_over, shape_name, tiles
 from edgec.targets.cpu.tir import Kernel, join, part
 
 REGISTERS = 32
@@ -167,10 +167,7 @@ class BiasedWriter(ConvWriter):
 
     def __init__(self, p: RunPlan, kernel: Kernel) -> None:
         super().__init__(p, kernel)
-        operands, dtype = kernel.buffers[:-1], p.conv.accumulator_dtype
-        epilogue, bias = bias_apart(p.conv.epilogue, dtype)
-        self.start = Start(self.body, operands, dtype, bias)
-        self.target = Store(self.body, operands, kernel.buffers[-1], epilogue, p.conv.store)
+        self.start, self.target = start_and_store(p.conv, kernel)
 
 
 class RunWriter(BiasedWriter):

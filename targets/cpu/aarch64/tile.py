@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from edgec.building.lazy_tvm import tirx
+from edgec.program import Conv, Depthwise
 from edgec.scalar import Expr
 from edgec.targets.cpu.aarch64 import assembly
-from edgec.targets.cpu.tile import Accumulators, Point, Store
-from edgec.targets.cpu.tir import Body, Emitter, join, part, vector_load, vector_store
+from edgec.targets.cpu.tile import Accumulators, Point, Store, bias_apart
+from edgec.targets.cpu.tir import Body, Emitter, Kernel, join, part, vector_load, vector_store
 from edgec.targets.vectors import CHANNEL_AXIS, pieces
 
 LANES = 4
@@ -86,6 +87,14 @@ class Start:
     def _at(self, origin: dict[int, Any], first: int, lanes: int) -> Emitter:
         axes = {**origin, CHANNEL_AXIS: origin[CHANNEL_AXIS] + first}
         return Emitter(self.body, self.operands, axes, CHANNEL_AXIS, lanes)
+
+
+def start_and_store(conv: Conv | Depthwise, kernel: Kernel) -> tuple[Start, Store]:
+    """What the sums of ``conv`` start from, and where its results go."""
+    operands, dtype = kernel.buffers[:-1], conv.accumulator_dtype
+    epilogue, bias = bias_apart(conv.epilogue, dtype)
+    store = Store(kernel.body, operands, kernel.buffers[-1], epilogue, conv.store)
+    return Start(kernel.body, operands, dtype, bias), store
 
 
 class Tile(Accumulators):

@@ -20,8 +20,8 @@ from edgec.program import Depthwise
 from edgec.targets.cpu.aarch64 import assembly
 from edgec.targets.cpu.aarch64.assembly import FAR, KINDS, REGISTERS, Inline, parts
 from edgec.targets.cpu.aarch64.neon import special
-from edgec.targets.cpu.aarch64.tile import Start, Tile, lanes_of, unset
-from edgec.targets.cpu.tile import Point, Store, bias_apart, over_channels, shape_name, share_rows, tiles, window_uses
+from edgec.targets.cpu.aarch64.tile import Tile, lanes_of, start_and_store, unset
+from edgec.targets.cpu.tile import Point, over_channels, shape_name, share_rows, tiles, window_uses
 from edgec.targets.cpu.tir import Kernel
 from edgec.targets.target import Target
 from edgec.targets.vectors import pieces
@@ -136,11 +136,8 @@ class _WindowWriter:
     def __init__(self, p: WindowPlan, kernel: Kernel) -> None:
         self.plan, self.conv, self.kernel, self.body = p, p.depthwise, kernel, kernel.body
         self.input, self.weight = kernel.buffers[:2]
-        operands = kernel.buffers[:-1]
         self.dtype, self.lanes = self.conv.accumulator_dtype, p.lanes
-        epilogue, bias = bias_apart(self.conv.epilogue, self.dtype)
-        self.start = Start(self.body, operands, self.dtype, bias)
-        self.target = Store(self.body, operands, kernel.buffers[-1], epilogue, self.conv.store)
+        self.start, self.target = start_and_store(self.conv, kernel)
 
     def write(self) -> None:
         with self.body.loop(self.conv.batch) as image:
