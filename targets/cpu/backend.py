@@ -68,9 +68,6 @@ _SPECIAL = {"aarch64": "aarch64", "cortex-m": "cortex_m", "x86_64": "x86"}
 
 def template_for(kernel: Kernel, target: Target) -> Template:
     """The template that generates ``kernel`` for ``target``; other architectures' are not loaded."""
-    reals = isinstance(kernel, Conv) and kernel.input_dtype == "float32"
-    if isinstance(kernel, Conv) and packed.fits(kernel) and reals:
-        return _PACKED
     special = _SPECIAL.get(target.arch)
     found = import_module(f"edgec.targets.cpu.{special}").template_for(kernel, target) if special else None
     if found is None and isinstance(kernel, Conv) and packed.fits(kernel):

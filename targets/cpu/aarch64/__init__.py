@@ -17,6 +17,7 @@ from edgec.targets.cpu.aarch64 import (
     matrix,
     pairs,
     runs,
+    vector,
     window,
     winograd,
 )
@@ -51,6 +52,8 @@ LOOPS = Template(loops.plan, loops.generate, contract)
 
 def template_for(kernel: Kernel, target: Target) -> Template | None:
     """The template of this architecture for ``kernel``, where there is one."""
+    if isinstance(kernel, Conv) and kernel.packing is not None and kernel.input_dtype == "float32":
+        return vector.template_for(kernel, target)
     if isinstance(kernel, Conv) and kernel.weight_strides is None:
         if kernel.input_dtype == "float32":
             return WINOGRAD if winograd.fits(kernel) else FLOATS

@@ -9,7 +9,7 @@ from edgec.targets.cpu import interleave
 from edgec.targets.cpu.depthwise import pack as pack_floats
 from edgec.targets.cpu.loops import contract
 from edgec.targets.cpu.winograd import contract as contract_winograd
-from edgec.targets.cpu.x86 import conv, depthwise, loops, window, winograd
+from edgec.targets.cpu.x86 import conv, depthwise, loops, vector, window, winograd
 from edgec.targets.cpu.x86.isa import Isa
 from edgec.targets.cpu.x86.narrow import special
 from edgec.targets.target import Target
@@ -23,6 +23,8 @@ WINOGRAD = Template(winograd.plan, winograd.generate, contract_winograd, winogra
 
 def template_for(kernel: Kernel, target: Target) -> Template | None:
     """The template of this architecture for ``kernel``, where there is one."""
+    if isinstance(kernel, Conv) and kernel.packing is not None and kernel.input_dtype == "float32":
+        return vector.template_for(kernel, target)
     if isinstance(kernel, Conv) and conv.fits(kernel):
         return CONV
     if isinstance(kernel, Conv) and winograd.fits(kernel, target):
