@@ -110,7 +110,7 @@ class _Binder(OperandBinder):
         operands = self.operands(template, planned, kernel, inputs, output)
         dtypes = [buffer.dtype for buffer in operands]
         symbol, narrow = self._symbol(template, planned, dtypes), ""
-        if isinstance(planned, packed.PackedPlan) and planned.nested:
+        if isinstance(kernel, Conv) and kernel.packing is not None and kernel.packing.nested:
             narrow = self._symbol(template, packed.narrowed(planned), dtypes)
         parallel = _parallel(step.kernel)
         self.calls.append(Call(symbol, template.contract(planned), tuple(operands), parallel, step, narrow))

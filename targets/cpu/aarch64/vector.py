@@ -90,7 +90,7 @@ LONG = digits.template(LongPlan, _LongWriter)
 
 
 def template_for(conv: Conv, target: Target) -> Template | None:
-    """The template of ``conv``, whose weights are packed, where it is a vector of floats times a matrix."""
+    """The template of ``conv`` where it is a vector of floats times packed weights."""
     if "dotprod" in target.features:
         return DOT if digits.fits(DotPlan, conv) else None
     return LONG if digits.fits(LongPlan, conv) else None

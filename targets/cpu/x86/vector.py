@@ -80,7 +80,7 @@ PAIRS = digits.template(PairPlan, _PairWriter)
 
 
 def template_for(conv: Conv, target: Target) -> Template | None:
-    """The template of ``conv``, whose weights are packed, where it is a vector of floats times a matrix."""
+    """The template of ``conv`` where it is a vector of floats times packed weights."""
     isa = Isa.of(target)
     if isa.vnni:
         return DOT if digits.fits(DotPlan, conv) else None
