@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from edgec.program import Conv, Depthwise, Kernel, Loops
-from edgec.targets.cpu import interleave
+from edgec.targets.cpu import interleave, spreading
 from edgec.targets.cpu.aarch64 import (
     depthwise,
     depthwise_dot,
@@ -17,6 +17,7 @@ from edgec.targets.cpu.aarch64 import (
     matrix,
     pairs,
     runs,
+    vector,
     window,
     winograd,
 )
@@ -42,6 +43,7 @@ PAIRS = _tiled(pairs.PairPlan, pairs.plan, pairs.generate)
 FLOATS = _tiled(floats.FloatPlan, floats.plan, floats.generate)
 HALVES = _tiled(floats.HalfPlan, floats.half_plan, floats.generate)
 WINOGRAD = Template(winograd.plan, winograd.generate, contract_winograd, pack_winograd)
+SPREADING = Template(winograd.plan, winograd.generate, spreading.contract, spreading.pack)
 DEPTHWISE = Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack)
 DEPTHWISE_DOT = Template(depthwise_dot.plan, depthwise_dot.generate, depthwise_dot.contract, depthwise_dot.pack)
 WINDOW = Template(window.plan, window.generate, window.contract, window.pack, candidates=window.candidates)
@@ -51,7 +53,12 @@ LOOPS = Template(loops.plan, loops.generate, contract)
 
 def template_for(kernel: Kernel, target: Target) -> Template | None:
     """The template of this architecture for ``kernel``, where there is one."""
+    by_digits = vector.template_for(kernel, target) if isinstance(kernel, Conv) else None
+    if by_digits is not None:
+        return by_digits
     if isinstance(kernel, Conv) and kernel.weight_strides is None:
+        if kernel.input_dtype == "float32" and kernel.packing is not None:
+            return SPREADING if winograd.fits(kernel) else None
         if kernel.input_dtype == "float32":
             return WINOGRAD if winograd.fits(kernel) else FLOATS
         if kernel.sum_dtype == "float16":
