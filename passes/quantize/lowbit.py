@@ -258,10 +258,12 @@ def aimed(rows: np.ndarray, exact: np.ndarray, patches: np.ndarray, centred: boo
 
 @dataclass(frozen=True)
 class _Lost:
-    """What the inputs of a product have lost: ``moment`` [depth, depth] of the patches as they will be, and ``cross``
-    of these with what is missing in them."""
+    """What the inputs of a product have lost: the moment V diag(s) Vᵀ of the patches as they will be, [depth, depth],
+    and ``cross``, of these with what is missing in them. ``values`` are s and ``vectors`` V, without zeros of s that
+    there are for want of positions."""
 
-    moment: np.ndarray
+    values: np.ndarray
+    vectors: np.ndarray
     cross: np.ndarray
 
     @classmethod
@@ -270,20 +272,24 @@ class _Lost:
         wide, lost = patches.astype(np.float32), exact.astype(np.float32) - patches
         if centred:
             wide, lost = wide - wide.mean(axis=0), lost - lost.mean(axis=0)
-        return cls((wide.T @ wide).astype(np.float64), (wide.T @ lost).astype(np.float64))
+        if len(wide) < wide.shape[1]:
+            _, singular, rows = np.linalg.svd(wide.astype(np.float64), full_matrices=False)
+            values, vectors = np.square(singular), rows.T
+        else:
+            values, vectors = np.linalg.eigh((wide.T @ wide).astype(np.float64))
+        return cls(np.maximum(values, 0), vectors, (wide.T @ lost).astype(np.float64))
 
     def moves(self, columns: np.ndarray, dampings: Sequence[float]) -> list[np.ndarray]:
         """What is to be added to weights [depth, outputs], by shares of the mean diagonal that damp it."""
-        values, vectors = np.linalg.eigh(self.moment)
-        wanted = vectors.T @ (self.cross @ columns)
-        mean = max(float(values.mean()), 1e-30)
-        return [vectors @ (wanted / (np.maximum(values, 0) + share * mean)[:, None]) for share in dampings]
+        wanted = self.vectors.T @ (self.cross @ columns)
+        mean = max(float(self.values.sum()) / len(self.vectors), 1e-30)
+        return [self.vectors @ (wanted / (self.values + share * mean)[:, None]) for share in dampings]
 
     def gains(self, there: _Lost, columns: np.ndarray) -> np.ndarray:
         """By how much each damping lowers the square error of results ``there``."""
         wanted = there.cross @ columns
         return np.array([
-            float((2 * move * wanted - move * (there.moment @ move)).sum())
+            float(2 * (move * wanted).sum() - there.values @ np.square(there.vectors.T @ move).sum(axis=1))
             for move in self.moves(columns, _AIM_DAMPINGS)
         ])  # fmt: skip
 
