@@ -10,6 +10,12 @@ transposed does not matter: that stays outside, and costs nothing when lowered.
 The mask is added, or chosen by Where(allowed, score, m) with a constant m of at most −10⁹. That is the same as
 adding 0 or m, as long as every row allows something: the others' powers are 0 either way.
 
+Several query heads may share a head of keys and values (grouped queries, Ainslie et al. 2023, arXiv 2305.13245), which
+exporters repeat for each of them, [B, H, T, D] as [B, G·H, T, D] by Unsqueeze, Expand and Reshape. Queries of one head
+of keys are then so many more rows of it, and nothing is repeated:
+
+    q [B, G·H, S, D] as [B, H, G·S, D],    result [B, H, G·S, E] as [B, G·H, S, E]
+
 Half floats stay spelled out: there the place of the factor shows in the third digit of the result.
 """
 
@@ -51,16 +57,24 @@ class FuseAttention(FusePass):
             return None
         absorbed = (*rows, softmax, *split, *found.nodes)
         _require_outside(absorbed, weighted, found.mask)
-        return Match("Attention", absorbed, lambda: [_attention(model, node, found, weighted)])
+        return Match("Attention", absorbed, lambda: _attention(model, node, found, weighted))
 
 
-def _attention(model: ir.Model, node: ir.Node, scores: _Scores, weighted: ir.Value) -> ir.Node:
-    mask, inputs = scores.mask, [scores.query, scores.key, weighted]
-    if mask is None:
-        return call(model, "Attention", inputs, {"scale": scores.scale}, node.name)
-    if isinstance(mask, np.ndarray):
-        mask = initializer(model, f"{node.name}_mask", mask)
-    return call(model, "MaskedAttention", [*inputs, mask], {"scale": scores.scale}, node.name)
+def _attention(model: ir.Model, node: ir.Node, scores: _Scores, weighted: ir.Value) -> list[ir.Node]:
+    if isinstance(scores.mask, np.ndarray):
+        scores = replace(scores, mask=initializer(model, f"{node.name}_mask", scores.mask))
+    shared = _Shared.of(scores, weighted)
+    if shared is not None:
+        return shared.attention(model, node, scores)
+    return [_call(model, node, scores, [scores.query, scores.key, weighted], scores.mask)]
+
+
+def _call(
+    model: ir.Model, node: ir.Node, scores: _Scores, inputs: Sequence[ir.Value], mask: ir.Value | np.ndarray | None
+) -> ir.Node:
+    name = "Attention" if mask is None else "MaskedAttention"
+    masks = [mask] if isinstance(mask, ir.Value) else []
+    return call(model, name, [*inputs, *masks], {"scale": scores.scale}, node.name)
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,93 @@ class _Scores:
     scale: float
     nodes: tuple[ir.Node, ...]
     mask: ir.Value | np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """Keys and values as they were before each head was repeated.
+
+    Attributes:
+        key: [B, H, T, D], or [B, H, 1, T, D] with the axis that was expanded.
+        value: the same of the values.
+        batch: B.
+        heads: H, of keys and values.
+        queries: G, the heads of queries for each.
+        rows: S.
+        columns: T.
+    """
+
+    key: ir.Value
+    value: ir.Value
+    batch: int
+    heads: int
+    queries: int
+    rows: int
+    columns: int
+
+    @classmethod
+    def of(cls, scores: _Scores, weighted: ir.Value) -> _Shared | None:
+        """None where no heads are repeated, or the mask differs between those that share."""
+        turned = producer(scores.key, "Transpose")
+        if turned is None or list(turned.attributes.get_ints("perm", ())) != [0, 1, 3, 2]:
+            return None
+        key, value, query = _repeated(turned.inputs[0]), _repeated(weighted), shape_of(scores.query)
+        if key is None or value is None or len(query) != 4:
+            return None
+        (batch, heads, _, columns, _), expanded = shape_of(key), shape_of(weighted)
+        if shape_of(value)[:2] != (batch, heads) or query[:2] != expanded[:2]:
+            return None
+        found = cls(key, value, batch, heads, expanded[1] // heads, query[2], columns)
+        return found if not isinstance(scores.mask, ir.Value) or found.mask_shapes(scores.mask) else None
+
+    def mask_shapes(self, mask: ir.Value) -> tuple[tuple[int, ...], ...]:
+        """What a mask is expanded and reshaped to, one after the other; nothing where it fits none."""
+        batch, heads, rows, columns = (1,) * (4 - len(shape_of(mask))) + shape_of(mask)
+        if heads == 1 and rows == 1:
+            return (shape_of(mask),)
+        wide = (batch, self.heads if heads > 1 else 1, self.queries, self.rows, columns)
+        if heads > 1 and (heads != self.heads * self.queries or rows != self.rows):
+            return ()
+        return (wide, (batch, wide[1], self.queries * self.rows, columns))
+
+    def attention(self, model: ir.Model, node: ir.Node, scores: _Scores) -> list[ir.Node]:
+        """The operator on what is shared, between nodes that only change shapes."""
+        nodes: list[ir.Node] = []
+
+        def made(operator: str, value: ir.Value, shape: Sequence[int], role: str) -> ir.Value:
+            constant = initializer(model, f"{node.name}_{role}_shape", np.array(shape, np.int64))
+            nodes.append(ir.node(operator, [value, constant], name=f"{node.name}_{role}"))
+            return nodes[-1].outputs[0]
+
+        size, width = shape_of(scores.query)[-1], shape_of(self.value)[-1]
+        rows = self.queries * self.rows
+        query = made("Reshape", scores.query, (self.batch, self.heads, rows, size), "rows")
+        key = made("Reshape", self.key, (self.batch, self.heads, self.columns, size), "keys")
+        value = made("Reshape", self.value, (self.batch, self.heads, self.columns, width), "values")
+        nodes.append(ir.node("Transpose", [key], {"perm": [0, 1, 3, 2]}, name=f"{node.name}_turned"))
+        key, mask = nodes[-1].outputs[0], scores.mask
+        if isinstance(mask, ir.Value) and len(shapes := self.mask_shapes(mask)) > 1:
+            wide, joined = shapes
+            mask = made("Reshape", mask, (*wide[:2], wide[2] if wide[1] > 1 else 1, *wide[3:]), "mask_heads")
+            mask = made("Reshape", made("Expand", mask, wide, "mask_wide"), joined, "mask_rows")
+        nodes.append(_call(model, node, scores, [query, key, value], mask))
+        nodes[-1].name = f"{node.name}_shared"
+        made("Reshape", nodes[-1].outputs[0], (*shape_of(scores.query)[:3], width), "heads")
+        return nodes
+
+
+def _repeated(value: ir.Value | None) -> ir.Value | None:
+    """What was expanded to ``value`` [B, G·H, T, D], as [B, H, 1, T, D]; None where that is not how it came to be."""
+    joined = producer(value, "Reshape")
+    expanded = producer(joined.inputs[0], "Expand") if joined is not None else None
+    source = expanded.inputs[0] if expanded is not None else None
+    if value is None or source is None or len(shape_of(source)) != 5 or len(shape_of(value)) != 4:
+        return None
+    batch, heads, one, columns, size = shape_of(source)
+    queries = shape_of(value)[1] // heads
+    assert expanded is not None
+    same = shape_of(expanded.outputs[0]) == (batch, heads, queries, columns, size)
+    return source if one == 1 and same and shape_of(value) == (batch, heads * queries, columns, size) else None
 
 
 def _unreshaped(value: ir.Value | None) -> tuple[ir.Value | None, tuple[ir.Node, ...]]:

@@ -9,8 +9,10 @@ import pytest
 
 from edgec.frontend.summary import summarise
 from edgec.graph import load_graph
+from edgec.lowering import lower
 from tests import graphs
 from tests.operators import Array, assert_agrees, compiled_outputs, node, normal
+from tests.programs import HostProgram
 
 OPSET = 23
 SEPARATE = {"q": normal(2, 4, 5, 17), "k": normal(2, 4, 7, 17), "v": normal(2, 4, 7, 3)}
@@ -81,3 +83,16 @@ def test_products_are_counted_with_the_past(tmp_path: Path) -> None:
     shapes = {n: a.shape for n, a in SEPARATE.items()} | {"pk": (2, 4, 6, 17), "pv": (2, 4, 6, 3)}
     model = graphs.build([made], shapes, ["y", "present_key", "present_value"], opset=OPSET)
     assert summarise(load_graph(model)).macs == 2 * 4 * 5 * (7 + 6) * (17 + 3)
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(1, ["Loops"]), (5, ["Loops"]), (7, ["Loops", "Conv"])])
+@pytest.mark.parametrize("depth", [17, 64])
+def test_few_queries_meet_keys_where_they_lie(depth: int, rows: int, steps: list[str], tmp_path: Path) -> None:
+    """Keys of a cache are not turned for one query; where there are many, that pays."""
+    turn = node("Transpose", "k", "t", perm=[0, 1, 3, 2])
+    inputs = {"q": normal(2, 3, rows, depth), "k": normal(2, 3, 127, depth)}
+    model = graphs.build([turn, node("MatMul", "q t")], {name: each.shape for name, each in inputs.items()}, ["y"])
+    program = lower(load_graph(model))
+    assert [type(step.kernel).__name__ for step in program.steps] == steps
+    found = HostProgram(program, tmp_path).run(inputs)["y"]
+    np.testing.assert_allclose(found, inputs["q"] @ inputs["k"].swapaxes(-1, -2), rtol=0, atol=1e-5)

@@ -60,7 +60,10 @@ def spelled(text: str) -> Nodes:
     return nodes
 
 
-def _attribute(text: str) -> float | int | str:
+def _attribute(text: str) -> float | int | str | list[int]:
+    """``0.5``, ``1``, ``none`` or ``0:2:1``."""
+    if ":" in text:
+        return [int(each) for each in text.split(":")]
     for kind in (int, float):
         try:
             return kind(text)
@@ -397,6 +400,43 @@ def test_attention_without_heads(tmp_path: Path) -> None:
 def test_attention_with_one_key_for_all_heads(tmp_path: Path) -> None:
     inputs = {"q": (2, 3, 5, 4), "k": (2, 1, 4, 17), "v": (1, 1, 17, 7)}
     check(FuseAttention(), Case(ATTENTION["bare"][0], ["Attention"], SCALES, inputs), tmp_path)
+
+
+REPEATED = (
+    "a = Unsqueeze k two; e = Expand a wide; r = Reshape e joined; t = Transpose(perm=0:1:3:2) r;"
+    "b = Unsqueeze v two; f = Expand b wide_v; u = Reshape f joined_v; s = MatMul q t;"
+)
+
+
+@pytest.mark.parametrize("mask", [None, (1, 1, 1, 17), (17,), (2, 1, 5, 17), (5, 17), (2, 6, 5, 17)], ids=str)
+@pytest.mark.parametrize("rows", [1, 5])
+def test_attention_to_heads_that_are_shared(rows: int, mask: tuple[int, ...] | None, tmp_path: Path) -> None:
+    """Three heads of queries for each of keys and values, which nothing repeats any more."""
+    mask = None if mask is None else tuple(rows if extent == 5 else extent for extent in mask)
+    inputs = {"q": (2, 6, rows, 8), "k": (2, 2, 17, 8), "v": (2, 2, 17, 7), **({"z": mask} if mask else {})}
+    constants = {"two": whole(2), "wide": whole(2, 2, 3, 17, 8), "joined": whole(2, 6, 17, 8)}
+    constants |= {"wide_v": whole(2, 2, 3, 17, 7), "joined_v": whole(2, 6, 17, 7), "c": number(0.5)}
+    masked = "m = Mul s c; n = Add m z;" if mask else "n = Mul s c;"
+    text = f"{REPEATED} {masked} w = Softmax(axis=-1) n; y = MatMul w u"
+    _, model, report = fused(FuseAttention(), Case(text, [], constants, inputs))
+    assert report.matched == 1 and report.refusals == ()
+    shared = next(node for node in model.graph if "Attention" in node.op_type)
+    assert [tuple(value.shape.numpy()) for value in shared.inputs[:3]] == [
+        (2, 2, 3 * rows, 8), (2, 2, 8, 17), (2, 2, 17, 7)
+    ]  # fmt: skip
+    case = Case(text, operators(model), constants, inputs)
+    check(FuseAttention(), case, tmp_path)
+    assert not any(node.op_type == "Expand" and node.inputs[0].name in ("a", "b") for node in model.graph)
+
+
+def test_attention_to_heads_whose_masks_differ_stays(tmp_path: Path) -> None:
+    """One row of a mask for all queries of a head, and another one for each head: shared heads have no such row."""
+    inputs = {"q": (2, 6, 5, 8), "k": (2, 2, 17, 8), "v": (2, 2, 17, 7), "z": (2, 6, 1, 17)}
+    constants = {"two": whole(2), "wide": whole(2, 2, 3, 17, 8), "joined": whole(2, 6, 17, 8)}
+    constants |= {"wide_v": whole(2, 2, 3, 17, 7), "joined_v": whole(2, 6, 17, 7)}
+    text = f"{REPEATED} n = Add s z; w = Softmax(axis=-1) n; y = MatMul w u"
+    becomes = [*("Unsqueeze", "Expand", "Reshape") * 2, "Transpose", "MaskedAttention"]
+    check(FuseAttention(), Case(text, becomes, constants, inputs), tmp_path)
 
 
 def test_attention_counts_as_its_products() -> None:

@@ -14,6 +14,12 @@ from edgec.lowering.reduction import working_dtype
 from edgec.program import CONSTANT, Conv, Packing, View, dense_strides
 from edgec.scalar import binary, cast, const
 
+_FEW_ROWS = 6
+"""Rows up to which dot products cost less than a copy, measured at depths of 64 and 128."""
+
+_LONG = 16
+"""Elements from which on a dot product fills the vectors of every processor."""
+
 
 @lowers("Gemm")
 def lower_gemm(ctx: Lowering, node: ir.Node) -> None:
@@ -53,10 +59,18 @@ def product(
     ctx: Lowering, out: View, a: View, b: View, c: View | None = None, alpha: float = 1.0, beta: float = 1.0
 ) -> None:
     """Emit out = alpha · a · b + beta · c for any dtype; ``out`` is dense in row-major order."""
-    if out.dtype == "float32" and a.shape[-1] > 0:
+    if out.dtype == "float32" and a.shape[-1] > 0 and not _are_dots(a, b, out):
         matrix_product(ctx, out, a, b, c, alpha, beta)
     else:
         _general_product(ctx, out, a, b, c, alpha, beta)
+
+
+def _are_dots(a: View, b: View, out: View) -> bool:
+    """Whether so few rows meet columns that lie one after the other, as the keys of a cache do, that dot products in
+    place cost less than the copy that a product of matrices needs."""
+    rows, columns = with_joined_rows(a, b, out.shape[:-2])[0].shape[-2], b.shape[-1]
+    lie = b.buffer.space != CONSTANT and b.strides[-2] == 1 and a.strides[-1] == 1 and b.strides[-1] != 1
+    return lie and columns > 1 and rows <= _FEW_ROWS and b.shape[-2] >= _LONG
 
 
 def matrix_product(
