@@ -52,12 +52,10 @@ class PackedPlan(ConvPlan):
         return self.conv.packing is not None and self.conv.packing.nested
 
     @property
-    def lower(self) -> int | None:
-        """Where the lower nibbles begin; None where they are not read."""
+    def planes(self) -> tuple[int, ...]:
+        """Where the bytes begin that are read: those of lower nibbles behind all others."""
         assert self.conv.packing is not None
-        if not self.nested or self.conv.packing.bits == 4:
-            return None
-        return super().panels
+        return (0, super().panels) if self.nested and self.conv.packing.bits == 8 else (0,)
 
     @property
     def panels(self) -> int:
@@ -85,6 +83,12 @@ class PackedPlan(ConvPlan):
         """Bits and groups of each width, where there are several."""
         assert self.conv.packing is not None
         return self.conv.packing.parts
+
+    @property
+    def shares(self) -> list[tuple[int, float]]:
+        """Bits of each width, and the share of the depth that has it."""
+        parts = self.parts or ((self.bits, 1),)
+        return [(bits, count / sum(each for _, each in parts)) for bits, count in parts]
 
     @property
     def part_bytes(self) -> list[int]:
@@ -132,9 +136,7 @@ def candidates(conv: Conv, target: Target) -> list[PackedPlan]:
 def _cost(p: PackedPlan) -> float:
     """As :func:`edgec.targets.cpu.conv.cost`, and what unpacking costs each tile."""
     conv, total = p.conv, cost(p)
-    parts = p.parts or ((p.bits, 1),)
-    unpacking = sum(_UNPACKING[bits] * count for bits, count in parts) / sum(count for _, count in parts)
-    unpacking = unpacking * (1 + p.nested) + bool(p.group)
+    unpacking = sum(_UNPACKING[bits] * share for bits, share in p.shares) * (1 + p.nested) + bool(p.group)
     for _, _, row_tiles in tiles(conv.out_height, p.rows):
         for _, _, column_tiles in tiles(conv.out_width, p.columns):
             for _, channels, blocks in tiles(conv.out_channels, p.block):
@@ -181,11 +183,11 @@ def narrowed(p: NestedPlan) -> NestedPlan:
 def generate(p: PackedPlan, dtypes: list[str]) -> Any:
     """The kernel, as ``tirx.PrimFunc``."""
     kernel = Kernel(dtypes)
-    _PackedWriter(p, kernel).write()
+    PackedWriter(p, kernel).write()
     return kernel.function()
 
 
-class _PackedWriter(ConvWriter):
+class PackedWriter(ConvWriter):
     plan: PackedPlan
 
     def __init__(self, p: PackedPlan, kernel: Kernel) -> None:
@@ -259,10 +261,9 @@ class _PackedWriter(ConvWriter):
         """``count`` elements along the depth for the whole tile."""
         size = bytes_of(count, self.unpacker.bits)
         source, weights = self.body.bind("source", source), self.body.bind("weights", weights)
-        lower = self.plan.lower
         rows, row_scales = [], []
         for first, width in zip(starts(acc.widths), acc.widths, strict=True):
-            planes = [weights + first * size] if lower is None else [weights + first * size + at for at in (0, lower)]
+            planes = [weights + first * size + plane for plane in self.plan.planes]
             rows.append([[self.unpacker.byte(base + index * width, width) for index in range(size)] for base in planes])
             row_scales.append(self._scale(start, first, width, sum(acc.widths)))
         elements = [source + element * step for element in range(count)]
@@ -292,13 +293,16 @@ class _PackedWriter(ConvWriter):
         return weight if scale is None else self.body.hold(weight * scale)
 
     def _multiply_element(self, acc: Accumulators, source: Any, vectors: list[Any]) -> None:
-        _, h_step, w_step, _ = self.conv.input_strides
-        sh, sw = self.conv.stride
-        for pixel, point in enumerate(acc.points):
-            offset = point.row * sh * h_step + point.column * sw * w_step
+        for pixel, offset in enumerate(self._pixel_offsets(acc)):
             value = self.body.bind("x", tirx.BufferLoad(self.input, [source + offset]))
             for index, weight in enumerate(vectors):
                 acc.add_product(pixel, index, value, weight)
+
+    def _pixel_offsets(self, acc: Accumulators) -> list[int]:
+        """How far the inputs of each pixel of a tile lie behind those of the first."""
+        _, h_step, w_step, _ = self.conv.input_strides
+        sh, sw = self.conv.stride
+        return [point.row * sh * h_step + point.column * sw * w_step for point in acc.points]
 
     def _scale(self, start: Any, first: int, width: int, lanes: int) -> Any:
         """The scales or factors of a vector of channels, of a block of ``lanes``, for the element ``start`` along the
@@ -310,7 +314,7 @@ class _PackedWriter(ConvWriter):
             value = load_channels(self.scales, self.factors + group * lanes + first, width)
             return self.body.hold(value.astype(vector("int32", width)))
         value = scales(self.scales, group, self.conv.out_channels, self.channel + first, width)
-        if self.plan.nested and self.plan.lower is None:  # the upper nibbles count sixteens
+        if self.plan.nested and len(self.plan.planes) == 1:  # the upper nibbles count sixteens
             value = value * same(16, width, "float32")
         return self.body.hold(value)
 
