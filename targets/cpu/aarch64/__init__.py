@@ -18,6 +18,7 @@ from edgec.targets.cpu.aarch64 import (
     packed,
     pairs,
     runs,
+    vector,
     window,
     winograd,
 )
@@ -56,6 +57,9 @@ LOOPS = Template(loops.plan, loops.generate, contract)
 
 def template_for(kernel: Kernel, target: Target) -> Template | None:
     """The template of this architecture for ``kernel``, where there is one."""
+    by_digits = vector.template_for(kernel, target) if isinstance(kernel, Conv) else None
+    if by_digits is not None:
+        return by_digits
     if isinstance(kernel, Conv) and kernel.weight_strides is None:
         if kernel.input_dtype == "float32" and kernel.packing is not None:
             return SPREADING if winograd.fits(kernel) else PACKED if packed.fits(kernel) else None

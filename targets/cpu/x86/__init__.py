@@ -8,7 +8,7 @@ from edgec.program import Conv, Depthwise, Kernel, Loops
 from edgec.targets.cpu import interleave, spreading
 from edgec.targets.cpu.depthwise import pack as pack_floats
 from edgec.targets.cpu.loops import contract
-from edgec.targets.cpu.x86 import conv, depthwise, loops, window, winograd
+from edgec.targets.cpu.x86 import conv, depthwise, loops, vector, window, winograd
 from edgec.targets.cpu.x86.isa import Isa
 from edgec.targets.cpu.x86.narrow import special
 from edgec.targets.target import Target
@@ -22,6 +22,9 @@ WINOGRAD = Template(winograd.plan, winograd.generate, spreading.contract, spread
 
 def template_for(kernel: Kernel, target: Target) -> Template | None:
     """The template of this architecture for ``kernel``, where there is one."""
+    by_digits = vector.template_for(kernel, target) if isinstance(kernel, Conv) else None
+    if by_digits is not None:
+        return by_digits
     if isinstance(kernel, Conv) and conv.fits(kernel):
         return CONV
     if isinstance(kernel, Conv) and winograd.fits(kernel, target):
