@@ -52,10 +52,12 @@ class PackedPlan(ConvPlan):
         return self.conv.packing is not None and self.conv.packing.nested
 
     @property
-    def planes(self) -> tuple[int, ...]:
-        """Where the bytes begin that are read: those of lower nibbles behind all others."""
+    def lower(self) -> int | None:
+        """Where the lower nibbles begin; None where they are not read."""
         assert self.conv.packing is not None
-        return (0, super().panels) if self.nested and self.conv.packing.bits == 8 else (0,)
+        if not self.nested or self.conv.packing.bits == 4:
+            return None
+        return super().panels
 
     @property
     def panels(self) -> int:
@@ -261,9 +263,10 @@ class PackedWriter(ConvWriter):
         """``count`` elements along the depth for the whole tile."""
         size = bytes_of(count, self.unpacker.bits)
         source, weights = self.body.bind("source", source), self.body.bind("weights", weights)
+        lower = self.plan.lower
         rows, row_scales = [], []
         for first, width in zip(starts(acc.widths), acc.widths, strict=True):
-            planes = [weights + first * size + plane for plane in self.plan.planes]
+            planes = [weights + first * size] if lower is None else [weights + first * size + at for at in (0, lower)]
             rows.append([[self.unpacker.byte(base + index * width, width) for index in range(size)] for base in planes])
             row_scales.append(self._scale(start, first, width, sum(acc.widths)))
         elements = [source + element * step for element in range(count)]
@@ -314,7 +317,7 @@ class PackedWriter(ConvWriter):
             value = load_channels(self.scales, self.factors + group * lanes + first, width)
             return self.body.hold(value.astype(vector("int32", width)))
         value = scales(self.scales, group, self.conv.out_channels, self.channel + first, width)
-        if self.plan.nested and len(self.plan.planes) == 1:  # the upper nibbles count sixteens
+        if self.plan.nested and self.plan.lower is None:  # the upper nibbles count sixteens
             value = value * same(16, width, "float32")
         return self.body.hold(value)
 
