@@ -274,6 +274,8 @@ class PackedWriter(ConvWriter):
             self._scaled_sums(acc, elements, rows, row_scales)
             return
         for element, place in enumerate(elements):
+            if self._overlap:
+                self.kernel.load_anew()
             vectors = [
                 self._scaled(self.unpacker.element(row, element, width), scale)
                 for row, width, scale in zip(rows, acc.widths, row_scales, strict=True)
@@ -300,6 +302,11 @@ class PackedWriter(ConvWriter):
             value = self.body.bind("x", tirx.BufferLoad(self.input, [source + offset]))
             for index, weight in enumerate(vectors):
                 acc.add_product(pixel, index, value, weight)
+
+    @property
+    def _overlap(self) -> bool:
+        """Whether neighbouring pixels share inputs of an eight, which the compiler would keep, and spill sums for."""
+        return self.conv.out_width > 1 and self.conv.stride[1] * self.conv.input_strides[2] < EIGHT
 
     def _pixel_offsets(self, acc: Accumulators) -> list[int]:
         """How far the inputs of each pixel of a tile lie behind those of the first."""
