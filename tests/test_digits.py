@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from edgec.format.widths import LIMITS, nest_widths
 from edgec.passes.quantize.lowbit import limits
 from edgec.targets.cpu import x86
 from tests import graphs
@@ -117,6 +119,26 @@ def test_errors_beside_those_of_multiplying_floats(
         exact = x[0].astype(np.float64) @ rows
         by, beside = (np.square(each.run({"x": x})["y"][0] - exact).mean() ** 0.5 for each in (own, floats))
         assert by <= most * beside
+
+
+@pytest.mark.parametrize("generation", ["vnni", "avx2"])
+@pytest.mark.parametrize(("depth", "channels", "group"), [(127, 21, 32), (24, 127, 8)])
+def test_nested_weights_at_both_widths(generation: str, depth: int, channels: int, group: int, tmp_path: Path) -> None:
+    """8 bits are as exact as unnested ones; 4 bits are the upper nibbles, rounded."""
+    model, rows, groups = product(depth, channels, group, 8)
+    program = program_of(model)
+    (step,) = program.steps
+    values = np.asarray(step.inputs[1].data)
+    scales = rows / np.where(values == 0, 1, values).reshape(rows.shape)
+    np.minimum(values, LIMITS[1], out=values)
+    nest_widths(program)
+    compiled, x = HostProgram(program, tmp_path, target(generation)), vector(depth)
+    (call,) = compiled.code.calls
+    upper = 16 * (values.astype(int) + 8 >> 4)
+    for symbol, integers in ((call.symbol, values), (call.narrow, upper)):
+        compiled.code.calls[0] = replace(call, symbol=symbol)
+        found = compiled.run({"x": x}, threads=2)["y"]
+        assert errors(found, x, (model, scales * integers.reshape(rows.shape), groups)).max() < 1
 
 
 SPECIAL = {
