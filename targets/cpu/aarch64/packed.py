@@ -246,7 +246,7 @@ def candidates(conv: Conv, target: Target) -> list[PackedPlan]:
 
 def _register_tiles(conv: Conv) -> Iterator[PackedPlan]:
     for vectors in range(1, min(8, -(-conv.out_channels // LANES)) + 1):
-        for columns in range(1, conv.out_width + 1):
+        for columns in range(1, min(conv.out_width, REGISTERS) + 1):
             for rows in range(1, conv.out_height + 1):
                 p = PackedPlan(conv, rows, columns, vectors, LANES)
                 tile = [_products(p, bits, rows, columns, vectors) for bits, _ in p.shares]
