@@ -360,6 +360,10 @@ def freeze_model(
     outputs: Annotated[
         str | None, typer.Option(metavar="NAME,…", help="Values of the graph to end at, without what is behind.")
     ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(metavar="TOKENS", min=2, help="Give a decoder's growing caches room for so many tokens."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="OUT", help="The ONNX file; MODEL.frozen.onnx by default.")
     ] = None,
@@ -373,6 +377,7 @@ def freeze_model(
     frozen = freeze(
         model, output or Path(f"{model.stem}.frozen.onnx"), shapes=parse_shape_flags(shape or ()),
         values=parse_value_flags(value or ()), inputs=console.names(inputs), outputs=console.names(outputs),
+        context=context,
     )  # fmt: skip
     _show(frozen.as_dict(), json, lambda: tables.print_frozen(frozen))
 
@@ -489,13 +494,19 @@ def generate(
     tokens: Annotated[int, typer.Option(min=1, help="How many tokens to generate.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; else one is drawn.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The model's tokenizer.json; without one, tokens are bytes."),
+    ] = None,
     threads: Threads = 1,
     json: Json = False,
 ) -> None:
-    """Continue a text with a language model of bytes that was compiled with --state."""
+    """Continue a text with a language model that was compiled with --state."""
     from edgec.generation import write
 
-    found = write(artifact, prompt, tokens, temperature=temperature, seed=seed, threads=threads)
+    found = write(
+        artifact, prompt, tokens, temperature=temperature, seed=seed, threads=threads, tokenizer=tokenizer
+    )  # fmt: skip
     _show(found, json, lambda: tables.print_generated(found))
 
 

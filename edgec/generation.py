@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -19,20 +19,67 @@ BYTES = 256
 """A vocabulary of so many tokens is the bytes of UTF-8."""
 
 
+class Tokenizer(Protocol):
+    """How text becomes tokens, and they text again."""
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of ``text``."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of ``tokens``; what is no text in them is replaced or left out."""
+
+
+class ByteTokenizer:
+    """Tokens that are the bytes of UTF-8."""
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return bytes(tokens).decode(errors="replace")
+
+
+class FileTokenizer:
+    """A ``tokenizer.json``, as the `tokenizers` library writes it beside a model."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            EdgecError: there is no such file, it is none, or the library is missing.
+        """
+        try:
+            from tokenizers import Tokenizer as Reader
+        except ModuleNotFoundError as error:
+            raise EdgecError("--tokenizer needs the tokenizers package; run: pip install 'edgec[text]'") from error
+        if not path.is_file():
+            raise EdgecError(f"there is no file '{path}'; --tokenizer takes the tokenizer.json of the model")
+        try:
+            self._reader = Reader.from_file(str(path))
+        except Exception as error:  # the library raises nothing more special
+            reason = " ".join(str(error).split())
+            raise EdgecError(f"'{path}' is no tokenizer.json: {reason}") from error
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._reader.encode(text).ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self._reader.decode(list(tokens)))
+
+
 @dataclass(frozen=True)
 class Generated:
     """What :func:`write` made.
 
     Attributes:
         tokens: those that were generated.
-        text: of the prompt and these; None for a vocabulary that is not bytes.
+        text: of the prompt and these.
         prompt_tokens: how many the prompt had.
         ms_per_token: mean wall time of a run after the first token.
         state_bytes: what the artifact keeps between runs.
     """
 
     tokens: tuple[int, ...]
-    text: str | None
+    text: str
     prompt_tokens: int
     ms_per_token: float
     state_bytes: int
@@ -81,23 +128,25 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     threads: int = 1,
+    tokenizer: Tokenizer | None = None,
 ) -> Iterator[int]:
     """The tokens that follow ``prompt``, one after the other, as they are made.
 
     Args:
         artifact: a decoder that was compiled for this machine with its caches as states.
-        prompt: text or bytes, for a vocabulary of bytes, or tokens.
+        prompt: text, or tokens; bytes are those of a vocabulary of bytes.
         tokens: how many to generate.
         temperature: what logits are divided by before a token is drawn; 0 takes the likeliest.
         seed: of the draws.
         threads: that share the work of a run.
+        tokenizer: of a prompt that is text; by default bytes.
 
     Raises:
         EdgecError: the artifact is no such decoder, or prompt and tokens are more than its context.
     """
     path = Path(artifact)
     with Session(path, threads) as session:
-        decoder, given = _start(session, path, prompt, tokens)
+        decoder, given = _start(session, path, prompt, tokens, tokenizer)
         generator = np.random.default_rng(seed)
         logits = np.empty(0)
         for place, token in enumerate(given):
@@ -109,31 +158,38 @@ def generate(
                 logits = decoder.step(token, len(given) + index)
 
 
-def write(artifact: Path, prompt: str, tokens: int, **options: Any) -> Generated:
-    """:func:`generate` from the start to the end."""
-    making = generate(artifact, prompt, tokens, **options)
+def write(
+    artifact: Path, prompt: str, tokens: int, *, temperature: float = 0.0, seed: int = 0, threads: int = 1,
+    tokenizer: Path | None = None,
+) -> Generated:  # fmt: skip
+    """:func:`generate` from the start to the end, as text: of bytes, or of a ``tokenizer.json``."""
+    own = None if tokenizer is None else FileTokenizer(tokenizer)
+    making = generate(
+        artifact, prompt, tokens, temperature=temperature, seed=seed, threads=threads, tokenizer=own
+    )  # fmt: skip
     first = next(making)
     start = time.perf_counter()
     made = (first, *making)
     seconds = time.perf_counter() - start
     states = read_manifest(artifact).get("states", [])
     kept = sum(int(np.prod(state["shape"])) * np.dtype(state["dtype"]).itemsize for state in states)
-    given = prompt.encode()
-    text = (given + bytes(made)).decode(errors="replace")
+    codec = own or ByteTokenizer()
+    given = codec.encode(prompt)
+    text = codec.decode([*given, *made])
     return Generated(made, text, len(given), 1e3 * seconds / max(tokens - 1, 1), kept)
 
 
 def _start(
-    session: Session, path: Path, prompt: str | bytes | Sequence[int], tokens: int
+    session: Session, path: Path, prompt: str | bytes | Sequence[int], tokens: int, tokenizer: Tokenizer | None
 ) -> tuple[_Decoder, list[int]]:
     """The decoder and the prompt's tokens, checked."""
     decoder = _Decoder.of(session, path)
-    given = list(prompt.encode() if isinstance(prompt, str) else prompt)
-    if isinstance(prompt, str | bytes) and decoder.vocabulary != BYTES:
+    if isinstance(prompt, str | bytes) and tokenizer is None and decoder.vocabulary != BYTES:
         raise EdgecError(
             f"{path} has a vocabulary of {decoder.vocabulary} tokens, and text is tokens only where these are the 256 "
-            "bytes; encode the prompt with the model's own tokenizer and call edgec.generate with its tokens"
+            "bytes; give the model's tokenizer.json with --tokenizer, or tokens to edgec.generate"
         )
+    given = (tokenizer or ByteTokenizer()).encode(prompt) if isinstance(prompt, str) else list(prompt)
     if not given or tokens < 1:
         raise EdgecError("a generation needs a prompt of at least one token, and one or more to generate")
     if min(given) < 0 or max(given) >= decoder.vocabulary:

@@ -22,6 +22,7 @@ from onnx.shape_inference import InferenceError
 from onnx.version_converter import ConvertError
 
 from edgec.errors import EdgecError
+from edgec.frontend.caches import shapes_for
 from edgec.frontend.consistency import reject_inconsistent_nodes
 from edgec.frontend.ends import Number, cut, set_inputs
 from edgec.frontend.shapes import forget_shapes, infer_shapes, one_sentence, pin_inputs, restate_outputs
@@ -48,12 +49,15 @@ def load_graph(
     values: Mapping[str, Sequence[Number]] | None = None,
     inputs: Sequence[str] = (),
     outputs: Sequence[str] = (),
+    places: int | None = None,
 ) -> ir.Model:
     """Load and check a model, pin its dynamic input axes to ``shapes``, and infer every shape.
 
     ``source`` is left as it is. External data is found beside the file. ``values`` makes inputs constants, and
-    ``inputs`` and ``outputs`` name values to cut the model off at (:mod:`edgec.frontend.ends`). Raises
-    :class:`EdgecError` for anything that is wrong with the file, the shapes or these names, and
+    ``inputs`` and ``outputs`` name values to cut the model off at (:mod:`edgec.frontend.ends`). With ``places`` a
+    decoder has the shapes of its run of so many tokens (:mod:`edgec.frontend.caches`).
+
+    Raises :class:`EdgecError` for anything that is wrong with the file, the shapes or these names, and
     :class:`UnsupportedModelError` for nodes whose output shape depends on the data.
     """
     model = _read(Path(source)) if isinstance(source, (str, os.PathLike)) else _adopt(source)
@@ -64,7 +68,8 @@ def load_graph(
     if inputs or outputs:
         cut(model, inputs, outputs)
     set_inputs(model, values or {})
-    pin_inputs(model, shapes or {})
+    shapes = shapes or {}
+    pin_inputs(model, shapes if places is None else shapes_for(model.graph, places, shapes))
     model = _expand_functions(_convert_opset(model))
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common_passes.NameFixPass()(model)

@@ -70,8 +70,8 @@ def pair_states(
         if (before.shape, before.dtype) != (after.shape, after.dtype):
             raise EdgecError(
                 f"the state '{output}' is {after.dtype}{list(after.shape)} and its input '{source}' "
-                f"{before.dtype}{list(before.shape)}; a state keeps its shape: export the model with caches of fixed "
-                "size"
+                f"{before.dtype}{list(before.shape)}, and a state keeps its shape; edgec freeze MODEL --context TOKENS "
+                "gives caches that grow a fixed size"
             )
     if len(set(pairs.values())) != len(pairs):
         raise EdgecError("--state gives one input to several outputs; each has one of its own")

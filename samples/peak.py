@@ -6,6 +6,10 @@ bound: of the peak; for depthwise layers, which do few multiply-adds a byte, of 
 copying as many bytes as they read and write would leave time for. (Of bytes it is the latter, as no instruction
 multiplies each channel's bytes by its own weights at the peak's rate.) A second table sums up: the least share of a
 kind of layer.
+
+The last table is of a vector of floats times a matrix of 4096 × 4096 packed weights in groups of 32, which the memory
+bounds: bytes of weights and scales a second, and their share of the rate at which a loop that does nothing else reads
+the same bytes. Matrices take turns, more of them than a cache holds, each between two reads of others.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -25,17 +30,24 @@ from rich.console import Console
 from rich.table import Table
 
 from edgec import scalar
-from edgec.program import CONSTANT, INPUT, OUTPUT, Buffer, Conv, Depthwise, Program, Step, Tensor
+from edgec.program import CONSTANT, INPUT, OUTPUT, Buffer, Conv, Depthwise, Packing, Program, Step, Tensor
 from edgec.scalar import Expr, binary, cast
 from edgec.targets.cpu.backend import compile_program
+from edgec.targets.cpu.x86.peak import READ_STEP, read_loop
 from edgec.targets.target import Target, load_target
 from edgec.tuning.roofline import copy_rate, fastest, measure_peak
+from edgec.tvm_adapter import build_object
 
 Layer = tuple[str, int, int, int, int, int]
 """Name, output height = width, output channels, input channels, kernel, stride."""
 
 Kind = tuple[str, float, Callable[[Layer, bool], bool]]
 """Layers of a kind: what they are called, the share of their bound that is aimed at, and which they are."""
+
+DTYPES = ("uint8", "float32")
+PACKED = "packed"
+GROUP = 32
+"""Neighbours along the depth that share a scale."""
 
 KINDS: list[Kind] = [
     ("1x1, 64 channels or more", 0.8, lambda layer, apart: not apart and layer[4] == 1 and min(layer[2:4]) >= 64),
@@ -142,13 +154,68 @@ def _epilogue(dtype: str) -> Expr:
     return scalar.saturate(real, 3, 3, 255, dtype, scalar.WORD)
 
 
+def vector_calls(
+    target: Target, bits: int, size: int, copies: int
+) -> tuple[list[Callable[[], None]], list[np.ndarray]]:
+    """Calls of a vector times ``copies`` matrices of ``size`` × ``size`` weights of ``bits``, and the matrices."""
+    generator = np.random.default_rng(0)
+    values = generator.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (1, 1, size, size)).astype(np.int8)
+    scales = generator.uniform(0.5, 1, (size // GROUP, size)).astype(np.float32)
+    halves = (scales.view(np.uint32) >> 16).astype(np.uint16)
+    x, y = Buffer("x", "float32", size, INPUT), Buffer("y", "float32", size, OUTPUT)
+    kernel = Conv(
+        batch=1, out_height=1, out_width=1, out_channels=size, in_channels=size, kernel=(1, 1), stride=(1, 1),
+        dilation=(1, 1), input_strides=(0, 0, 0, 1), input_offset=0, epilogue=scalar.accumulator("float32"),
+        store=scalar.linear({3: 1}), packing=Packing(bits, GROUP),
+    )  # fmt: skip
+    program = Program("vector", [Tensor("x", (size,), x)], [Tensor("y", (size,), y)])
+    program.steps.append(Step(kernel, [x, _constant(values), _constant(halves)], y, ("vector",)))
+    code = compile_program(program, target, lambda what, done, total: None)
+    (content,), (call,) = code.objects.values(), code.calls
+    library, constants = Library(content), [np.ascontiguousarray(each.data).reshape(-1) for each in call.operands[1:3]]
+    vector, result = generator.standard_normal(size).astype(np.float32), np.zeros(size, np.float32)
+    matrices = [np.concatenate([each.view(np.uint8) for each in constants]) for _ in range(copies)]
+    edge = constants[0].nbytes
+    return [library.bound(call.symbol, [vector, each[:edge], each[edge:], result]) for each in matrices], matrices
+
+
+def vector_rates(
+    target: Target, bits: int, size: int = 4096, nbytes: int = 96_000_000, rounds: int = 8
+) -> tuple[float, float]:
+    """G bytes/s of a vector times a matrix, and of reading it: the best of turns over ``nbytes`` of matrices."""
+    copies = -(-8 * nbytes // (size * size * bits))
+    calls, matrices = vector_calls(target, bits, size, copies)
+    read = matrices[0].nbytes // READ_STEP * READ_STEP
+    library = Library(build_object({"read": read_loop(target, read)}, target))
+    into = np.zeros(READ_STEP, np.uint8)
+    reads = [library.bound("read", [each, into]) for each in matrices]
+    best = [0.0, 0.0]
+    for index in range(rounds * copies):
+        turns = ((calls[index % copies], matrices[0].nbytes), (reads[(index + copies // 2) % copies], read))
+        for which, (call, moved) in enumerate(turns):
+            start = perf_counter()
+            call()
+            best[which] = max(best[which], moved / (perf_counter() - start) / 1e9)
+    return best[0], best[1]
+
+
+def _vectors(target: Target) -> Table:
+    table = Table(title="a vector times 4096 × 4096 packed weights", title_justify="left")
+    for heading in ("bits", "G bytes/s", "reading alone", "share"):
+        table.add_column(heading, justify="right")
+    for bits in (8, 4, 3, 2):
+        rate, read = vector_rates(target, bits)
+        table.add_row(str(bits), f"{rate:.1f}", f"{read:.1f}", f"{rate / read:.0%}")
+    return table
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", choices=["uint8", "float32"], nargs="*", default=["uint8", "float32"])
+    parser.add_argument("--dtype", choices=[*DTYPES, PACKED], nargs="*", default=[*DTYPES, PACKED])
     arguments = parser.parse_args()
     target, console = load_target("host"), Console(width=120)
-    for dtype in arguments.dtype:
+    for dtype in [each for each in DTYPES if each in arguments.dtype]:
         most = measure_peak(target, dtype)
         table = Table(title=f"{dtype}: peak {most:.0f} G MAC/s", title_justify="left")
         for heading in ("layer", "µs", "G MAC/s", "of the peak", "of the copy rate", "of its bound"):
@@ -169,6 +236,8 @@ def main() -> None:
                         shares[name].append(share)
         console.print(table)
         console.print(_summary(dtype, shares))
+    if PACKED in arguments.dtype:
+        console.print(_vectors(target))
 
 
 def _summary(dtype: str, shares: dict[str, list[float]]) -> Table:

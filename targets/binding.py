@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from edgec.program import CONSTANT, Buffer, Kernel
+from edgec.program import CONSTANT, Buffer, Conv, Kernel
 from edgec.targets.template import Template
 from edgec.tuning.records import Records
 
@@ -46,12 +47,22 @@ class OperandBinder:
     def _operand(self, index: int, buffer: Buffer, template: Template, planned: Any, kernel: Kernel) -> Buffer:
         if buffer.root.space != CONSTANT:
             return buffer
-        if index == 1 and template.pack:
+        pack = self._pack(index, template, planned, kernel)
+        if pack is not None:
             key = (id(buffer), planned)
             if key not in self._packed:
-                self._packed[key] = _constant(buffer.name, template.packed(planned, kernel, np.asarray(buffer.data)))
+                self._packed[key] = _constant(buffer.name, pack(np.asarray(buffer.data)))
             buffer = self._packed[key]
         return self._store(buffer)
+
+    def _pack(
+        self, index: int, template: Template, planned: Any, kernel: Kernel
+    ) -> Callable[[np.ndarray], np.ndarray] | None:
+        """What turns the constant operand ``index`` into what the kernel reads; None where that is the same."""
+        if index == 1 and template.pack:
+            return partial(template.packed, planned, kernel)
+        has_scales = index == 2 and isinstance(kernel, Conv) and kernel.own_operands > index
+        return partial(template.pack_scales, planned) if has_scales and template.pack_scales else None
 
     def _store(self, buffer: Buffer) -> Buffer:
         """The stored constant with these bytes: equal constants are stored once."""

@@ -23,6 +23,8 @@ class Template:
         table: makes a constant from the contract that the kernel reads before its other operands.
         candidates: every plan worth trying, the most promising by the template's own estimate first, which is the
             one that ``plan`` chooses; None where there is nothing to choose.
+        pack_scales: turns the scales of packed weights (operand 2) into what the kernel reads; None where that is
+            what :class:`edgec.program.Packing` says.
     """
 
     plan: Callable[[Any, Any], Any]
@@ -31,7 +33,7 @@ class Template:
     pack: Callable[[Any, np.ndarray], np.ndarray] | None = None
     table: Callable[[Any, Any], np.ndarray] | None = None
     candidates: Callable[[Any, Any], Sequence[Any]] | None = None
-
+    pack_scales: Callable[[Any, np.ndarray], np.ndarray] | None = None
 
     def packed(self, plan: Any, kernel: Kernel, weight: np.ndarray) -> np.ndarray:
         """What the code of ``plan`` reads as the weight of ``kernel``; of a grouped convolution, group after group."""

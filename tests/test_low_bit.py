@@ -29,6 +29,7 @@ from edgec.passes.quantize.lowbit import (
     spread,
 )
 from edgec.program import Conv
+from edgec.targets.cpu.backend import template_for
 from edgec.targets.cpu.packed import pack, plan
 from edgec.targets.target import load_target
 from tests import graphs
@@ -167,6 +168,7 @@ KERNELS = {
     "depthwise": ((1, 17, 7, 7), (17, 1, 3, 3), {"group": 17, "pads": [1, 1, 1, 1]}),
     "groups": ((1, 10, 7, 5), (6, 5, 3, 3), {"group": 2}),
     "127": ((1, 127, 3, 1), (127, 127, 1, 1), {}),
+    "transformed": ((2, 24, 7, 17), (20, 24, 3, 3), {"pads": [2, 0, 1, 1]}),
 }
 """Input, weights, attributes."""
 
@@ -247,6 +249,7 @@ CASES = {
     "dilated, 4 bits by 24": convolution("dilated", 4, 24),
     "pointwise, 3 bits by 16": convolution("pointwise", 3, 16),
     "signal, 2 bits by 8": convolution("signal", 2, 8),
+    **{f"transformed, {bits} bits by 24": convolution("transformed", bits, 24) for bits in WIDTHS},
     **{f"{op}, {bits} bits by 32": product(bits, 32, op) for op in ("MatMul", "Gemm") for bits in WIDTHS},
 }
 
@@ -259,6 +262,20 @@ def test_kernels_agree(name: str, tmp_path: Path) -> None:
     program = program_of(model)
     assert_close(run_reference(program, inputs), wanted)
     assert_close(HostProgram(program, tmp_path).run(inputs, threads=3), wanted)
+
+
+@pytest.mark.parametrize("machine", ["x86-64-v3", "rpi4"])
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_few_bits_are_transformed(bits: int, machine: str) -> None:
+    """Where floats take Winograd's transforms, packed weights do; those of 3 bits only in whole eights."""
+    target = load_target(machine)
+    for model, _ in (CASES[f"transformed, {bits} bits"], CASES[f"transformed, {bits} bits by 24"]):
+        (kernel,) = kernels_of(model)
+        template = template_for(kernel, target)
+        assert f"winograd4_w{bits}" in template.contract(template.plan(kernel, target))
+    odd = replace(kernel, in_channels=20, input_strides=(*kernel.input_strides[:3], 1))
+    template = template_for(odd, target)
+    assert ("winograd4" in template.contract(template.plan(odd, target))) == (bits != 3)
 
 
 @pytest.mark.parametrize("name", MIXED)

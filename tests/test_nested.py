@@ -25,7 +25,8 @@ Layers = tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]
 
 @pytest.fixture(scope="module")
 def layers() -> Layers:
-    """Convolutions of odd shapes (strided, with asymmetric pads, depthwise) and a product, and samples."""
+    """Convolutions of odd shapes (strided, with asymmetric pads, depthwise, for Winograd's transforms) and a product,
+    and samples."""
     generator = np.random.default_rng(4)
 
     def weight(*shape: int) -> np.ndarray:
@@ -33,10 +34,11 @@ def layers() -> Layers:
 
     weights = {
         "a": weight(17, 40, 3, 3), "b": weight(64, 17, 1, 1), "c": weight(64, 1, 3, 3), "d": weight(127, 64, 1, 1),
-        "e": weight(127, 5), "f": generator.standard_normal(5).astype(np.float32),
+        "e": weight(127, 5), "g": weight(40, 40, 3, 3), "f": generator.standard_normal(5).astype(np.float32),
     }  # fmt: skip
     nodes = [
-        node("Conv", "x a", "h1", strides=[2, 1], pads=[1, 0, 0, 1]), node("Relu", "h1", "h2"),
+        node("Conv", "x g", "h0", pads=[2, 1, 1, 2]),
+        node("Conv", "h0 a", "h1", strides=[2, 1], pads=[1, 0, 0, 1]), node("Relu", "h1", "h2"),
         node("Conv", "h2 b", "h3"), node("Conv", "h3 c", "h4", group=64), node("Conv", "h4 d", "h5"),
         node("GlobalAveragePool", "h5", "h6"), node("Flatten", "h6", "h7"), node("Gemm", "h7 e f", "y"),
     ]  # fmt: skip

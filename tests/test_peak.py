@@ -7,10 +7,11 @@ import platform
 import pytest
 
 from edgec.targets.target import load_target
-from samples.peak import layer_call
+from samples.peak import layer_call, vector_rates
+
+pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 only")
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 only")
 @pytest.mark.parametrize("depthwise", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
 def test_a_layer_runs(dtype: str, depthwise: bool) -> None:
@@ -18,3 +19,9 @@ def test_a_layer_runs(dtype: str, depthwise: bool) -> None:
     call, macs, nbytes = layer_call(layer, load_target("host"), dtype, depthwise)
     call()
     assert macs == 5 * 5 * 8 * 9 * (1 if depthwise else 8) and nbytes > 0
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_a_vector_runs(bits: int) -> None:
+    rate, read = vector_rates(load_target("host"), bits, size=96, nbytes=20_000, rounds=2)
+    assert rate > 0 and read > 0

@@ -1,4 +1,5 @@
-"""Winograd's convolution on x86 against the numpy reference: channels in whole vectors and not, sums in place."""
+"""Winograd's convolution on x86 against the numpy reference: channels in whole vectors and not, sums in place, and
+weights of few bits."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from edgec.program import Conv, Program
 from edgec.targets.cpu.x86 import winograd
 from edgec.targets.target import Target
 from tests.programs import HostProgram, assert_close, model, program_of, random_inputs, run_reference
+from tests.test_aarch64_kernels import together
 from tests.test_kernels import weights
+from tests.test_low_bit import WIDTHS, convolution
 from tests.test_x86_kernels import pytestmark as pytestmark
 from tests.test_x86_kernels import target
 
@@ -46,6 +49,20 @@ def test_any_number_of_channels(channels: tuple[int, int], generation: str, tmp_
     program, machine = program_of(residual(*channels, (2, 16, 8))), target(generation)
     assert taken(program, machine)
     inputs = random_inputs(program)
+    want = run_reference(program, inputs)
+    compiled = HostProgram(program, tmp_path, machine)
+    for threads in (1, 3):
+        assert_close(compiled.run(inputs, threads), want)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_weights_of_few_bits(generation: str, tmp_path: Path) -> None:
+    """Unpacked on their way to the 36 points, with scales of the channels and of groups."""
+    cases = [convolution("transformed", bits, group) for bits in WIDTHS for group in (0, 24)]
+    inputs = {f"{index}_{name}": x for index, (_, values) in enumerate(cases) for name, x in values.items()}
+    program, machine = program_of(together(model for model, _ in cases)), target(generation)
+    packed = [step.kernel for step in program.steps if isinstance(step.kernel, Conv) and step.kernel.packing]
+    assert len(packed) == len(cases) and all(winograd.fits(kernel, machine) for kernel in packed)
     want = run_reference(program, inputs)
     compiled = HostProgram(program, tmp_path, machine)
     for threads in (1, 3):

@@ -172,7 +172,7 @@ def print_quantisation(done: Quantisation, explain: bool) -> None:
 
 def print_generated(found: Generated) -> None:
     """The text, and what a token took."""
-    print_text(found.text or " ".join(map(str, found.tokens)))
+    print_text(found.text)
     print_text(
         f"\n{len(found.tokens)} tokens after {found.prompt_tokens}, {found.ms_per_token:.3f} ms each; "
         f"{found.state_bytes:,} bytes kept between runs"

@@ -35,6 +35,10 @@ _SHARES = tuple(np.linspace(1.0, 0.4, 16))
 """Of the range that the largest weight of a group needs: what scales are tried."""
 
 _SWEEPS = 6
+
+_COLUMNS = 32
+"""Columns whose rounding is spread among themselves at once, and as one product of matrices beyond."""
+
 _PARTS = 64
 """Parts of the samples between which moments are compared, at most."""
 
@@ -370,16 +374,23 @@ def _clipped_scales(
 
 
 def _gptq(rows: np.ndarray, moment: np.ndarray, scales: np.ndarray, range_: Range) -> np.ndarray:
-    """Integers [outputs, depth] at fixed ``scales`` [outputs, depth], as float64."""
+    """Integers [outputs, depth] at fixed ``scales`` [outputs, depth], as float64.
+
+    What the rounding of a column lost is spread over the columns behind it.
+    """
     order = np.argsort(-np.diag(moment), kind="stable")
     inverse = np.linalg.cholesky(np.linalg.inv(moment[np.ix_(order, order)])).T
     left, found = rows[:, order].copy(), np.empty_like(rows)
-    for place, column in enumerate(order):
-        step = scales[:, column]
-        chosen = np.clip(np.rint(left[:, place] / step), range_[0][column], range_[1][column])
-        found[:, column] = chosen
-        error = (left[:, place] - chosen * step) / inverse[place, place]
-        left[:, place + 1 :] -= error[:, None] * inverse[place, place + 1 :]
+    for start in range(0, len(order), _COLUMNS):
+        end = min(start + _COLUMNS, len(order))
+        own, errors = left[:, start:end].copy(), np.empty((len(rows), end - start))
+        for place, column in enumerate(order[start:end]):
+            step = scales[:, column]
+            chosen = np.clip(np.rint(own[:, place] / step), range_[0][column], range_[1][column])
+            found[:, column] = chosen
+            errors[:, place] = (own[:, place] - chosen * step) / inverse[start + place, start + place]
+            own[:, place + 1 :] -= errors[:, place, None] * inverse[start + place, start + place + 1 : end]
+        left[:, end:] -= errors @ inverse[start:end, end:]
     return found
 
 

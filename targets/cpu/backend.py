@@ -68,9 +68,6 @@ _SPECIAL = {"aarch64": "aarch64", "cortex-m": "cortex_m", "x86_64": "x86"}
 
 def template_for(kernel: Kernel, target: Target) -> Template:
     """The template that generates ``kernel`` for ``target``; other architectures' are not loaded."""
-    reals = isinstance(kernel, Conv) and kernel.input_dtype == "float32"
-    if isinstance(kernel, Conv) and packed.fits(kernel) and reals:
-        return _PACKED
     special = _SPECIAL.get(target.arch)
     found = import_module(f"edgec.targets.cpu.{special}").template_for(kernel, target) if special else None
     if found is None and isinstance(kernel, Conv) and packed.fits(kernel):
@@ -113,7 +110,7 @@ class _Binder(OperandBinder):
         operands = self.operands(template, planned, kernel, inputs, output)
         dtypes = [buffer.dtype for buffer in operands]
         symbol, narrow = self._symbol(template, planned, dtypes), ""
-        if isinstance(planned, packed.PackedPlan) and planned.nested:
+        if isinstance(kernel, Conv) and kernel.packing is not None and kernel.packing.nested:
             narrow = self._symbol(template, packed.narrowed(planned), dtypes)
         parallel = _parallel(step.kernel)
         self.calls.append(Call(symbol, template.contract(planned), tuple(operands), parallel, step, narrow))

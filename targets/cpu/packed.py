@@ -1,45 +1,38 @@
 """Code for :class:`edgec.program.Conv` with packed integer weights, for any processor: unpacked in registers.
 
 Weights lie in panels, one a block of output channels. Along each run of the depth (what the input holds contiguously)
-they come in eights: of every vector of channels ``bits`` vectors of bytes, which hold, from the lowest bit,
-
-* 4 bits: the elements 0 and 1, 2 and 3, 4 and 5, 6 and 7;
-* 2 bits: the elements 0 to 3, 4 to 7;
-* 3 bits: the lower two bits of all eight in two bytes, as above, and the eight highest bits in a third;
-* 8 bits: a byte an element.
-
-Nested weights are two such of 4 bits, the upper nibbles of all panels and then the lower ones. Of groups of several
-widths a panel holds those of one width after those of another; which group of the input each multiplies, a table says.
+they come in eights, which hold the bytes of every vector of channels (see :mod:`.unpacking`). The upper nibbles of
+nested weights come before all lower ones. Of groups of several widths a panel holds those of one width after those of
+another; which group of the input each multiplies, a table says.
 
 Integers of 4 bits that multiply bytes may have a factor for each group of the depth and channel: these lie behind the
 weights of a panel, a byte each, [group, channel].
 
-What a run leaves of an eight is cut short to the bytes that it needs. For sums of integers a field is moved to the top
-of an int32 and back down, which extends its sign: two shifts. For floats it becomes the lowest bits of the significand
-of a power of two, its sign bit turned, and what was added so is subtracted: two instructions instead of two shifts and
-a conversion. All pixels of a tile share an element of the weights; where there is only one pixel, as in a product with
-a vector, the scale of a group multiplies the sum of an eight, and not each weight.
+What a run leaves of an eight is cut short to the bytes that it needs. All pixels of a tile share an element of the
+weights; where there is only one pixel, as in a product with a vector, the scale of a group multiplies the sum of an
+eight, and not each weight.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from edgec.building.lazy_tvm import tirx
 from edgec.grid import split_factors
-from edgec.program import SCALE_CHANNELS, Conv
+from edgec.program import Conv
 from edgec.targets.cpu.conv import ConvPlan, ConvWriter, cost, register_tiles
 from edgec.targets.cpu.conv import contract as contract_floats
 from edgec.targets.cpu.tile import Accumulators, Point, load_channels, reduce_over, starts, tiles
 from edgec.targets.cpu.tir import Kernel, widen
+from edgec.targets.cpu.unpacking import EIGHT, Unpacker, bytes_of, in_bytes, nibbles, same, scales, vector
+from edgec.targets.cpu.winograd import WinogradPlan
 from edgec.targets.target import Target
 from edgec.targets.vectors import CHANNEL_AXIS
 
-EIGHT = 8
 SPARE = 5
 """Registers beside the sums: a pixel's value and what a vector of weights passes through."""
 
@@ -94,6 +87,12 @@ class PackedPlan(ConvPlan):
         return self.conv.packing.parts
 
     @property
+    def shares(self) -> list[tuple[int, float]]:
+        """Bits of each width, and the share of the depth that has it."""
+        parts = self.parts or ((self.bits, 1),)
+        return [(bits, count / sum(each for _, each in parts)) for bits, count in parts]
+
+    @property
     def part_bytes(self) -> list[int]:
         """Vectors of bytes of each part's weights, for each vector of channels."""
         return [bits * count * self.group // EIGHT for bits, count in self.parts]
@@ -114,6 +113,8 @@ class PackedPlan(ConvPlan):
         return (self.depth_bytes + self.factors) * sum(self.widths(channels))
 
 
+NestedPlan = TypeVar("NestedPlan", PackedPlan, WinogradPlan)
+
 _UNPACKING = {8: 2.0, 4: 3.5, 3: 6.0, 2: 4.0}
 """Instructions, about, for a vector of weights of so many bits."""
 
@@ -121,13 +122,6 @@ _UNPACKING = {8: 2.0, 4: 3.5, 3: 6.0, 2: 4.0}
 def fits(conv: Conv) -> bool:
     """Whether ``conv`` is for this module."""
     return conv.packing is not None
-
-
-def bytes_of(count: int, bits: int) -> int:
-    """Bytes that ``count`` elements of an eight take."""
-    if bits == 3:
-        return -(-count // 4) + (count > 0)
-    return -(-count * bits // EIGHT)
 
 
 def plan(conv: Conv, target: Target) -> PackedPlan:
@@ -144,9 +138,7 @@ def candidates(conv: Conv, target: Target) -> list[PackedPlan]:
 def _cost(p: PackedPlan) -> float:
     """As :func:`edgec.targets.cpu.conv.cost`, and what unpacking costs each tile."""
     conv, total = p.conv, cost(p)
-    parts = p.parts or ((p.bits, 1),)
-    unpacking = sum(_UNPACKING[bits] * count for bits, count in parts) / sum(count for _, count in parts)
-    unpacking = unpacking * (1 + p.nested) + bool(p.group)
+    unpacking = sum(_UNPACKING[bits] * share for bits, share in p.shares) * (1 + p.nested) + bool(p.group)
     for _, _, row_tiles in tiles(conv.out_height, p.rows):
         for _, _, column_tiles in tiles(conv.out_width, p.columns):
             for _, channels, blocks in tiles(conv.out_channels, p.block):
@@ -156,10 +148,7 @@ def _cost(p: PackedPlan) -> float:
 
 def pack(p: PackedPlan, weight: np.ndarray) -> np.ndarray:
     """The weight int8 [kh, kw, ci, co] as panels: uint8, see the module."""
-    if not p.nested:
-        return _panels(p, weight)
-    upper = (weight.astype(np.int16) + 8 >> 4).astype(np.int8)
-    return np.concatenate([_panels(p, upper), _panels(p, weight - 16 * upper)])
+    return np.concatenate([_panels(p, plane) for plane in (nibbles(weight) if p.nested else (weight,))])
 
 
 def _panels(p: PackedPlan, weight: np.ndarray) -> np.ndarray:
@@ -183,27 +172,11 @@ def _run_panel(run: np.ndarray, bits: int, p: PackedPlan) -> np.ndarray:
     """[run, lanes] as [eight, vector, byte, lane]."""
     edges = np.cumsum(p.widths(run.shape[1]))[:-1]
     eights = [run[start : start + EIGHT] for start in range(0, len(run), EIGHT)]
-    rows = [_packed(vector, bits).ravel() for eight in eights for vector in np.split(eight, edges, axis=1)]
+    rows = [in_bytes(vector, bits).ravel() for eight in eights for vector in np.split(eight, edges, axis=1)]
     return np.concatenate(rows)
 
 
-def _packed(eight: np.ndarray, bits: int) -> np.ndarray:
-    """Up to eight elements [count, lanes] as bytes [bytes_of(count, bits), lanes]."""
-    if bits == 8:
-        return eight
-    if bits == 3:
-        high = np.zeros((1, eight.shape[1]), np.uint8)
-        for index, row in enumerate(eight):
-            high[0] |= (row >> 2 & 1) << index
-        return np.concatenate([_packed(eight & 3, 2), high])
-    each = EIGHT // bits
-    found = np.zeros((-(-len(eight) // each), eight.shape[1]), np.uint8)
-    for index, row in enumerate(eight):
-        found[index // each] |= (row & (2**bits - 1)) << (bits * (index % each))
-    return found
-
-
-def narrowed(p: PackedPlan) -> PackedPlan:
+def narrowed(p: NestedPlan) -> NestedPlan:
     """The plan of the kernel that reads only the upper nibbles of nested weights."""
     assert p.conv.packing is not None
     return replace(p, conv=replace(p.conv, packing=replace(p.conv.packing, bits=4)))
@@ -212,20 +185,23 @@ def narrowed(p: PackedPlan) -> PackedPlan:
 def generate(p: PackedPlan, dtypes: list[str]) -> Any:
     """The kernel, as ``tirx.PrimFunc``."""
     kernel = Kernel(dtypes)
-    _PackedWriter(p, kernel).write()
+    PackedWriter(p, kernel).write()
     return kernel.function()
 
 
-class _PackedWriter(ConvWriter):
+class PackedWriter(ConvWriter):
     plan: PackedPlan
 
     def __init__(self, p: PackedPlan, kernel: Kernel) -> None:
         super().__init__(p, kernel)
         self.scales = None if not p.group else self.weight if p.factors else kernel.buffers[2]
         self.groups = kernel.buffers[3] if p.parts else None
-        self.bits = p.bits
+        self.unpacker = self._unpacker(p.bits)
         self.channel: Any = None
         self.factors: Any = None
+
+    def _unpacker(self, bits: int) -> Unpacker:
+        return Unpacker(self.body, self.weight, bits, self.conv.accumulator_dtype)
 
     def _accumulators(
         self, points: list[Point], widths: list[int], origin: dict[int, Any], channels: int, panel: Any
@@ -250,7 +226,7 @@ class _PackedWriter(ConvWriter):
         """The products of groups of several widths, in the order of the table."""
         lanes, eights, first = sum(acc.widths), self.plan.group // EIGHT, 0
         for (bits, count), size in zip(self.plan.parts, self.plan.part_bytes, strict=True):
-            self.bits = bits
+            self.unpacker = self._unpacker(bits)
             with self.body.loop(count) as index:
                 own = tirx.BufferLoad(self.groups, [tirx.const(first, "int32") + index])
                 group = self.body.bind("group", own * self.plan.group)
@@ -285,22 +261,22 @@ class _PackedWriter(ConvWriter):
 
     def _eight(self, acc: Accumulators, source: Any, weights: Any, start: Any, step: int, count: int) -> None:
         """``count`` elements along the depth for the whole tile."""
-        size = bytes_of(count, self.bits)
+        size = bytes_of(count, self.unpacker.bits)
         source, weights = self.body.bind("source", source), self.body.bind("weights", weights)
         lower = self.plan.lower
-        rows, scales = [], []
+        rows, row_scales = [], []
         for first, width in zip(starts(acc.widths), acc.widths, strict=True):
             planes = [weights + first * size] if lower is None else [weights + first * size + at for at in (0, lower)]
-            rows.append([[self._byte(base + index * width, width) for index in range(size)] for base in planes])
-            scales.append(self._scale(start, first, width, sum(acc.widths)))
+            rows.append([[self.unpacker.byte(base + index * width, width) for index in range(size)] for base in planes])
+            row_scales.append(self._scale(start, first, width, sum(acc.widths)))
         elements = [source + element * step for element in range(count)]
         if self.scales is not None and len(acc.points) == 1:
-            self._scaled_sums(acc, elements, rows, scales)
+            self._scaled_sums(acc, elements, rows, row_scales)
             return
         for element, place in enumerate(elements):
             vectors = [
-                self._scaled(self._weight(row, element, width), scale)
-                for row, width, scale in zip(rows, acc.widths, scales, strict=True)
+                self._scaled(self.unpacker.element(row, element, width), scale)
+                for row, width, scale in zip(rows, acc.widths, row_scales, strict=True)
             ]
             self._multiply_element(acc, place, vectors)
 
@@ -312,7 +288,7 @@ class _PackedWriter(ConvWriter):
         for index, (row, width, scale) in enumerate(zip(rows, acc.widths, scales, strict=True)):
             total: Any = None
             for element, value in enumerate(values):
-                product = widen(value, width) * self._weight(row, element, width)
+                product = widen(value, width) * self.unpacker.element(row, element, width)
                 total = self.body.hold(product if total is None else total + product)
             acc.update(0, index, acc.value(0, index) + total * scale)
 
@@ -320,91 +296,30 @@ class _PackedWriter(ConvWriter):
         return weight if scale is None else self.body.hold(weight * scale)
 
     def _multiply_element(self, acc: Accumulators, source: Any, vectors: list[Any]) -> None:
+        for pixel, offset in enumerate(self._pixel_offsets(acc)):
+            value = self.body.bind("x", tirx.BufferLoad(self.input, [source + offset]))
+            for index, weight in enumerate(vectors):
+                acc.add_product(pixel, index, value, weight)
+
+    def _pixel_offsets(self, acc: Accumulators) -> list[int]:
+        """How far the inputs of each pixel of a tile lie behind those of the first."""
         _, h_step, w_step, _ = self.conv.input_strides
         sh, sw = self.conv.stride
-        for pixel, point in enumerate(acc.points):
-            offset = point.row * sh * h_step + point.column * sw * w_step
-            value = self.body.bind("x", tirx.BufferLoad(self.input, [source + offset]))
-            for index, vector in enumerate(vectors):
-                acc.add_product(pixel, index, value, vector)
-
-    def _byte(self, offset: Any, width: int) -> Any:
-        """A vector of bytes as int32."""
-        return self.body.hold(load_channels(self.weight, offset, width).astype(_vector("int32", width)))
-
-    def _weight(self, planes: list[list[Any]], element: int, width: int) -> Any:
-        """One element of the depth for a vector of channels, in the dtype of the sums and not scaled yet."""
-        whole, *lower = (self._number(row, element, width) for row in planes)
-        for each in lower:
-            whole = self.body.hold(whole * _same(16, width, "float32") + each)
-        return whole
-
-    def _number(self, row: list[Any], element: int, width: int) -> Any:
-        """The element as it stands in one plane."""
-        bits, dtype = self.bits, self.conv.accumulator_dtype
-        if bits == 8:
-            return self.body.hold(_extended(row[element], 0, 8, width).astype(_vector(dtype, width)))
-        field, first = self._field(row, element, width)
-        if dtype == "float32":
-            return self.body.hold(_real(field, first, bits, width))
-        return self.body.hold(_extended(field, first, bits, width).astype(_vector(dtype, width)))
-
-    def _field(self, row: list[Any], element: int, width: int) -> tuple[Any, int]:
-        """int32 whose bits from the second result on are the element's, with others around them."""
-        bits = self.bits
-        if bits != 3:
-            each = EIGHT // bits
-            return row[element // each], bits * (element % each)
-        first = 2 * (element % 4)
-        low = tirx.bitwise_and(row[element // 4], _same(3 << first, width))
-        turn = first + 2 - element
-        shift = tirx.shift_left if turn >= 0 else tirx.shift_right
-        high = tirx.bitwise_and(shift(row[-1], _same(abs(turn), width)), _same(4 << first, width))
-        return tirx.bitwise_or(low, high), first
+        return [point.row * sh * h_step + point.column * sw * w_step for point in acc.points]
 
     def _scale(self, start: Any, first: int, width: int, lanes: int) -> Any:
         """The scales or factors of a vector of channels, of a block of ``lanes``, for the element ``start`` along the
         depth and its eight."""
         if self.scales is None:
             return None
-        row = -(-self.conv.out_channels // SCALE_CHANNELS) * SCALE_CHANNELS
         group = tirx.truncdiv(start + tirx.const(0, "int32"), tirx.const(self.plan.group, "int32"))
         if self.plan.factors:
             value = load_channels(self.scales, self.factors + group * lanes + first, width)
-            return self.body.hold(value.astype(_vector("int32", width)))
-        value = load_channels(self.scales, group * row + self.channel + first, width)
-        if self.scales.dtype == "uint16":
-            wide = tirx.shift_left(value.astype(_vector("uint32", width)), _same(16, width, "uint32"))
-            value = tirx.reinterpret(_vector("float32", width), wide)
+            return self.body.hold(value.astype(vector("int32", width)))
+        value = scales(self.scales, group, self.conv.out_channels, self.channel + first, width)
         if self.plan.nested and self.plan.lower is None:  # the upper nibbles count sixteens
-            value = value * _same(16, width, "float32")
+            value = value * same(16, width, "float32")
         return self.body.hold(value)
-
-
-def _vector(dtype: str, width: int) -> str:
-    return dtype if width == 1 else f"{dtype}x{width}"
-
-
-def _same(value: int, width: int, dtype: str = "int32") -> Any:
-    return widen(tirx.const(value, dtype), width)
-
-
-def _extended(word: Any, first: int, bits: int, width: int) -> Any:
-    """``bits`` of each int32 from bit ``first`` on, as signed integers."""
-    top = tirx.shift_left(word, _same(32 - bits - first, width))
-    return tirx.shift_right(top, _same(32 - bits, width))
-
-
-def _real(word: Any, first: int, bits: int, width: int) -> Any:
-    """``bits`` of each int32 from bit ``first`` on, as signed integers in float32.
-
-    Below 2^(23 - first), whose significand counts in steps of 2^-first, they count ones.
-    """
-    half, base = 2 ** (bits - 1), np.float32(2.0 ** (23 - first))
-    field = tirx.bitwise_and(word, _same((2**bits - 1) << first, width))
-    turned = tirx.bitwise_xor(field, _same(int(base.view(np.int32)) | half << first, width))
-    offset = widen(tirx.const(float(base) + half, "float32"), width)
-    return tirx.reinterpret(_vector("float32", width), turned) - offset
 
 
 def contract(p: PackedPlan) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from edgec.program import Conv, Depthwise, Kernel, Loops
-from edgec.targets.cpu import interleave
+from edgec.targets.cpu import interleave, spreading
 from edgec.targets.cpu.aarch64 import (
     depthwise,
     depthwise_dot,
@@ -15,13 +15,17 @@ from edgec.targets.cpu.aarch64 import (
     floats,
     loops,
     matrix,
+    packed,
     pairs,
     runs,
+    vector,
     window,
     winograd,
 )
 from edgec.targets.cpu.aarch64.neon import special
 from edgec.targets.cpu.loops import contract
+from edgec.targets.cpu.packed import contract as contract_packed
+from edgec.targets.cpu.packed import pack as pack_packed
 from edgec.targets.cpu.winograd import contract as contract_winograd
 from edgec.targets.cpu.winograd import pack as pack_winograd
 from edgec.targets.target import Target
@@ -42,6 +46,8 @@ PAIRS = _tiled(pairs.PairPlan, pairs.plan, pairs.generate)
 FLOATS = _tiled(floats.FloatPlan, floats.plan, floats.generate)
 HALVES = _tiled(floats.HalfPlan, floats.half_plan, floats.generate)
 WINOGRAD = Template(winograd.plan, winograd.generate, contract_winograd, pack_winograd)
+SPREADING = Template(winograd.plan, winograd.generate, spreading.contract, spreading.pack)
+PACKED = Template(packed.plan, packed.generate, contract_packed, pack_packed, candidates=packed.candidates)
 DEPTHWISE = Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack)
 DEPTHWISE_DOT = Template(depthwise_dot.plan, depthwise_dot.generate, depthwise_dot.contract, depthwise_dot.pack)
 WINDOW = Template(window.plan, window.generate, window.contract, window.pack, candidates=window.candidates)
@@ -51,7 +57,12 @@ LOOPS = Template(loops.plan, loops.generate, contract)
 
 def template_for(kernel: Kernel, target: Target) -> Template | None:
     """The template of this architecture for ``kernel``, where there is one."""
+    by_digits = vector.template_for(kernel, target) if isinstance(kernel, Conv) else None
+    if by_digits is not None:
+        return by_digits
     if isinstance(kernel, Conv) and kernel.weight_strides is None:
+        if kernel.input_dtype == "float32" and kernel.packing is not None:
+            return SPREADING if winograd.fits(kernel) else PACKED if packed.fits(kernel) else None
         if kernel.input_dtype == "float32":
             return WINOGRAD if winograd.fits(kernel) else FLOATS
         if kernel.sum_dtype == "float16":

@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from edgec.program import Conv, Depthwise, Kernel, Loops
-from edgec.targets.cpu import interleave
+from edgec.targets.cpu import interleave, spreading
 from edgec.targets.cpu.depthwise import pack as pack_floats
 from edgec.targets.cpu.loops import contract
-from edgec.targets.cpu.winograd import contract as contract_winograd
-from edgec.targets.cpu.x86 import conv, depthwise, loops, window, winograd
+from edgec.targets.cpu.x86 import conv, depthwise, loops, vector, window, winograd
 from edgec.targets.cpu.x86.isa import Isa
 from edgec.targets.cpu.x86.narrow import special
 from edgec.targets.target import Target
@@ -18,11 +17,14 @@ from edgec.targets.template import Template
 CONV = Template(conv.plan, conv.generate, conv.contract, conv.pack, candidates=conv.candidates)
 DEPTHWISE = Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack)
 WINDOW = Template(window.plan, window.generate, window.contract, pack_floats, candidates=window.candidates)
-WINOGRAD = Template(winograd.plan, winograd.generate, contract_winograd, winograd.pack)
+WINOGRAD = Template(winograd.plan, winograd.generate, spreading.contract, spreading.pack)
 
 
 def template_for(kernel: Kernel, target: Target) -> Template | None:
     """The template of this architecture for ``kernel``, where there is one."""
+    by_digits = vector.template_for(kernel, target) if isinstance(kernel, Conv) else None
+    if by_digits is not None:
+        return by_digits
     if isinstance(kernel, Conv) and conv.fits(kernel):
         return CONV
     if isinstance(kernel, Conv) and winograd.fits(kernel, target):

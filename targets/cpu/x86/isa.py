@@ -10,6 +10,7 @@ from edgec.targets.cpu.tir import lanes_of
 from edgec.targets.target import Target
 
 _PAIR_PRODUCTS = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}
+_BYTE_PAIR_PRODUCTS = {4: "ssse3.pmadd.ub.sw.128", 8: "avx2.pmadd.ub.sw", 16: "avx512.pmaddubs.w.512"}
 _WORD_PACKS = {4: "sse2.packssdw.128", 8: "avx2.packssdw", 16: "avx512.packssdw.512"}
 _SIGNED_BYTE_PACKS = {4: "sse2.packsswb.128", 8: "avx2.packsswb", 16: "avx512.packsswb.512"}
 _UNSIGNED_BYTE_PACKS = {4: "sse2.packuswb.128", 8: "avx2.packuswb", 16: "avx512.packuswb.512"}
@@ -61,6 +62,12 @@ def pair_sums(left: Any, right: Any) -> Any:
     """The products of int16 summed in pairs, as int32 (``pmaddwd``)."""
     lanes = lanes_of(left) // 2
     return instruction(f"int32x{lanes}", f"x86.{_PAIR_PRODUCTS[lanes]}", left, right)
+
+
+def byte_pair_sums(unsigned: Any, signed: Any) -> Any:
+    """The products of bytes summed in pairs, as int16, saturated (``pmaddubsw``)."""
+    lanes = lanes_of(unsigned) // 4
+    return instruction(f"int16x{2 * lanes}", f"x86.{_BYTE_PAIR_PRODUCTS[lanes]}", unsigned, signed)
 
 
 def nearest(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The most multiply-adds that an x86 core can do: a loop over registers alone."""
+"""The most that an x86 core can do: multiply-adds by a loop over registers alone, and bytes that it only reads."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from edgec.targets.target import Target
 CHAINS = 24
 """Independent sums of the loop: enough to hide the latency of an instruction."""
 ROUNDS = 200_000
+READ_STEP = 256
+"""Bytes that a round of the loop that reads takes in."""
 WIDEST = 64
 """Bytes of the widest register: the loop reads two and writes :data:`CHAINS` of them."""
 
@@ -42,6 +44,29 @@ def peak_loop(target: Target, dtype: str) -> tuple[Any, int]:
         body.emit(vector_store(kernel.buffers[1], value, tirx.const(n * width, "int32")))
     products = lanes * (1 if dtype == "float32" else 4 if isa.vnni else 2)
     return kernel.function(), products * CHAINS * ROUNDS
+
+
+def read_loop(target: Target, nbytes: int) -> Any:
+    """The function that reads ``nbytes``, a multiple of :data:`READ_STEP`, and writes so many.
+
+    Args:
+        target: an x86 processor.
+        nbytes: of its first operand.
+    """
+    isa, kernel = Isa.of(target), Kernel(["int32", "int32"])
+    lanes, body = isa.lanes, kernel.body
+    chains = READ_STEP // (4 * lanes)
+    total = body.local("int32", READ_STEP // 4)
+    places = [tirx.Ramp(tirx.const(n * lanes, "int32"), tirx.const(1, "int32"), lanes) for n in range(chains)]
+    for place in places:
+        body.emit(stmt.BufferStore(total, tirx.Broadcast(tirx.const(0, "int32"), lanes), [place]))
+    with body.loop(nbytes // READ_STEP) as index:
+        for n, place in enumerate(places):
+            value = vector_load(kernel.buffers[0], index * (READ_STEP // 4) + n * lanes, lanes)
+            body.emit(stmt.BufferStore(total, tirx.bitwise_xor(tirx.BufferLoad(total, [place]), value), [place]))
+    for n, place in enumerate(places):
+        body.emit(vector_store(kernel.buffers[1], tirx.BufferLoad(total, [place]), tirx.const(n * lanes, "int32")))
+    return kernel.function()
 
 
 def _product(isa: Isa, dtype: str, total: Any, left: Any, right: Any) -> Any:
