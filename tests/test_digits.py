@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from edgec.format.widths import LIMITS, nest_widths
 from edgec.passes.quantize.lowbit import limits
 from edgec.targets.cpu import x86
 from tests import graphs
@@ -117,6 +119,60 @@ def test_errors_beside_those_of_multiplying_floats(
         exact = x[0].astype(np.float64) @ rows
         by, beside = (np.square(each.run({"x": x})["y"][0] - exact).mean() ** 0.5 for each in (own, floats))
         assert by <= most * beside
+
+
+@pytest.mark.parametrize("generation", ["vnni", "avx2"])
+@pytest.mark.parametrize(("depth", "channels", "group"), [(127, 21, 32), (24, 127, 8)])
+def test_nested_weights_at_both_widths(generation: str, depth: int, channels: int, group: int, tmp_path: Path) -> None:
+    """8 bits are as exact as unnested ones; 4 bits are the upper nibbles, rounded."""
+    model, rows, groups = product(depth, channels, group, 8)
+    program = program_of(model)
+    (step,) = program.steps
+    values = np.asarray(step.inputs[1].data)
+    scales = rows / np.where(values == 0, 1, values).reshape(rows.shape)
+    np.minimum(values, LIMITS[1], out=values)
+    nest_widths(program)
+    compiled, x = HostProgram(program, tmp_path, target(generation)), vector(depth)
+    (call,) = compiled.code.calls
+    upper = 16 * (values.astype(int) + 8 >> 4)
+    for symbol, integers in ((call.symbol, values), (call.narrow, upper)):
+        compiled.code.calls[0] = replace(call, symbol=symbol)
+        found = compiled.run({"x": x}, threads=2)["y"]
+        assert errors(found, x, (model, scales * integers.reshape(rows.shape), groups)).max() < 1
+
+
+def of_several_widths(widths: tuple[int, ...]) -> Product:
+    """As :func:`product` of depth 224, where groups of 32 have ``widths`` in turn."""
+    generator, channels = np.random.default_rng(len(widths)), 39
+    rows = np.empty((224, channels), np.int8)
+    for group in range(7):
+        low, high = limits(widths[group % len(widths)])
+        rows[32 * group : 32 * (group + 1)] = generator.integers(low, high + 1, (32, channels))
+    scales = generator.uniform(0.01, 0.1, (7, channels)).astype(np.float32)
+    nodes = [node("DequantizeLinear", "w s", "r", axis=0, block_size=32), node("MatMul", "x r", "y")]
+    model = graphs.build(nodes, {"x": (1, 224)}, ["y"], {"w": rows, "s": scales}, opset=21)
+    groups = np.arange(224) // 32
+    return model, rows.astype(np.float64) * scales[groups], groups
+
+
+@pytest.mark.parametrize(("generation", "widths"), [("vnni", (2, 3, 8, 4)), ("avx2", (4, 2, 3))])
+def test_groups_of_several_widths(generation: str, widths: tuple[int, ...], tmp_path: Path) -> None:
+    case, x = of_several_widths(widths), vector(224)
+    program = HostProgram(program_of(case[0]), tmp_path, target(generation))
+    (call,) = program.code.calls
+    assert by_digits(program) and "x2" in call.contract and "x1" in call.contract
+    for threads in (1, 3):
+        assert errors(program.run({"x": x}, threads)["y"], x, case).max() < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "cpu", "widths"), [("rpi5", "cortex-a76", (2, 3, 8, 4)), ("rpi3", "cortex-a53", (4, 2, 3))]
+)
+def test_groups_of_several_widths_on_arm(
+    name: str, cpu: str, widths: tuple[int, ...], emulator: str, tmp_path: Path
+) -> None:
+    case, x = of_several_widths(widths), vector(224)
+    assert errors(emulated(case[0], {"x": x}, tmp_path, name, cpu, 2)["y"], x, case).max() < 1
 
 
 SPECIAL = {

@@ -18,18 +18,15 @@ from edgec.passes.quantize.assembly import Assembly
 from edgec.passes.quantize.execution import ModelRunner
 from edgec.passes.quantize.products import product_of
 from edgec.passes.quantize.report import signal_to_noise
+from edgec.quantisation.judge import HELD_OUT, Judge
 from edgec.quantisation.mixing import (
     FAMILIES,
-    Limits,
     Mix,
     Option,
     _bisect,
-    _confirmed,
     _joined,
-    _Measured,
     _solved,
     _weight_bytes,
-    _what_helps,
 )
 from tests import graphs
 from tests.operators import node
@@ -51,7 +48,7 @@ def options(seed: int, layers: int) -> tuple[Option, ...]:
 @pytest.mark.parametrize("seed", range(5))
 def test_choice_is_the_best_of_all(seed: int) -> None:
     """Against every combination of five layers at four precisions."""
-    measured = _Measured("w8", options(seed, 5), 0.5)
+    measured = Mix("w8", options(seed, 5), 0.5)
     by_layer = [[o for o in measured.options if o.layer == f"layer{i}"] for i in range(5)]
     combinations = list(itertools.product(*by_layer))
     for room in (120, 300, 500):
@@ -68,46 +65,57 @@ def test_choice_is_the_best_of_all(seed: int) -> None:
 
 def test_families_join() -> None:
     """A layer may take its precision from either; the one that both have is there once."""
-    integers = _Measured("int8", (Option("a", "int8", 3.0, 9, None), Option("a", "float", 0.0, 40, None)), 0.5)
-    floats = _Measured("w8", (Option("a", "w4", 1.0, 5, None), Option("a", "float", 0.0, 40, None)), 0.5)
+    integers = Mix("int8", (Option("a", "int8", 3.0, 9, None), Option("a", "float", 0.0, 40, None)), 0.5)
+    floats = Mix("w8", (Option("a", "w4", 1.0, 5, None), Option("a", "float", 0.0, 40, None)), 0.5)
     joined = _joined([integers, floats])
     assert joined.default == "int8" and [option.precision for option in joined.options] == ["int8", "float", "w4"]
     made = _solved(joined, "bytes", lambda option: option.loss, 2.0)
     assert made is not None and made.chosen == {"a": "w4"}
 
 
-def test_bisection_goes_to_fewer_bytes() -> None:
-    """Where losses add up exactly, every choice that is found holds, and the last one comes near to the limit."""
-    floats = tuple(Option(f"layer{layer}", "float", 0.0, 400, None) for layer in range(5))
-    measured = _Measured("w8", (*options(1, 5), *floats), None)
+def test_solver_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """HiGHS has a line of its own for some problems, of which this is one."""
+    generator = np.random.default_rng(27)
+    tried = {"w2": (2.5, 1), "w3": (3.5, 0.2), "w4": (4.5, 0.04), "w8": (8.5, 2e-4), "float": (32, 0)}
+    found = []
+    for layer in range(22):
+        size, base = int(generator.integers(300, 40000)), generator.exponential(1)
+        for name, (bits, loss) in tried.items():
+            own = base * loss * generator.uniform(0.8, 1.2) * 1e-3
+            found.append(Option(f"layer{layer}", name, own, int(size * bits / 8), None))
+    most = sum(option.loss for option in found if option.precision == "w2")
+    for share in np.geomspace(0.005, 0.9, 12):
+        assert _solved(Mix("w8", tuple(found), None), "bytes", lambda option: option.loss, share * most) is not None
+    assert capfd.readouterr() == ("", "")
+
+
+def with_floats(seed: int, layers: int) -> tuple[Option, ...]:
+    """As :func:`options`, and each layer as it was."""
+    return (*options(seed, layers), *(Option(f"layer{layer}", "float", 0.0, 400, None) for layer in range(layers)))
+
+
+def test_bisection_comes_near_to_the_fewest_bytes() -> None:
+    """Where losses add up exactly, what is found holds, and is nearly the smallest that does."""
+    measured = Mix("w8", with_floats(1, 5), None)
     found = _bisect(measured, 2.0, lambda made: made.loss, lambda *_: None)
-    assert found and all(made.loss <= 2.0 for made in found)
-    assert [made.bytes for made in found] == sorted((made.bytes for made in found), reverse=True)
     best = _solved(measured, "bytes", lambda option: option.loss, 2.0)
-    assert best is not None and best.bytes <= found[-1].bytes <= 1.1 * best.bytes
+    assert found is not None and best is not None
+    assert found.loss <= 2.0 and best.bytes <= found.bytes <= 1.1 * best.bytes
     everything = _bisect(measured, 1e9, lambda made: made.loss, lambda *_: None)
-    assert [made.bytes for made in everything] == [
-        sum(min(o.bytes for o in measured.options if o.layer == f"layer{i}") for i in range(5))
-    ]
+    assert everything is not None and everything.bytes == sum(
+        min(o.bytes for o in measured.options if o.layer == f"layer{i}") for i in range(5)
+    )
+    assert _bisect(measured, 1.0, lambda made: 2.0, lambda *_: None) is None
 
 
-def test_choice_that_drops_more_gives_way_to_one_of_less_loss() -> None:
-    floats = tuple(Option(f"layer{layer}", "float", 0.0, 400, None) for layer in range(5))
-    measured = _Measured("w8", (*options(1, 5), *floats), None)
-    first = _solved(measured, "bytes", lambda option: option.loss, 2.0)
+def test_gentler_choices_go_down_to_no_loss() -> None:
+    first = _solved(Mix("w8", with_floats(1, 5), None), "bytes", lambda option: option.loss, 2.0)
     assert first is not None
-    judged: list[float] = []
-
-    def drop(factor: float) -> Mix | None:
-        judged.clear()
-        return _confirmed(measured, first, 2.0, lambda made: judged.append(made.loss) or factor * made.loss)
-
-    assert drop(1.0) == first and len(judged) == 1
-    worse = drop(10.0)
-    assert worse is not None and 10 * worse.loss <= 2.0 and judged == sorted(judged, reverse=True) and len(judged) > 1
-    lossless = drop(1e6)
-    assert lossless is not None and lossless.loss == 0.0
-    assert _confirmed(measured, first, 2.0, lambda made: 3.0) is None
+    losses = [first.loss, *(made.loss for made in first.gentler())]
+    assert losses == sorted(losses, reverse=True) and losses[-1] == 0.0 and losses[1] <= losses[0] / 2
+    last = list(first.gentler())[-1]
+    assert first.changed(last.chosen) == last and first.changed({}) == first
+    assert last.recipe(Recipe(layers={"other": "float"})).layers == {**last.chosen, "other": "float"}
 
 
 def test_assembled_mix_is_near_what_quantisation_gives(sample_model: Path) -> None:
@@ -170,15 +178,15 @@ def test_auto_stays_within_bytes(sample_model: Path, quick: Path, tmp_path: Path
         "compile", sample_model, "--quantize", "auto", "--calib", calib, "--max-bytes", "22000", "--recipe", quick,
         "-o", output,
     )  # fmt: skip
-    found = Mix(**printed["quantisation"]["mix"])
-    chosen = {option["layer"]: option for option in found.options if option["chosen"]}  # type: ignore[index]
-    assert sum(option["bytes"] for option in chosen.values()) == found.bytes <= 22000  # type: ignore[index]
+    found = printed["quantisation"]["mix"]
+    chosen = {option["layer"]: option for option in found["options"] if option["chosen"]}
+    assert sum(option["bytes"] for option in chosen.values()) == found["bytes"] <= 22000
     assert printed["weights_bytes"] < 22000 + 4000
-    assert {option["precision"] for option in found.options} <= {*FAMILIES["w8"], *FAMILIES["int8"]}  # type: ignore[index]
+    assert {option["precision"] for option in found["options"]} <= {*FAMILIES["w8"], *FAMILIES["int8"]}
     layers = {layer["name"]: layer["bits"] for layer in printed["quantisation"]["layers"]}
     recipe = output.with_name("digits.so.recipe.toml").read_text()
     for name, option in chosen.items():
-        assert layers[name] == option["precision"] or layers[name] == "w8"  # type: ignore[index]
+        assert layers[name] == option["precision"] or layers[name] == "w8"
         assert f'"{name}"' in recipe
 
 
@@ -201,14 +209,27 @@ def test_integers_and_floats_mix(sample_model: Path, quick: Path, tmp_path: Path
             assert session.run({"image": image[None]})["logits"].argmax() == wanted.argmax()
 
 
-def test_auto_stays_within_points(sample_model: Path, tmp_path: Path) -> None:
-    calib, labelled = (sample_model.with_name(f"digits_{name}.npz") for name in ("calib", "eval"))
-    printed = results_of(
-        "compile", sample_model, "--quantize", "auto", "--calib", calib, "--eval", labelled, "--max-drop", "1",
-        "-o", tmp_path / "digits.so",
-    )  # fmt: skip
+@pytest.mark.parametrize("labelled", [True, False])
+def test_auto_judges_the_model_that_it_ships(labelled: bool, sample_model: Path, tmp_path: Path) -> None:
+    """Within a point unless told otherwise; the score is the artifact's own, on the samples that it is told of."""
+    calib, evaluated = (sample_model.with_name(f"digits_{name}.npz") for name in ("calib", "eval"))
+    output, flags = tmp_path / "digits.so", ["--eval", evaluated] if labelled else []
+    printed = results_of("compile", sample_model, "--quantize", "auto", "--calib", calib, *flags, "-o", output)
     guard, found = printed["quantisation"]["guard"], printed["quantisation"]["mix"]
-    assert guard["float_score"] - guard["score"] <= 1 and found["bytes"] < 57000
+    assert guard["float_score"] - guard["score"] <= 1 and found["bytes"] < 40000
+    assert guard["measure"] == ("top-1 accuracy, %" if labelled else "expected accuracy, float = 100")
+    chosen = {option["layer"]: option["precision"] for option in found["options"] if option["chosen"]}
+    assert guard["put_back"].items() <= chosen.items()
+    with np.load(evaluated if labelled else calib) as data:
+        images, labels = (data["image"], data["labels"]) if labelled else (data["image"][::HELD_OUT], None)
+    samples = [{"image": image[None]} for image in images]
+    assert guard["samples"] == len(samples)
+    judge = Judge.of(load_graph(sample_model), samples, labels)
+    with edgec.load(output) as session:
+        score = judge.score([[session.run(sample)["logits"]] for sample in samples])
+    assert score == pytest.approx(guard["score"], abs=0.25)
+    recipe = output.with_name("digits.so.recipe.toml").read_text()
+    assert f"# {guard['measure']} on {len(samples)} samples: float" in recipe
 
 
 @pytest.mark.parametrize(
@@ -228,18 +249,6 @@ def test_limits_that_cannot_hold_are_sentences(
     arguments = ["compile", sample_model, *mode, "--calib", calib, "--recipe", quick, *flags]
     assert said in sentence_of(*arguments, "-o", tmp_path / "x.so")
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("limits", "samples", "sentence"),
-    [
-        (Limits(most_drop=1.0), 400, "allow more"),
-        (Limits(most_drop=1.0), 125, "each of the 32 samples that judge it, one in 4 of --calib, is 3.1 points"),
-        (Limits(most_bytes=9), 8, "allow more"),
-    ],
-)
-def test_few_samples_are_named_where_they_are_too_few(limits: Limits, samples: int, sentence: str) -> None:
-    assert _what_helps(limits, samples).startswith(sentence)
 
 
 def test_bytes_count_salient_groups(sample_model: Path) -> None:

@@ -17,7 +17,8 @@ from edgec.errors import EdgecError
 from edgec.graph import load_graph
 from edgec.passes.pipeline import FLOAT, run
 from edgec.passes.quantize import Quantized, Recipe, quantize
-from edgec.quantisation.guard import Judge, guard
+from edgec.quantisation.guard import guard, worst_put_back
+from edgec.quantisation.judge import Judge
 from edgec.quantisation.layer_errors import LayerErrors, compare_layers, measure_layers
 from edgec.quantisation.quantise import companions
 from edgec.quantisation.recipes import read_recipe, write_recipe
@@ -190,7 +191,7 @@ def judged(sample_model: Path, calib: Path) -> Iterator[tuple[Judge, Any, list[d
 
 def test_scores_of_the_float_model(judged: tuple[Judge, Any, Any], sample_data: dict[str, np.ndarray]) -> None:
     judge, graph, _ = judged
-    assert judge.float_score == 100 and judge.measure == "same class as float, %"
+    assert judge.float_score == 100 and judge.measure == "expected accuracy, float = 100"
     labelled = [{"image": image[None]} for image in sample_data["image"]]
     by_labels = Judge.of(graph, labelled, sample_data["labels"])
     assert by_labels.float_score == pytest.approx(100 * 446 / 450)
@@ -234,7 +235,7 @@ def test_the_worst_layers_are_put_back(judged: tuple[Judge, Any, Any], bits: str
     def rank(_: Quantized) -> LayerErrors:
         return measure_layers(graph, quantize(graph, samples, recipe).model, samples)
 
-    _, guarded = guard(judge, spoiled, recipe, 2.0, rank)
+    _, guarded = guard(judge, spoiled, recipe, 2.0, worst_put_back(recipe, rank))
     assert guarded.put_back[worst[0]] == bits
     assert guarded.first_score < 90 and guarded.drop <= 2
     assert spoiled.asked[0] == {} and len(spoiled.asked) <= 8
@@ -243,7 +244,7 @@ def test_the_worst_layers_are_put_back(judged: tuple[Judge, Any, Any], bits: str
 def test_without_a_bound_the_guard_only_measures(judged: tuple[Judge, Any, Any]) -> None:
     judge, graph, samples = judged
     spoiled = _Spoiled(graph, samples, {"nothing": "int16"})
-    _, guarded = guard(judge, spoiled, QUICK, None, _ranked(graph, samples))
+    _, guarded = guard(judge, spoiled, QUICK, None, worst_put_back(QUICK, _ranked(graph, samples)))
     assert len(spoiled.asked) == 1 and not guarded.put_back
 
 
@@ -256,15 +257,15 @@ def test_a_bound_that_cannot_be_kept_is_refused(judged: tuple[Judge, Any, Any]) 
         return LayerErrors((), 0.0, 1)
 
     with pytest.raises(EdgecError, match="more than --max-drop 1, even with every layer put back"):
-        guard(judge, spoiled, recipe, 1.0, rank)
+        guard(judge, spoiled, recipe, 1.0, worst_put_back(recipe, rank))
 
 
-def test_agreement_is_guarded_without_labels(sample_model: Path, calib: Path, tmp_path: Path) -> None:
+def test_expected_points_are_guarded_without_labels(sample_model: Path, calib: Path, tmp_path: Path) -> None:
     found = edgec.compile(
         sample_model, output=tmp_path / "d.so", quantize="int8", calib=calib, max_drop=2, recipe=QUICK
     )
     guarded = found.report.quantisation.guarded  # type: ignore[union-attr]
-    assert guarded is not None and guarded.measure == "same class as float, %" and guarded.samples == 50
+    assert guarded is not None and guarded.measure == "expected accuracy, float = 100" and guarded.samples == 50
 
 
 # ---- diff ---------------------------------------------------------------------------------------------------------

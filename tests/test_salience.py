@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+import edgec.passes.quantize as package
 from edgec.graph import load_graph
 from edgec.passes.quantize import Quantized, Recipe, quantize
 from edgec.passes.quantize.products import product_of
@@ -75,6 +77,51 @@ def test_auto_keeps_what_the_prediction_needs(network: tuple[ir.Model, list[dict
         steps[:, 0] = 7
         product.set_weight((steps / 16).astype(np.float32), exact.graph)
     assert quantised((exact, samples), "auto").kept == ()
+
+
+def test_layers_are_judged_by_samples_that_they_were_not_fitted_to(
+    network: tuple[ir.Model, list[dict[str, np.ndarray]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is shipped is learned from all of them."""
+    learned: list[list[int]] = []
+    judged: list[int] = []
+
+    def learn(model: ir.Model, placement: Any, ranges: Any, samples: Sequence[Any], *rest: Any) -> Any:
+        learned.append([id(each) for each in samples])
+        return whole_learn(model, placement, ranges, samples, *rest)
+
+    def salient(model: ir.Model, fits: Any, samples: Sequence[Any], *rest: Any) -> Any:
+        judged.extend(id(each) for each in samples)
+        return whole_salient(model, fits, samples, *rest)
+
+    whole_learn, whole_salient = package.learn, package.salient
+    monkeypatch.setattr(package, "learn", learn)
+    monkeypatch.setattr(package, "salient", salient)
+    quantised(network, "auto")
+    everyone = {id(each) for each in network[1]}
+    assert set(judged) | set(learned[0]) == everyone and not set(judged) & set(learned[0])
+    assert len(judged) == len(everyone) / 4 and set(learned[-1]) == everyone
+
+
+@pytest.mark.parametrize("before", ["w4a8", "int8"])
+def test_bias_behind_few_bits_takes_up_its_own_rounding_only(before: str) -> None:
+    """Of which there is none where 8 bits are exact: what the samples show is the noise of the layer before."""
+    generator = np.random.default_rng(7)
+    first = generator.standard_normal((48, 64)).astype(np.float32)
+    second = generator.integers(-127, 128, (32, 48)).astype(np.float32) / 1024
+    second[:, 0] = 127 / 1024
+    biases = {"first_bias": np.zeros(48, np.float32), "second_bias": np.zeros(32, np.float32)}
+    nodes = [
+        node("Gemm", "x first first_bias", "a", transB=1, name="gemm1"),
+        node("Relu", "a", "b", name="relu"),
+        node("Gemm", "b second second_bias", "y", transB=1, name="gemm2"),
+    ]
+    model = graphs.build(nodes, {"x": (4, 64)}, ["y"], {"first": first, "second": second, **biases}, opset=21)
+    samples = [{"x": generator.standard_normal((4, 64), np.float32)} for _ in range(24)]
+    recipe = Recipe(observer="mse", equalise=False, refine=False, layers={"gemm1": before})
+    found = quantize(load_graph(model), samples, recipe).model.graph.initializers["gemm2_bias_quantized"]
+    assert found.const_value is not None
+    assert found.const_value.numpy().any() == (before == "int8")
 
 
 def test_named_layers_are_left_alone(network: tuple[ir.Model, list[dict[str, np.ndarray]]]) -> None:

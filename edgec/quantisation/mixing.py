@@ -2,39 +2,39 @@
 
 Every product of the model is tried at every precision of a family: one with integer activations (w4a8, int8, float),
 one with float activations (w2, w3, w4, w8, float). Each is learned once; the loss of an option is how far the float
-model's prediction on calibration samples moves with that layer alone quantised; its cost are the bytes of its weights
-and, on this machine, the time of its kernel. Losses of layers add up, near enough. Then
+model's prediction moves with that layer alone quantised; its cost are the bytes of its weights and, on this machine,
+the time of its kernel. Losses of layers add up, near enough. Then
 
 * ``most_bytes`` or ``most_ms``: the choice of least loss within them;
-* ``most_drop``: the choice of fewest bytes with which no more points are lost, on calibration samples that were not
-  learned from, found by bisection over the loss that the program may spend.
+* ``most_drop``: the choice of fewest bytes with which no more points are lost on samples that were not learned from,
+  found by bisection over the loss that the program may spend.
 
 The best of three is taken: both families together, where a layer of few bits and float activations may stand between
 layers of integers, and each alone. Points are counted of models that are put together from the layers as they were
-tried; those of the choice are counted again of the model that a quantisation by it gives, and where it loses more, one
-of less loss is taken. Layers whose choice was fixed in a recipe keep it.
+tried; a quantisation by the choice is judged anew, by :func:`edgec.quantisation.guard.guard`, which goes on to
+:meth:`Mix.gentler` ones where it loses more. Layers whose choice was fixed in a recipe keep it.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgec.errors import EdgecError
-from edgec.passes.quantize import Recipe, quantize
+from edgec.passes.quantize import Recipe
 from edgec.passes.quantize.assembly import Assembly
-from edgec.passes.quantize.execution import ModelRunner, Sample
+from edgec.passes.quantize.execution import Sample
 from edgec.passes.quantize.lowbit import WIDER
 from edgec.passes.quantize.operators import weight_axis
-from edgec.passes.quantize.prediction import Prediction
 from edgec.passes.quantize.products import Product, product_of
 from edgec.passes.quantize.recipe import PRECISIONS
-from edgec.quantisation.guard import HELD_OUT, Judge
+from edgec.quantisation.judge import Judge
+from edgec.quiet import quiet
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -49,11 +49,8 @@ DEFAULT_DROP = 1.0
 
 _SAMPLES = 16
 _BISECTIONS = 8
-_CONFIRMED = 4
-"""Choices with any loss that are quantised by at most, to see whether they hold."""
-
-_BACK = 6
-"""By how much the next of them has less loss."""
+_GENTLER = (2.0, 8.0, 64.0)
+"""By how much the choices that are tried after the first have less loss, before that without any."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class Option:
     Attributes:
         layer: the node's name.
         precision: see :data:`edgec.passes.quantize.recipe.PRECISIONS`.
-        loss: change of the prediction with this layer alone quantised; see :class:`Prediction`.
+        loss: change of the prediction with this layer alone quantised; see :meth:`Judge.distance_of`.
         bytes: of its weights and their scales.
         ms: of its kernel on this machine; None where that is not what is built for.
         chosen: whether it was.
@@ -88,43 +85,74 @@ class Option:
 
 @dataclass(frozen=True)
 class Mix:
-    """What was chosen, of which options; ``ms`` includes what is no product, and is None where nothing was timed."""
+    """What was chosen, of which options.
 
-    default: str
-    options: tuple[Option, ...]
-    bytes: int
-    ms: float | None
-
-    @property
-    def loss(self) -> float:
-        """Of the choice: the sum of its layers'."""
-        return sum(option.loss for option in self.options if option.chosen)
-
-    @property
-    def chosen(self) -> dict[str, str]:
-        """Precision by layer."""
-        return {option.layer: option.precision for option in self.options if option.chosen}
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """The options of a family, and the time of what is no product."""
+    Attributes:
+        default: the precision of what is no product.
+        options: all of them.
+        rest_ms: the time of what is no product; None where nothing was timed.
+    """
 
     default: str
     options: tuple[Option, ...]
     rest_ms: float | None
 
+    @property
+    def bytes(self) -> int:
+        """Of the weights of the choice and their scales."""
+        return sum(option.bytes for option in self._taken)
+
+    @property
+    def ms(self) -> float | None:
+        """Of the choice and of what is no product; None where nothing was timed."""
+        return None if self.rest_ms is None else self.rest_ms + sum(option.ms or 0.0 for option in self._taken)
+
+    @property
+    def loss(self) -> float:
+        """Of the choice: the sum of its layers'."""
+        return sum(option.loss for option in self._taken)
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """Precision by layer."""
+        return {option.layer: option.precision for option in self._taken}
+
+    @property
+    def _taken(self) -> list[Option]:
+        return [option for option in self.options if option.chosen]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        options = [asdict(option) for option in self.options]
+        return {"default": self.default, "options": options, "bytes": self.bytes, "ms": self.ms}
+
+    def recipe(self, base: Recipe) -> Recipe:
+        """``base`` with the choice."""
+        return replace(base, default=self.default, layers={**base.layers, **self.chosen})
+
+    def changed(self, layers: Mapping[str, str]) -> Mix:
+        """With the precisions of ``layers``, which are among the options."""
+        wanted = {**self.chosen, **layers}
+        taken = (replace(each, chosen=wanted[each.layer] == each.precision) for each in self.options)
+        return replace(self, options=tuple(taken))
+
+    def gentler(self) -> Iterator[Mix]:
+        """The smallest choices of less and less loss, down to none at all."""
+        for room in (*(self.loss / each for each in _GENTLER), 0.0):
+            if (made := _solved(self, "bytes", lambda option: option.loss, room)) is not None:
+                yield made
+
 
 def mix(
-    graph: ir.Model, samples: Sequence[Sample], recipe: Recipe, limits: Limits, here: bool, families: Sequence[str],
-    tell: Progress,
+    graph: ir.Model, samples: Sequence[Sample], judge: Judge | None, recipe: Recipe, limits: Limits, here: bool,
+    families: Sequence[str], tell: Progress,
 ) -> Mix:  # fmt: skip
     """Choose the precision of every product of ``graph``.
 
     Args:
         graph: the float model.
-        samples: of the calibration. Losses are measured on a few of them; for ``most_drop`` a part of them is learned
-            from, and points are counted on the others.
+        samples: to learn from.
+        judge: counts points for ``most_drop``, on other samples; None where that is not the limit.
         recipe: its layers keep the precision that it gives them.
         limits: what must hold.
         here: whether kernels can be timed: the model is compiled for this machine.
@@ -136,35 +164,24 @@ def mix(
     """
     if limits.most_ms is not None and not here:
         raise EdgecError("--max-ms takes times that are measured here, for --target host; give --max-bytes instead")
-    counted = limits.most_drop is not None
-    learned = [sample for index, sample in enumerate(samples) if index % HELD_OUT] if counted else list(samples)
-    assembly = Assembly(graph, learned, replace(recipe, default=families[0]), tell)
-    measurements = [_measure(assembly, samples, replace(recipe, default=each), here, tell) for each in families]
-    if len(measurements) > 1:
-        measurements.insert(0, _joined(measurements))
-    best: Mix | None = None
-    if limits.most_drop is not None:
-        judge = Judge.of(graph, samples[::HELD_OUT], None)
-
-        def drop(made: Mix, model_of: Callable[[Recipe], ir.Model]) -> float:
-            chosen = replace(recipe, default=made.default, layers={**recipe.layers, **made.chosen})
-            return judge.float_score - judge.score_of(model_of(chosen))
-
-        allowed = [
-            (made, measured) for measured in measurements
-            for made in _bisect(measured, limits.most_drop, lambda made: drop(made, assembly.mixed), tell)
-        ]  # fmt: skip
-        if allowed:
-            first, measured = min(allowed, key=lambda each: each[0].bytes)
-            best = _confirmed(
-                measured, first, limits.most_drop,
-                lambda made: drop(made, lambda chosen: quantize(graph, learned, chosen, tell).model),
-            )  # fmt: skip
+    assembly = Assembly(graph, samples, replace(recipe, default=families[0]), tell)
+    measured = [_measure(assembly, samples, replace(recipe, default=each), here, tell) for each in families]
+    if len(measured) > 1:
+        measured.insert(0, _joined(measured))
+    if judge is None:
+        found = [made for each in measured if (made := _within(each, limits)) is not None]
+        best = min(found, key=lambda made: made.loss, default=None)
     else:
-        found = [made for measured in measurements if (made := _within(measured, limits)) is not None]
-        best = min(found, key=lambda each: each.loss, default=None)
+        assert limits.most_drop is not None
+        most = limits.most_drop
+
+        def drop(made: Mix) -> float:
+            return judge.steady_drop_of(assembly.mixed(made.recipe(recipe)))
+
+        found = [made for each in measured if (made := _bisect(each, most, drop, tell)) is not None]
+        best = min(found, key=lambda made: made.bytes, default=None)
     if best is None:
-        raise EdgecError(f"no mix of precisions is within {_said(limits)}; {_what_helps(limits, len(samples))}")
+        raise EdgecError(f"no mix of precisions is within {_said(limits)}; allow more")
     return best
 
 
@@ -174,24 +191,13 @@ def _said(limits: Limits) -> str:
     return f"--max-bytes {limits.most_bytes}" if limits.most_bytes is not None else f"--max-drop {limits.most_drop:g}"
 
 
-def _what_helps(limits: Limits, samples: int) -> str:
-    """Where one of the samples that points are counted on is more than may be lost, more samples help, too."""
-    judges = -(-samples // HELD_OUT)
-    if limits.most_drop is None or limits.most_drop >= 100 / judges:
-        return "allow more"
-    return (
-        f"each of the {judges} samples that judge it, one in {HELD_OUT} of --calib, is {100 / judges:.1f} points: "
-        "give more samples, or allow more"
-    )
-
-
 # ---- measuring ------------------------------------------------------------------------------------------------
 
 
-def _measure(assembly: Assembly, samples: Sequence[Sample], recipe: Recipe, here: bool, tell: Progress) -> _Measured:
+def _measure(assembly: Assembly, samples: Sequence[Sample], recipe: Recipe, here: bool, tell: Progress) -> Mix:
     """Every layer at every precision of the recipe's default family."""
     few = list(samples)[:: -(-len(samples) // _SAMPLES)]
-    prediction = Prediction(ModelRunner(assembly.model).run_all(few))
+    judge = Judge.of(assembly.model, few, None)
     products = {str(node.name): product for node in assembly.model.graph if (product := product_of(node)) is not None}
     options: list[Option] = []
     float_times = _times(assembly.model, few[0]) if here else None
@@ -205,17 +211,17 @@ def _measure(assembly: Assembly, samples: Sequence[Sample], recipe: Recipe, here
             loss = 0.0
             if name in bits:
                 alone = assembly.mixed(replace(recipe, default="float", layers={name: precision}))
-                loss = prediction.distance(ModelRunner(alone).run_all(few))
+                loss = judge.distance_of(alone)
             size = _weight_bytes(products[name], precision, bits.get(name), recipe)
             options.append(Option(name, precision, loss, size, None if times is None else times.get(name, 0.0)))
             tell(f"layers at {precision}", done, len(tried))
-    return _Measured(recipe.default, tuple(options), rest)
+    return Mix(recipe.default, tuple(options), rest)
 
 
-def _joined(families: Sequence[_Measured]) -> _Measured:
+def _joined(families: Sequence[Mix]) -> Mix:
     """The options of all ``families``, for a model whose rest is as in the first."""
     options = {(each.layer, each.precision): each for family in families for each in family.options}
-    return _Measured(families[0].default, tuple(options.values()), families[0].rest_ms)
+    return Mix(families[0].default, tuple(options.values()), families[0].rest_ms)
 
 
 def _weight_bytes(product: Product, precision: str, bits: int | None, recipe: Recipe) -> int:
@@ -250,7 +256,7 @@ def _times(model: ir.Model, sample: Sample) -> dict[str, float]:
 # ---- choosing -------------------------------------------------------------------------------------------------
 
 
-def _within(measured: _Measured, limits: Limits) -> Mix | None:
+def _within(measured: Mix, limits: Limits) -> Mix | None:
     """The least loss within bytes or milliseconds; None where nothing is."""
     if limits.most_ms is not None:
         room = limits.most_ms - (measured.rest_ms or 0.0)
@@ -259,13 +265,13 @@ def _within(measured: _Measured, limits: Limits) -> Mix | None:
     return _solved(measured, "loss", lambda option: option.bytes, limits.most_bytes)
 
 
-def _bisect(measured: _Measured, most: float, drop: Callable[[Mix], float], tell: Progress) -> list[Mix]:
-    """Choices whose drop is at most ``most`` points, each of fewer bytes than the one before it."""
+def _bisect(measured: Mix, most: float, drop: Callable[[Mix], float], tell: Progress) -> Mix | None:
+    """The smallest choice found whose drop is at most ``most`` points; None where none is."""
     largest: dict[str, float] = {}
     for option in measured.options:
         largest[option.layer] = max(largest.get(option.layer, 0.0), option.loss)
     low, high = 0.0, sum(largest.values())
-    found: list[Mix] = []
+    found: Mix | None = None
     for step in range(_BISECTIONS + 1):
         room = high if step == 0 else float(np.sqrt(max(low, 1e-4 * high) * high))
         made = _solved(measured, "bytes", lambda option: option.loss, room)
@@ -275,26 +281,13 @@ def _bisect(measured: _Measured, most: float, drop: Callable[[Mix], float], tell
         if drop(made) > most:
             high = room
             continue
-        found.append(made)
-        low = room
+        found, low = made, room
         if step == 0:
             break
     return found
 
 
-def _confirmed(measured: _Measured, first: Mix, most: float, drop: Callable[[Mix], float]) -> Mix | None:
-    """The ``first`` choice, or one of less loss where that drops more than ``most`` points; None where even the one
-    without any does."""
-    if drop(first) <= most:
-        return first
-    for room in (*(first.loss / _BACK**step for step in range(1, _CONFIRMED)), 0.0):
-        made = _solved(measured, "bytes", lambda option: option.loss, room)
-        if made is not None and drop(made) <= most:
-            return made
-    return None
-
-
-def _solved(measured: _Measured, goal: str, cost: Callable[[Option], float], room: float) -> Mix | None:
+def _solved(measured: Mix, goal: str, cost: Callable[[Option], float], room: float) -> Mix | None:
     """The choice of least total ``goal`` ("loss" or "bytes") with a total ``cost`` of at most ``room``."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -304,16 +297,15 @@ def _solved(measured: _Measured, goal: str, cost: Callable[[Option], float], roo
     costs = np.array([[cost(option) for option in options]])
     scale = max(float(np.abs(costs).max()), 1e-30)
     values = np.array([getattr(option, goal) for option in options], np.float64)
-    found = milp(
-        values / max(float(values.max()), 1e-30),
-        integrality=np.ones(len(options)),
-        bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(costs / scale, -np.inf, room / scale)],
-        options={"mip_rel_gap": 0.0},
-    )
+    with quiet():  # HiGHS prints a line where it solves again with rounded numbers, in the middle of the results
+        found = milp(
+            values / max(float(values.max()), 1e-30),
+            integrality=np.ones(len(options)),
+            bounds=Bounds(0, 1),
+            constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(costs / scale, -np.inf, room / scale)],
+            options={"mip_rel_gap": 0.0},
+        )
     if found.x is None:
         return None
-    chosen = tuple(replace(option, chosen=bool(x > 0.5)) for option, x in zip(options, found.x, strict=True))
-    taken = [option for option in chosen if option.chosen]
-    ms = None if measured.rest_ms is None else measured.rest_ms + sum(option.ms or 0.0 for option in taken)
-    return Mix(measured.default, chosen, sum(option.bytes for option in taken), ms)
+    chosen = (replace(option, chosen=bool(x > 0.5)) for option, x in zip(options, found.x, strict=True))
+    return replace(measured, options=tuple(chosen))

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from edgec.data.samples import Array
     from edgec.passes.quantize import LayerQuantization, Lifted, Quantized, Recipe
     from edgec.quantisation.float_layers import Costs, FloatLayers, Unknown
-    from edgec.quantisation.guard import Guarded, Judge
-    from edgec.quantisation.mixing import Mix
+    from edgec.quantisation.guard import Guarded
+    from edgec.quantisation.judge import Judge
+    from edgec.quantisation.mixing import Limits, Mix
     from edgec.targets.formats import Format
     from edgec.targets.fpga.board import Board
     from edgec.targets.gpu.target import GpuTarget
@@ -167,7 +168,7 @@ class Quantisation:
             "guard": asdict(self.guarded) if self.guarded else None,
             "layers": [asdict(layer) for layer in self.layers],
             "kept": list(self.kept),
-            "mix": asdict(self.mix) if self.mix else None,
+            "mix": self.mix.as_dict() if self.mix else None,
             "lifted": asdict(self.lifted) if self.lifted else None,
             "speed": asdict(self.speed) if self.speed else None,
             "choices": self.choices,
@@ -214,7 +215,7 @@ def quantise_graph(
     from edgec.passes.quantize import quantize
     from edgec.passes.quantize.half import computes_in_half, narrow, widened, widened_samples
     from edgec.passes.quantize.nested import nest
-    from edgec.quantisation.guard import guard
+    from edgec.quantisation.guard import gentler_mixes, guard, worst_put_back
     from edgec.quantisation.layer_errors import LayerErrors, measure_layers
     from edgec.quantisation.recipes import check_layers, write_recipe
 
@@ -229,13 +230,18 @@ def quantise_graph(
         _check_weights_only(recipe, options)
         graph, calibration = widened(graph), replace(calibration, samples=widened_samples(calibration.samples))
     check_layers(recipe, graph)
-    mixed = _mixed(graph, options, recipe, calibration, target, tell) if options.mode == "auto" else None
-    if mixed is not None:
-        recipe = replace(recipe, default=mixed.default, layers={**recipe.layers, **mixed.chosen})
-    speed = None
-    if costs is not None and recipe.default == "int8" and mixed is None:
+    limits, auto = _limits(options), options.mode == "auto"
+    kept: Judge | None = None
+    learned: Sequence[Any] = calibration.samples
+    if limits.most_drop is not None and (auto or options.eval is None):
+        kept, learned = _held_out(graph, calibration)
+    judge, samples = (kept, learned) if options.eval is None else (judge_by(graph, options), calibration.samples)
+    mixed = speed = None
+    if auto:
+        mixed = _mixed(graph, learned, kept, recipe, limits, target, tell)
+        recipe = mixed.recipe(recipe)
+    elif costs is not None and recipe.default == "int8":
         speed, recipe = _with_float_layers(graph, recipe, calibration, costs, tell)
-    judge, samples = _judge(graph, options, calibration)
 
     attempts: list[ir.Model] = []
 
@@ -249,12 +255,15 @@ def quantise_graph(
     def ranked(found: Quantized) -> LayerErrors:
         return measure_layers(found.twin, found.model, judge.samples if judge else samples, tell)
 
+    retreat = worst_put_back(recipe, ranked) if mixed is None else gentler_mixes(recipe, mixed)
     if judge is None:
         found, guarded = quantised(recipe), None
     else:
-        found, guarded = guard(judge, quantised, recipe, options.max_drop, ranked)
+        found, guarded = guard(judge, quantised, recipe, limits.most_drop, retreat)
     put_back = guarded.put_back if guarded else {}
-    text = write_recipe(replace(recipe, layers={**recipe.layers, **put_back}), found.layers, _reasons(speed))
+    mixed = mixed and mixed.changed(put_back)
+    final, verdict = replace(recipe, layers={**recipe.layers, **put_back}), guarded.verdict if guarded else ""
+    text = write_recipe(final, found.layers, _reasons(speed), verdict)
     for each in (found.twin, found.model):
         RemoveUnusedNodesPass()(each)
     if half:
@@ -341,29 +350,36 @@ def _recipe(options: Options) -> Recipe:
     return replace(recipe, default="int8" if options.mode == "auto" else options.mode)
 
 
-def _mixed(
-    graph: ir.Model, options: Options, recipe: Recipe, calibration: Calibration,
-    target: Target | GpuTarget | Board | Format, tell: Progress,
-) -> Mix:  # fmt: skip
-    from edgec.quantisation.mixing import DEFAULT_DROP, FAMILIES, Limits, mix
+def _limits(options: Options) -> Limits:
+    """What was asked for, and for auto what holds where nothing was."""
+    from edgec.quantisation.mixing import DEFAULT_DROP, Limits
 
     limits = Limits(options.max_drop, options.max_ms, options.max_bytes)
-    if limits == Limits():
-        limits = Limits(most_drop=DEFAULT_DROP)
-    if limits.most_drop is not None:
-        _require_held_out(calibration.samples)
+    return Limits(most_drop=DEFAULT_DROP) if options.mode == "auto" and limits == Limits() else limits
+
+
+def _mixed(
+    graph: ir.Model, samples: Sequence[Any], judge: Judge | None, recipe: Recipe, limits: Limits,
+    target: Target | GpuTarget | Board | Format, tell: Progress,
+) -> Mix:  # fmt: skip
+    from edgec.quantisation.mixing import FAMILIES, mix
+
     families = [name for name in FAMILIES if target.packs_weights or name == "int8"]
-    return mix(graph, calibration.samples, recipe, limits, target.name == "host", families, tell)
+    return mix(graph, samples, judge, recipe, limits, target.name == "host", families, tell)
 
 
-def _require_held_out(samples: Sequence[Any]) -> None:
-    from edgec.quantisation.guard import HELD_OUT
+def _held_out(graph: ir.Model, calibration: Calibration) -> tuple[Judge, Sequence[Any]]:
+    """Who judges by a part of the calibration samples, and those that are left to learn from."""
+    from edgec.quantisation.judge import HELD_OUT, Judge
 
+    samples = calibration.samples
     if len(samples) < 2 * HELD_OUT:
         raise EdgecError(
             f"--max-drop without --eval keeps a part of the calibration samples to judge by, and there are only "
             f"{len(samples)}; give {2 * HELD_OUT} or more, or labelled samples with --eval PATH"
         )
+    kept = [sample for index, sample in enumerate(samples) if index % HELD_OUT]
+    return Judge.of(graph, samples[::HELD_OUT], None), kept
 
 
 def judge_by(graph: ir.Model, options: Options) -> Judge | None:
@@ -373,26 +389,12 @@ def judge_by(graph: ir.Model, options: Options) -> Judge | None:
         EdgecError: what is wrong with the samples.
     """
     from edgec.calibration import load_calibration
-    from edgec.quantisation.guard import Judge
+    from edgec.quantisation.judge import Judge
 
     if options.eval is None:
         return None
     samples = load_calibration(options.eval, graph, options.preprocess).samples
     return Judge.of(graph, samples, labels_of(options.eval, graph, options.preprocess))
-
-
-def _judge(graph: ir.Model, options: Options, calibration: Calibration) -> tuple[Judge | None, Sequence[Any]]:
-    """Who measures the loss, and the samples that are left to learn from."""
-    from edgec.quantisation.guard import HELD_OUT, Judge
-
-    samples = calibration.samples
-    if options.eval is not None:
-        return judge_by(graph, options), samples
-    if options.max_drop is None:
-        return None, samples
-    _require_held_out(samples)
-    kept = [sample for index, sample in enumerate(samples) if index % HELD_OUT]
-    return Judge.of(graph, samples[::HELD_OUT], None), kept
 
 
 def labels_of(source: Source, graph: ir.Model, preprocess: Path | None) -> Array | None:

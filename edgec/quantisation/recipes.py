@@ -41,15 +41,20 @@ _COMMENTS = {
 
 
 def write_recipe(
-    recipe: Recipe, layers: Sequence[LayerQuantization], reasons: Mapping[str, str] | None = None
+    recipe: Recipe, layers: Sequence[LayerQuantization], reasons: Mapping[str, str] | None = None, verdict: str = ""
 ) -> str:
     """``recipe`` with the precision that each of ``layers`` was given, and what was found of it, as TOML.
 
-    ``reasons`` say of some layers why they have theirs.
+    Args:
+        recipe: the choices.
+        layers: of the quantised model.
+        reasons: why some of them have their precision, by name.
+        verdict: what the model loses, where that was measured.
     """
     reasons = reasons or {}
     lines = [
         "# How the model was quantised. Change a line and compile again with --recipe and this file.",
+        *([f"# {verdict}"] if verdict else []),
         "",
         *(f"{name} = {json.dumps(getattr(recipe, name))}  # {comment}" for name, comment in _COMMENTS.items()),
         "",

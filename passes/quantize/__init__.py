@@ -44,6 +44,10 @@ _PROMOTIONS = 3
 _JUDGED = 64
 """Samples on which that is judged."""
 
+_SALIENCE = 4
+"""One sample of so many judges which layers keep 8 bits, and the layers that it judges are learned from the others: on
+the samples that it is fitted to, a deep layer with few positions shows a fraction of its loss."""
+
 
 def quantize(
     model: ir.Model,
@@ -90,14 +94,16 @@ class _Work:
         statistics = observe_groups(
             self.model, self.samples, (inside, whole), seen, self._of_samples("histograms")
         )
-        ranges, fits, emitted = self._fit(inside, statistics)
+        learned, judging = self._parts(inside)
+        ranges, fits, emitted = self._fit(inside, statistics, learned)
         precisions = dict(recipe.layers)
-        kept = self._salient(inside, fits)
+        kept = self._salient(inside, fits, judging)
         if kept:
             precisions |= kept
             inside, whole = self._places(replace(recipe, layers=precisions), seen)
-            if not recipe.refine:  # which learns again
-                ranges, fits, emitted = self._fit(inside, statistics)
+        stale = bool(kept) or len(learned) < len(self.samples)
+        if stale and not (kept and recipe.refine):  # which learns again
+            ranges, fits, emitted = self._fit(inside, statistics, self.samples)
         eight, promoter = emitted, Promoter(self.model, self.samples, self._step("noise"))
         promoted: dict[str, str] = {}
         for _ in range(_PROMOTIONS if recipe.default == "int8" else 0):  # fewer bits are asked for as they are
@@ -107,7 +113,7 @@ class _Work:
                 break
             promoted |= more
             inside, whole = self._places(replace(recipe, layers=precisions | promoted), seen)
-            ranges, fits, emitted = self._fit(inside, statistics)
+            ranges, fits, emitted = self._fit(inside, statistics, self.samples)
         if recipe.refine:
             refined = self._refined(inside, ranges, emitted)
             if kept or self._generalises(ranges, emitted, refined[2]):  # what was kept is learned only now
@@ -152,15 +158,28 @@ class _Work:
         layers = tuple(describe(self.model.graph, placement, {}, fits, Statistics({}, {}, {})))
         return Quantized(emitted.model, self.model, layers, 0)
 
-    def _salient(self, placement: Placement, fits: Mapping[ir.Node, Fit]) -> dict[str, str]:
+    def _parts(self, placement: Placement) -> tuple[list[Sample], list[Sample]]:
+        """The samples to learn from first, and those that judge which layers keep 8 bits: others, where there are
+        layers to judge and samples enough."""
+        samples = self.samples
+        if not self.recipe.keep or not self._narrow(placement) or len(samples) < 2 * _SALIENCE:
+            return samples, samples
+        return [each for index, each in enumerate(samples) if index % _SALIENCE], samples[::_SALIENCE]
+
+    def _narrow(self, placement: Placement) -> list[ir.Node]:
+        """The layers whose weights have few bits, under integer activations, because the recipe's default has."""
+        return [
+            node
+            for node, bits in placement.weights.items()
+            if bits < 8 and (node, 0) in placement.bits and str(node.name) not in self.recipe.layers
+        ]
+
+    def _salient(
+        self, placement: Placement, fits: Mapping[ir.Node, Fit], judging: Sequence[Sample]
+    ) -> dict[str, str]:
         """The precision of 8 bits for the layers that keep it, by name."""
-        recipe = self.recipe
-        free = {
-            node: fit
-            for node, fit in fits.items()
-            if placement.weights[node] < 8 and (node, 0) in placement.bits and str(node.name) not in recipe.layers
-        }
-        found = salient(self.model, free, self.samples, recipe.keep, self._step("salience"))
+        free = {node: fits[node] for node in self._narrow(placement)}
+        found = salient(self.model, free, judging, self.recipe.keep, self._step("salience"))
         return {str(node.name): "int8" for node in found}
 
     def _places(
@@ -170,12 +189,15 @@ class _Work:
         inside, whole = (place(self.model.graph, recipe, seen, quantise_outputs=each) for each in (False, True))
         return inside, whole
 
-    def _fit(self, placement: Placement, statistics: Statistics) -> tuple[Ranges, dict[ir.Node, Fit], Emitted]:
+    def _fit(
+        self, placement: Placement, statistics: Statistics, learned: Sequence[Sample]
+    ) -> tuple[Ranges, dict[ir.Node, Fit], Emitted]:
+        """Ranges, and weights learned from some of the samples."""
         observers = self._step("observers")
         ranges = choose_ranges(
             self.model, placement, statistics, self.samples, self.recipe.observer, observers, self.recipe.fixed_point
         )
-        fits = learn(self.model, placement, ranges, self.samples, self.recipe, self._step("weights"))
+        fits = learn(self.model, placement, ranges, learned, self.recipe, self._step("weights"))
         return ranges, fits, emit(self.model, placement, ranges, fits)
 
     def _equalise(self) -> int:

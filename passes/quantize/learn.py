@@ -48,11 +48,15 @@ class Fit:
 
 @dataclass(frozen=True)
 class _Sight:
-    """What a product sees, [samples, *shape] each: its input as it will be, and input and output in the float model."""
+    """What a product sees, [samples, *shape] each: its input as it will be, and input and output in the float model.
+
+    ``narrow`` says whether weights of few bits are before it.
+    """
 
     x: np.ndarray
     exact: np.ndarray
     wanted: np.ndarray
+    narrow: bool
 
 
 def learn(
@@ -68,14 +72,18 @@ def learn(
     quantised = Tape(model.graph, chosen)
     fits: dict[ir.Node, Fit] = {}
     moved: dict[ir.Node, dict[int, np.ndarray]] = {}
+    narrow: set[ir.Value] = set()
     for visit in walk(model, runner, chosen, progress):
         node = visit.node
+        behind = not narrow.isdisjoint(node.inputs)
+        if behind or placement.weights.get(node, 8) < 8:
+            narrow.update(node.outputs)
         inputs = _rounded(node, quantised.inputs(node), placement, ranges)
         product = product_of(node) if node in placement.weights else None
         if product is None:
             outputs = runner.run(node, inputs, moved.get(node))
         else:
-            sight = _Sight(inputs[0], visit.inputs[0], visit.outputs[0])
+            sight = _Sight(inputs[0], visit.inputs[0], visit.outputs[0], behind)
             fits[node], outputs = _fit(product, sight, placement, ranges, recipe, runner)
             bias = fits[node].bias
             if product.adder is not None and bias is not None:
@@ -99,7 +107,7 @@ def learn_apart(
         product = product_of(visit.node) if visit.node in placement.weights else None
         if product is not None:
             inputs = _rounded(visit.node, visit.inputs, placement, ranges)
-            sight = _Sight(inputs[0], visit.inputs[0], visit.outputs[0])
+            sight = _Sight(inputs[0], visit.inputs[0], visit.outputs[0], narrow=False)
             fits[visit.node] = _fit(product, sight, placement, ranges, recipe, runner)[0]
     return fits
 
@@ -133,7 +141,7 @@ def _fit(
     if not correct:
         return Fit(weights, product.bias), found
     known = None if patches is None else _analytic(product, real, patches)
-    if bits < 8 and known is not None:
+    if known is not None and (bits < 8 or sight.narrow):
         shift = known
     else:
         shift = _correction(sight.wanted - found[0], channel_axis(product.node) + 1, known)

@@ -1,10 +1,11 @@
 """Layers that keep 8-bit weights, since fewer bits cost them most for the bytes that they save.
 
-The loss of each layer is the change of the float model's prediction on samples with the weights of that layer alone at
-their few bits; losses of layers add up, near enough. Those with the most loss a weight keep 8 bits, up to a share of
-all weights of few bits, or until the losses of the others are small. In convolutional networks they are the narrow
-layers near the input: few weights, each of which is used at many positions, and whose errors everything behind them
-reads.
+The loss of each layer is the change of the float model's prediction, with the weights of that layer alone at their few
+bits, on samples that it was not fitted to: on those that it was, deep layers with few positions seem to lose next to
+nothing. Losses of layers add up, near enough. Those with the most loss a weight keep 8 bits, up to a share of all
+weights of few bits, or until the losses of the others are small. In convolutional networks they are the narrow layers
+near the input, few weights, each of which is used at many positions and whose errors everything behind them reads, and
+the deep ones of which samples tell least.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from edgec.passes.quantize.prediction import Prediction
 from edgec.passes.quantize.products import Product, product_of
 from edgec.passes.quantize.tape import few
 
-_SAMPLES = 16
+_SAMPLES = 32
 
 _ENOUGH = 0.01
 """Loss of the layers of few bits, all together, at which no more of them need 8; see :class:`Prediction`."""
@@ -42,7 +43,7 @@ def salient(
     Args:
         model: the float model.
         fits: its products whose weights have few bits.
-        samples: inputs by name.
+        samples: inputs by name, which should have had no part in the fits.
         keep: a share of these weights, from 0 to 1; ``auto`` stops where what is left loses little.
         progress: told how many of how many layers were tried.
     """

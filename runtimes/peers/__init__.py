@@ -6,17 +6,15 @@ is one module here, loaded when it is named.
 
 from __future__ import annotations
 
-import os
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import ClassVar, cast
 
 from edgec.data.samples import Array, TensorSpec
 from edgec.errors import EdgecError
+from edgec.quiet import quiet
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -77,30 +75,12 @@ def open_peer(name: str, model: Path, *, threads: int = 1, shapes: Shapes | None
         raise EdgecError(f"there is no runtime '{name}' to compare with; edgec knows {', '.join(PEERS)}")
     if not model.is_file():
         raise EdgecError(f"there is no file '{model}'; check the path")
-    with _quiet():
+    with quiet():  # runtimes greet in the middle of the results; their errors come as exceptions
         try:
             adapter = import_module(f"{__name__}.{name}")
         except ImportError as error:
             raise EdgecError(f"{name} cannot be imported ({error}); run: {PEERS[name]}") from error
         return cast(Peer, adapter.Adapter(model, threads, shapes or {}))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Runtimes greet on stdout and stderr, in the middle of the results; their errors come as exceptions."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = [os.dup(number) for number in (1, 2)]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        for number in (1, 2):
-            os.dup2(nowhere, number)
-        yield
-    finally:
-        for number, copy in enumerate(saved, 1):
-            os.dup2(copy, number)
-            os.close(copy)
-        os.close(nowhere)
 
 
 def static_shape(name: str, declared: Sequence[object], shapes: Shapes) -> tuple[int, ...]:

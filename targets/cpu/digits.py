@@ -80,7 +80,7 @@ class DigitPlan(PackedPlan):
     unsigned: ClassVar[bool] = True
     """Whether the weights' bytes are unsigned; weights of fewer than 8 bits may be either."""
     widest: ClassVar[int] = 8
-    """Bits of a weight that sums do not overflow with."""
+    """Bits of an integer that sums do not overflow with."""
     most_vectors: ClassVar[int] = 5
     """Vectors of channels that registers reach for."""
     suffix: ClassVar[str]
@@ -131,10 +131,18 @@ class DigitPlan(PackedPlan):
         """Bytes of one digit of ``elements``, with the zeros that fill the last step and vector."""
         return -(-self.steps(elements, bits) * self.together // self.lanes) * self.lanes
 
+    @property
+    def passes(self) -> list[tuple[list[int], int]]:
+        """Panels whose nibbles together are the integers that are multiplied, as places behind the first ones, and by
+        how many bits the sums of their products are shifted: nested weights of 8 bits are too wide for some sums."""
+        if self.lower is None:
+            return [([0], 0)]
+        return [([0, self.lower], 0)] if self.widest == 8 else [([0], 4), ([self.lower], 0)]
+
     def offset(self, bits: int) -> int:
         """By how much the integers that a kernel multiplies by are larger than weights of ``bits``."""
-        if self.nested and self.lower is not None:
-            return 8 + (128 if self.unsigned else 0)
+        if self.lower is not None:
+            return 8 + (128 if self.unsigned or len(self.passes) > 1 else 0)
         return 2 ** (bits - 1) if bits < 8 or self.unsigned else 0
 
 
@@ -151,7 +159,7 @@ def fits(kind: type[DigitPlan], conv: Conv) -> bool:
     if (conv.batch, conv.out_height, conv.out_width) != (1, 1, 1) or p.reduction not in ([], [(p.depth, 1)]):
         return False
     units = [unit_steps(bits) * p.together for bits, _, _ in p.sections]
-    exact = p.run <= DEEPEST[conv.packing.bits] and conv.packing.bits <= kind.widest
+    exact = p.run <= DEEPEST[conv.packing.bits] and p.bits <= kind.widest
     in_units = not p.group or all(p.group % unit == 0 for unit in units)
     return exact and in_units and p.groups * DIGITS * p.row <= SCRATCH
 
@@ -263,8 +271,8 @@ class DigitWriter(ConvWriter):
     def _add_products(self, sums: Accumulators, digit: int, vector: int, weights: Any, digits: Any) -> None:
         """Add the products of one step to the sums of a digit and a vector of channels."""
 
-    def _settle(self, sums: Accumulators) -> None:
-        """Complete the sums of a batch of steps."""
+    def _settle(self, sums: Accumulators, shift: int) -> None:
+        """Complete the sums of a batch of steps, whose products are shifted left by so many bits."""
 
     def write(self) -> None:
         """The kernel's statements."""
@@ -383,30 +391,32 @@ class DigitWriter(ConvWriter):
     def _batch(self, sums: Accumulators, digits: Any, weights: Any, bits: int, steps: int) -> None:
         """The products of up to :data:`BATCH` elements."""
         digits, weights = self.body.bind("digits", digits), self.body.bind("weights", weights)
-        together, unit, row = self.plan.together, unit_steps(bits), sum(sums.widths)
-        for first in range(0, steps, unit):
-            vectors = []
-            for start, width in zip(starts(sums.widths), sums.widths, strict=True):
-                offset = weights + (first * row + unit * start) * together * bits // 8
-                vectors.append(self._stored(offset, bits, width * together))
-            for step in range(unit):
-                values = [self._digit(digits + digit * self.plan.row, first + step) for digit in range(DIGITS)]
-                for vector, stored in enumerate(vectors):
-                    own = self.body.hold(self._integers(stored, bits, step))
-                    for digit, value in enumerate(values):
-                        self._add_products(sums, digit, vector, own, value)
-        self._settle(sums)
+        for panels, shift in self.plan.passes:
+            for first in range(0, steps, unit_steps(bits)):
+                vectors = self._stored(weights, panels, first, bits, sums.widths)
+                for step in range(unit_steps(bits)):
+                    values = [self._digit(digits + digit * self.plan.row, first + step) for digit in range(DIGITS)]
+                    for vector, stored in enumerate(vectors):
+                        own = self.body.hold(self._integers(stored, bits, step))
+                        for digit, value in enumerate(values):
+                            self._add_products(sums, digit, vector, own, value)
+            self._settle(sums, shift)
 
-    def _stored(self, offset: Any, bits: int, size: int) -> list[Any]:
-        """The byte vectors of a unit, of ``size`` bytes; those of nested weights' lower nibbles come last."""
-        count, lower = unit_steps(bits) * bits // 8, self.plan.lower
-        planes = [offset] if lower is None else [offset, offset + lower]
-        loads = [vector_load(self.weight, first + index * size, size) for first in planes for index in range(count)]
-        return [self.body.hold(load) for load in loads]
+    def _stored(
+        self, weights: Any, panels: Sequence[int], first: int, bits: int, widths: Sequence[int]
+    ) -> list[list[Any]]:
+        """For each vector of channels the byte vectors of the unit that begins with the step ``first``, of one of the
+        panels after the other."""
+        together, unit, vectors = self.plan.together, unit_steps(bits), []
+        for start, width in zip(starts(widths), widths, strict=True):
+            offset, size = (first * sum(widths) + unit * start) * together * bits // 8, width * together
+            places = [panel + offset + index * size for panel in panels for index in range(unit * bits // 8)]
+            vectors.append([self.body.hold(vector_load(self.weight, weights + place, size)) for place in places])
+        return vectors
 
     def _integers(self, stored: list[Any], bits: int, step: int) -> Any:
         """The unsigned integers of one step, a byte each; signed ones of 8 bits for kernels that multiply by those."""
-        if self.plan.lower is not None:
+        if len(self.plan.passes[0][0]) > 1:
             upper, lower = (_field(vector, 4, step) for vector in stored)
             both = tirx.bitwise_or(tirx.shift_left(upper, constant(4, upper)), lower)
             return both if self.plan.unsigned else tirx.bitwise_xor(both, constant(128, both))

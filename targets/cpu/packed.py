@@ -87,6 +87,12 @@ class PackedPlan(ConvPlan):
         return self.conv.packing.parts
 
     @property
+    def shares(self) -> list[tuple[int, float]]:
+        """Bits of each width, and the share of the depth that has it."""
+        parts = self.parts or ((self.bits, 1),)
+        return [(bits, count / sum(each for _, each in parts)) for bits, count in parts]
+
+    @property
     def part_bytes(self) -> list[int]:
         """Vectors of bytes of each part's weights, for each vector of channels."""
         return [bits * count * self.group // EIGHT for bits, count in self.parts]
@@ -132,9 +138,7 @@ def candidates(conv: Conv, target: Target) -> list[PackedPlan]:
 def _cost(p: PackedPlan) -> float:
     """As :func:`edgec.targets.cpu.conv.cost`, and what unpacking costs each tile."""
     conv, total = p.conv, cost(p)
-    parts = p.parts or ((p.bits, 1),)
-    unpacking = sum(_UNPACKING[bits] * count for bits, count in parts) / sum(count for _, count in parts)
-    unpacking = unpacking * (1 + p.nested) + bool(p.group)
+    unpacking = sum(_UNPACKING[bits] * share for bits, share in p.shares) * (1 + p.nested) + bool(p.group)
     for _, _, row_tiles in tiles(conv.out_height, p.rows):
         for _, _, column_tiles in tiles(conv.out_width, p.columns):
             for _, channels, blocks in tiles(conv.out_channels, p.block):
@@ -181,11 +185,11 @@ def narrowed(p: NestedPlan) -> NestedPlan:
 def generate(p: PackedPlan, dtypes: list[str]) -> Any:
     """The kernel, as ``tirx.PrimFunc``."""
     kernel = Kernel(dtypes)
-    _PackedWriter(p, kernel).write()
+    PackedWriter(p, kernel).write()
     return kernel.function()
 
 
-class _PackedWriter(ConvWriter):
+class PackedWriter(ConvWriter):
     plan: PackedPlan
 
     def __init__(self, p: PackedPlan, kernel: Kernel) -> None:
@@ -270,6 +274,8 @@ class _PackedWriter(ConvWriter):
             self._scaled_sums(acc, elements, rows, row_scales)
             return
         for element, place in enumerate(elements):
+            if self._overlap:
+                self.kernel.load_anew()
             vectors = [
                 self._scaled(self.unpacker.element(row, element, width), scale)
                 for row, width, scale in zip(rows, acc.widths, row_scales, strict=True)
@@ -292,13 +298,21 @@ class _PackedWriter(ConvWriter):
         return weight if scale is None else self.body.hold(weight * scale)
 
     def _multiply_element(self, acc: Accumulators, source: Any, vectors: list[Any]) -> None:
-        _, h_step, w_step, _ = self.conv.input_strides
-        sh, sw = self.conv.stride
-        for pixel, point in enumerate(acc.points):
-            offset = point.row * sh * h_step + point.column * sw * w_step
+        for pixel, offset in enumerate(self._pixel_offsets(acc)):
             value = self.body.bind("x", tirx.BufferLoad(self.input, [source + offset]))
             for index, weight in enumerate(vectors):
                 acc.add_product(pixel, index, value, weight)
+
+    @property
+    def _overlap(self) -> bool:
+        """Whether neighbouring pixels share inputs of an eight, which the compiler would keep, and spill sums for."""
+        return self.conv.out_width > 1 and self.conv.stride[1] * self.conv.input_strides[2] < EIGHT
+
+    def _pixel_offsets(self, acc: Accumulators) -> list[int]:
+        """How far the inputs of each pixel of a tile lie behind those of the first."""
+        _, h_step, w_step, _ = self.conv.input_strides
+        sh, sw = self.conv.stride
+        return [point.row * sh * h_step + point.column * sw * w_step for point in acc.points]
 
     def _scale(self, start: Any, first: int, width: int, lanes: int) -> Any:
         """The scales or factors of a vector of channels, of a block of ``lanes``, for the element ``start`` along the

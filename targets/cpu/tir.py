@@ -165,6 +165,10 @@ class Kernel:
         """
         self.body.emit(stmt.Evaluate(tirx.call_extern("void", self.import_function("stack", _aligned_variable))))
 
+    def load_anew(self) -> None:
+        """Let nothing that is loaded before this place be kept in a register to be used behind it."""
+        self.body.emit(stmt.Evaluate(tirx.call_extern("void", self.import_function("anew", _barrier))))
+
     def function(self) -> Any:
         """The finished ``tirx.PrimFunc``."""
         body, anywhere = self.body.close(), tirx.const(0, "int32")
@@ -178,6 +182,15 @@ def _aligned_variable(name: str) -> str:
     return f"""define linkonce_odr hidden void @{name}() alwaysinline {{
   %line = alloca [{CACHE_LINE} x i8], align {CACHE_LINE}
   call void asm sideeffect "", "r"(ptr %line)
+  ret void
+}}
+"""
+
+
+def _barrier(name: str) -> str:
+    """LLVM's IR of a function that does nothing, and that memory seems to be written by."""
+    return f"""define linkonce_odr hidden void @{name}() alwaysinline {{
+  call void asm sideeffect "", "~{{memory}}"()
   ret void
 }}
 """

@@ -18,6 +18,7 @@ subtracted: two instructions instead of two shifts and a conversion.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ import numpy as np
 from edgec.building.lazy_tvm import tirx
 from edgec.program import SCALE_CHANNELS
 from edgec.targets.cpu.tile import load_channels
-from edgec.targets.cpu.tir import Body, widen
+from edgec.targets.cpu.tir import Body, lanes_of, widen
 
 EIGHT = 8
 
@@ -72,10 +73,7 @@ class Unpacker:
     def element(self, planes: list[list[Any]], element: int, width: int) -> Any:
         """One element of an eight, whose bytes are given; of nested weights those of each nibble, the upper one's
         first."""
-        whole, *lower = (self._number(row, element, width) for row in planes)
-        for each in lower:
-            whole = self.body.hold(whole * same(16, width, "float32") + each)
-        return whole
+        return joined(self.body, [self._number(row, element, width) for row in planes])
 
     def _number(self, row: list[Any], element: int, width: int) -> Any:
         """The element as it stands in one plane."""
@@ -99,6 +97,14 @@ class Unpacker:
         shift = tirx.shift_left if turn >= 0 else tirx.shift_right
         high = tirx.bitwise_and(shift(row[-1], same(abs(turn), width)), same(4 << first, width))
         return tirx.bitwise_or(low, high), first
+
+
+def joined(body: Body, planes: Sequence[Any]) -> Any:
+    """A vector of weights; of nested ones the floats of each nibble are given, the upper one's first."""
+    whole, *lower = planes
+    for each in lower:
+        whole = body.hold(whole * widen(tirx.const(16.0, "float32"), lanes_of(whole)) + each)
+    return whole
 
 
 def scales(buffer: Any, group: Any, out_channels: int, channel: Any, width: int) -> Any:

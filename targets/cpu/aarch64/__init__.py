@@ -15,6 +15,7 @@ from edgec.targets.cpu.aarch64 import (
     floats,
     loops,
     matrix,
+    packed,
     pairs,
     runs,
     vector,
@@ -23,6 +24,8 @@ from edgec.targets.cpu.aarch64 import (
 )
 from edgec.targets.cpu.aarch64.neon import special
 from edgec.targets.cpu.loops import contract
+from edgec.targets.cpu.packed import contract as contract_packed
+from edgec.targets.cpu.packed import pack as pack_packed
 from edgec.targets.cpu.winograd import contract as contract_winograd
 from edgec.targets.cpu.winograd import pack as pack_winograd
 from edgec.targets.target import Target
@@ -44,6 +47,7 @@ FLOATS = _tiled(floats.FloatPlan, floats.plan, floats.generate)
 HALVES = _tiled(floats.HalfPlan, floats.half_plan, floats.generate)
 WINOGRAD = Template(winograd.plan, winograd.generate, contract_winograd, pack_winograd)
 SPREADING = Template(winograd.plan, winograd.generate, spreading.contract, spreading.pack)
+PACKED = Template(packed.plan, packed.generate, contract_packed, pack_packed, candidates=packed.candidates)
 DEPTHWISE = Template(depthwise.plan, depthwise.generate, depthwise.contract, depthwise.pack)
 DEPTHWISE_DOT = Template(depthwise_dot.plan, depthwise_dot.generate, depthwise_dot.contract, depthwise_dot.pack)
 WINDOW = Template(window.plan, window.generate, window.contract, window.pack, candidates=window.candidates)
@@ -58,7 +62,7 @@ def template_for(kernel: Kernel, target: Target) -> Template | None:
         return by_digits
     if isinstance(kernel, Conv) and kernel.weight_strides is None:
         if kernel.input_dtype == "float32" and kernel.packing is not None:
-            return SPREADING if winograd.fits(kernel) else None
+            return SPREADING if winograd.fits(kernel) else PACKED if packed.fits(kernel) else None
         if kernel.input_dtype == "float32":
             return WINOGRAD if winograd.fits(kernel) else FLOATS
         if kernel.sum_dtype == "float16":

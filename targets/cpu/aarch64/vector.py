@@ -16,6 +16,7 @@ from edgec.targets.cpu import digits
 from edgec.targets.cpu.aarch64.neon import BYTES, dot, instruction, long_product, pair_sums, repeated, split
 from edgec.targets.cpu.aarch64.tile import LANES
 from edgec.targets.cpu.digits import DIGITS, DigitPlan, DigitWriter
+from edgec.targets.cpu.math import constant
 from edgec.targets.cpu.tile import Accumulators
 from edgec.targets.cpu.tir import join, lanes_of, vector_load
 from edgec.targets.target import Target
@@ -76,11 +77,12 @@ class _LongWriter(_DotWriter):
         halves = [long_product(each, pairs) for each in split(signed, HALF)]
         self.words.update(digit, vector, self.words.value(digit, vector) + join(halves))
 
-    def _settle(self, sums: Accumulators) -> None:
+    def _settle(self, sums: Accumulators, shift: int) -> None:
         for digit in range(DIGITS):
             for vector in range(len(sums.widths)):
                 words = self.body.hold(self.words.value(digit, vector))
                 wide = join([pair_sums(each) for each in split(words, HALF)])
+                wide = tirx.shift_left(wide, constant(shift, wide)) if shift else wide
                 sums.update(digit, vector, sums.value(digit, vector) + wide)
         self.words = None
 

@@ -66,11 +66,11 @@ class _PairWriter(_DotWriter):
         products = byte_pair_sums(weights, self._spread(digits, sums.widths[vector]))
         self.words.update(digit, vector, self.words.value(digit, vector) + products)
 
-    def _settle(self, sums: Accumulators) -> None:
+    def _settle(self, sums: Accumulators, shift: int) -> None:
         for digit in range(DIGITS):
             for vector, width in enumerate(sums.widths):
-                ones = tirx.Broadcast(tirx.const(1, "int16"), 2 * width)
-                each = pair_sums(self.words.value(digit, vector), ones)
+                factor = tirx.Broadcast(tirx.const(1 << shift, "int16"), 2 * width)
+                each = pair_sums(self.words.value(digit, vector), factor)
                 sums.update(digit, vector, sums.value(digit, vector) + each)
         self.words = None
 

@@ -1,8 +1,9 @@
 """Code for :class:`edgec.program.Depthwise` of float32 on x86 with 32 registers: a tile of rows and columns that reads
 each input once, all vectors of channels of a tile before the next one.
 
-The weights of the window stay in registers beside the sums of a tile. Channels are the inner loop: the tile's pixels
-then lie in memory one after the other, where a row of one vector of channels has gaps as wide as the other channels.
+The weights of the window, float32 or int8, stay in registers as floats beside the sums of a tile. Channels are the
+inner loop: the tile's pixels then lie in memory one after the other, where a row of one vector of channels has gaps as
+wide as the other channels.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from edgec.program import Depthwise
 from edgec.targets.cpu.depthwise import DepthwisePlan
+from edgec.targets.cpu.math import vector_type
 from edgec.targets.cpu.tile import (
     Accumulators,
     Point,
@@ -53,9 +55,9 @@ class WindowPlan(DepthwisePlan):
 
 
 def fits(conv: Depthwise, target: Target) -> bool:
-    """Whether inputs and weights are float32, and the weights of a window leave registers for a tile."""
-    reals = conv.input_dtype == "float32" and conv.weight_dtype is None
-    return reals and target.vector_registers == REGISTERS and conv.kernel[0] * conv.kernel[1] <= MOST_TAPS
+    """Whether the inputs are float32, and the weights of a window leave registers for a tile."""
+    fitting = target.vector_registers == REGISTERS and conv.kernel[0] * conv.kernel[1] <= MOST_TAPS
+    return conv.input_dtype == "float32" and fitting
 
 
 def plan(conv: Depthwise, target: Target) -> WindowPlan:
@@ -126,7 +128,7 @@ class _WindowWriter:
         corner = self.body.bind("corner", corner + origin[3])
         first = origin[3] * self.taps
         weights = [load_channels(self.weight, first + tap * width, width) for tap in range(self.taps)]
-        weights = [self.body.hold(weight) for weight in weights]
+        weights = [self.body.hold(weight.astype(vector_type("float32", weight))) for weight in weights]
         for (row, column), uses in _uses(self.conv, rows, columns).items():
             value = self.body.hold(load_channels(self.input, corner + (row * h_step + column * w_step), width))
             for pixel, tap in uses:
