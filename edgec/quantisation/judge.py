@@ -2,19 +2,19 @@
 
 With labels that is the fall of the top-1 accuracy, in percent.
 
-Without, it is the fall that the float model itself expects. Let it give class k of sample x the probability p_k(x), and
-be calibrated: of the samples with the same probabilities, a share of p_k are of class k. Then it is right with
-probability p_c where it picks c, another model that picks d is with probability p_d, and
+Without, it lies between two numbers. Let the float model give class k of sample x the probability p_k(x), and let it
+pick c, and another model d. If it is calibrated, that is, if of the samples with the same probabilities a share of p_k
+are of class k, a change costs p_c − p_d in expectation (no bias, and no more variance than labels: Rao and Blackwell).
+If it is always right, a change costs 1. A network trained to be unsure, by smoothed labels, is nearer to the second
+than it says (MobileNet v2: some 0.8, where p_c − p_d is 0.1), one that is surer than it is right (Guo et al. 2017,
+arXiv 1706.04599) is below both. Which it is, samples alone do not tell; counted is the mean of the two,
 
-    points = 100 · mean over the samples of (p_c − p_d)
+    points = 100 · mean over the samples of cost(c, d),    cost = ½ (1 + p_c − p_d) where c ≠ d, 0 where c = d
 
-is the expectation, given the samples, of what labels would count: no bias, and no more variance, for the label is all
-that is averaged over (Rao and Blackwell). A change between two classes that are nearly as probable costs nearly
-nothing, one to a class that is out of the question a whole sample. Probabilities are the outputs themselves, or their
-softmax; networks that are surer than they are right (Guo et al. 2017, arXiv 1706.04599) make a change cost too much.
+Probabilities are the outputs themselves, or their softmax.
 
-Few samples change their class, so that this still varies by chance. To choose among many models there is a steadier
-number, which takes the error of a sample's logits for one that any other could have had: with the mean over all pairs
+Few samples change their class, so that this varies by chance. To choose among many models there is a steadier number,
+which takes the error of a sample's logits for one that any other could have had: with the mean over all pairs
 
     g, e_j: least squares of (other model's logits = g · z_j + e_j);  d_ij = argmax (g · z_i + e_j)
 
@@ -113,8 +113,7 @@ class Judge:
         picked, wanted = _picked(found), _picked(own)
         if self._probabilities is None:
             return 100.0 * float(np.mean(picked == wanted))
-        row = np.arange(len(own))
-        return 100.0 * float(1.0 - np.mean(self._probabilities[row, wanted] - self._probabilities[row, picked]))
+        return 100.0 * float(1.0 - np.mean(_costs(self._probabilities, wanted, picked)))
 
     def steady_drop(self, outputs: Sequence[Sequence[Array]]) -> float:
         """Points that are lost by the errors of all samples on each, and a standard error; as by :meth:`score` where
@@ -211,8 +210,15 @@ def _picked(rows: Array) -> Array:
     return rows[:, 0] if rows.dtype.kind in "iu" else np.asarray(rows.argmax(axis=1))
 
 
+def _costs(probabilities: Array, wanted: Array, picked: Array) -> Array:
+    """What it costs, float64 [rows], to pick these classes [rows] instead of those ``wanted``."""
+    row = np.arange(len(wanted))
+    fall = probabilities[row, wanted] - probabilities[row, picked]
+    return np.where(picked == wanted, 0.0, 0.5 * (1.0 + fall))
+
+
 def _paired_costs(probabilities: Array, own: Array, found: Array) -> Array:
-    """The mean probability that each row loses where its logits meet the errors of any row, float64 [rows].
+    """What each row costs where its logits meet the errors of any row, on average, float64 [rows].
 
     Args:
         probabilities: of the float model's classes, as all float64 [rows, classes].
@@ -221,11 +227,10 @@ def _paired_costs(probabilities: Array, own: Array, found: Array) -> Array:
     """
     own, found = (each - each.mean(axis=1, keepdims=True) for each in (own, found))
     scaled = own * float((own * found).sum() / max(float(np.square(own).sum()), 1e-30))
-    errors, row = found - scaled, np.arange(len(own))
+    errors, wanted = found - scaled, own.argmax(axis=1)
     shifts = np.linspace(0, len(own), min(len(own), _PAIRS), endpoint=False).astype(int)
     picked = [(scaled + np.roll(errors, shift, axis=0)).argmax(axis=1) for shift in shifts]
-    left = np.mean([probabilities[row, each] for each in picked], axis=0)
-    return np.asarray(probabilities[row, own.argmax(axis=1)] - left)
+    return np.asarray(np.mean([_costs(probabilities, wanted, each) for each in picked], axis=0))
 
 
 def _sum_to_one(rows: Array) -> bool:
