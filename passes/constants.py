@@ -46,7 +46,8 @@ def _folding_rule(model: ir.Model) -> Callable[[ir.Node], bool]:
     kept = RANDOM_OPERATORS | ({"DequantizeLinear"} if _quantises_activations(model.graph) else set())
 
     def foldable(node: ir.Node) -> bool:
-        return node.op_type not in kept and not _makes_weights(node) and _growth(node) <= _LARGEST_GROWTH
+        allowed = node.op_type not in kept and not _makes_weights(node)
+        return allowed and (_growth(node) <= _LARGEST_GROWTH or _turns_weights(node))
 
     return foldable
 
@@ -64,6 +65,13 @@ def _makes_weights(node: ir.Node) -> bool:
             return False
         value = use.node.outputs[0]
     return False
+
+
+def _turns_weights(node: ir.Node) -> bool:
+    """Whether ``node`` only turns what products multiply by, such as an embedding that is the head, too: they store
+    weights in an order of their own anyhow."""
+    uses = node.outputs[0].uses()
+    return node.op_type == "Transpose" and all(use.node.op_type in _PRODUCTS and use.idx == 1 for use in uses)
 
 
 def _growth(node: ir.Node) -> int:

@@ -13,13 +13,14 @@ from edgec.grid import Grid
 from edgec.passes.quantize import Recipe, quantize
 from edgec.passes.quantize.channels import trace
 from edgec.passes.quantize.emit import Emitted
-from edgec.passes.quantize.execution import ModelRunner
+from edgec.passes.quantize.execution import ModelRunner, NodeRunner
 from edgec.passes.quantize.grid import exact_grid, grid_between, round_weights, weight_scales
 from edgec.passes.quantize.observers import OBSERVERS, clipped_share, rounding_error
 from edgec.passes.quantize.prediction import Prediction
 from edgec.passes.quantize.ranges import Ranges
 from edgec.passes.quantize.rounding import clip_scales, learn_rounding, output_error, second_moment
 from edgec.passes.quantize.statistics import histogram_of, merged
+from edgec.passes.quantize.tape import walk
 from tests.graphs import build, node
 from tests.test_quantize import decibels, outputs, random, samples
 
@@ -250,3 +251,15 @@ def test_a_refinement_that_does_worse_on_other_samples_is_taken_back(monkeypatch
     assert quantize(chain(), inputs, Recipe()).layers != plain  # all samples had a part in it
     monkeypatch.setattr("edgec.passes.quantize.unseen", lambda model, ranges, samples: samples[:6])
     assert quantize(chain(), inputs, Recipe()).layers == plain
+
+
+def test_what_hangs_on_constants_alone_is_the_same_for_every_sample() -> None:
+    """Too large to be folded, and so still there when samples walk through the model."""
+    nodes = [node("Expand", ["c", "wide"], ["e"]), node("ReduceMax", ["e"], ["m"], keepdims=0),
+             node("MatMul", ["x", "w"], ["p"]), node("Add", ["p", "m"], ["y"])]  # fmt: skip
+    constants = {"c": random(1, 1), "wide": np.array([1, 3]), "w": random(16, 8)}
+    model = load_graph(build(nodes, {"x": [1, 16]}, ["y"], constants))
+    given = [{"x": random(1, 16, seed=index)} for index in range(5)]
+    visits = list(walk(model, NodeRunner(model), given, None))
+    assert [len(visit.inputs) for visit in visits] == [0, 1, 1, 2]
+    np.testing.assert_allclose(visits[-1].outputs[0], np.stack(outputs(model, given)), rtol=1e-5)

@@ -302,6 +302,24 @@ class TestMerging:
         assert not model.graph.initializers
 
 
+@pytest.mark.parametrize(("reader", "left"), [("MatMul rows turned", 0), ("Add turned offset", 1)])
+def test_a_large_constant_is_turned_for_products_alone(reader: str, left: int) -> None:
+    """An embedding that is the head, too: a product stores its weights in an order of its own anyhow."""
+    operator, *inputs = reader.split()
+    nodes = [
+        node("Gather", ["w", "x"], ["rows"]),
+        node("Transpose", ["w"], ["turned"], perm=[1, 0]),
+        node("ReduceMax", ["rows"], ["offset"]),
+        node(operator, inputs, ["y"]),
+    ]
+    table = onnx.numpy_helper.from_array(np.random.default_rng(0).standard_normal((1100, 1000), np.float32), "w")
+    tokens = helper.make_tensor_value_info("x", TensorProto.INT64, [1000])
+    graph = helper.make_graph(nodes, "tied", [tokens], [info("y", [1000, 1100])], [table])
+    model = load_graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
+    Simplify().apply(model)
+    assert [each.op_type for each in model.graph].count("Transpose") == left
+
+
 def test_report() -> None:
     nodes = [node("Identity", ["x"], ["h"]), node("Relu", ["h"], ["y"])]
     model = load(build(nodes, IMAGE, ["y"], {"spare": floats(1)}))

@@ -86,7 +86,7 @@ class NodeRunner:
         inputs: Mapping[int, np.ndarray],
         constants: Mapping[int, np.ndarray] | None = None,
     ) -> list[np.ndarray]:
-        """The outputs of ``node``, each [samples, *shape].
+        """The outputs of ``node``, each [samples, *shape], or [1, *shape] where it reads constants only.
 
         Args:
             node: all its values have static shapes.
@@ -96,10 +96,10 @@ class NodeRunner:
         fixed = dict(constants or {})
         session, names = self._open(node, tuple(sorted(fixed)))
         base = {names[index]: array for index, array in fixed.items()}
-        count = len(next(iter(inputs.values())))
+        count = min(map(len, inputs.values()), default=1)
 
         def one(row: int) -> list[np.ndarray]:
-            return _outputs(session, {**base, **{names[i]: array[row] for i, array in inputs.items()}})
+            return _outputs(session, {**base, **{names[i]: array[row, ...] for i, array in inputs.items()}})
 
         first = one(0)
         found = [np.empty((count, *each.shape), each.dtype) for each in first]

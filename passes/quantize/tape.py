@@ -26,6 +26,7 @@ class Tape:
 
     def __init__(self, graph: ir.Graph, samples: Sequence[Sample]) -> None:
         self._left = Counter(value for node in graph for value in set(node.inputs) if value is not None)
+        self._count = len(samples)
         self._arrays = {v: np.stack([sample[str(v.name)] for sample in samples]) for v in graph.inputs}
 
     def __getitem__(self, value: ir.Value) -> np.ndarray:
@@ -43,9 +44,14 @@ class Tape:
         }
 
     def store(self, node: ir.Node, outputs: Sequence[np.ndarray]) -> None:
-        """Keep the outputs of ``node``, and drop the inputs that it was the last to read."""
+        """Keep the outputs of ``node``, and drop the inputs that it was the last to read.
+
+        What is computed of constants alone, [1, *shape], is the same for every sample.
+        """
         named = [value for value in node.outputs if value.name]
-        self._arrays.update({v: array for v, array in zip(named, outputs, strict=True) if self._left[v]})
+        for value, array in zip(named, outputs, strict=True):
+            if self._left[value]:
+                self._arrays[value] = np.broadcast_to(array, (self._count, *array.shape[1:]))
         for value in set(node.inputs):
             if value is not None:
                 self._left[value] -= 1
