@@ -49,9 +49,9 @@ class Tape:
         What is computed of constants alone, [1, *shape], is the same for every sample.
         """
         named = [value for value in node.outputs if value.name]
-        for value, array in zip(named, outputs, strict=True):
-            if self._left[value]:
-                self._arrays[value] = np.broadcast_to(array, (self._count, *array.shape[1:]))
+        for made, array in zip(named, outputs, strict=True):
+            if self._left[made]:
+                self._arrays[made] = np.broadcast_to(array, (self._count, *array.shape[1:]))
         for value in set(node.inputs):
             if value is not None:
                 self._left[value] -= 1
