@@ -77,7 +77,6 @@ def freeze(
     path = Path(output)
     check_writable(path)
 
-
     def load(places: int | None) -> ir.Model:
         loaded = load_graph(model, shapes=shapes, values=values, inputs=inputs, outputs=outputs, places=places)
         Simplify().apply(loaded)

@@ -197,6 +197,8 @@ class ConvWriter:
     def __init__(self, p: ConvPlan, kernel: Kernel) -> None:
         self.plan, self.conv, self.kernel, self.body = p, p.conv, kernel, kernel.body
         self.input, self.weight = kernel.buffers[:2]
+        self.channel: Any = None
+        """The first output channel of the tile."""
         self.target = Store(self.body, kernel.buffers[:-1], kernel.buffers[-1], p.conv.epilogue, p.conv.store)
 
     def write(self) -> None:
@@ -281,6 +283,7 @@ class ConvWriter:
             panel = panel + image * self.plan.panels
         panel = self.body.bind("panel", panel + tirx.const(0, "int32"))
         origin = {0: image, 1: row, 2: column, 3: channel}
+        self.channel = channel
         acc = self._accumulators(points, widths, origin, channels, panel)
         self._reduce(acc, corner, panel, k_step)
         acc.write(self.target, origin, channels)

@@ -41,9 +41,10 @@ from edgec.targets.cpu.packed import PackedPlan
 from edgec.targets.cpu.packed import contract as contract_packed
 from edgec.targets.cpu.tile import Accumulators, Point, starts, tiles
 from edgec.targets.cpu.tir import Kernel, join, vector_load, vector_store, widen
+from edgec.targets.cpu.unpacking import as_floats, nibbles, same
 from edgec.targets.target import Target
 from edgec.targets.template import Template
-from edgec.targets.vectors import CHANNEL_AXIS, pieces
+from edgec.targets.vectors import pieces
 
 DIGITS = 3
 """Bytes of a fixed-point number."""
@@ -190,10 +191,7 @@ def _cost(p: DigitPlan) -> float:
 def pack(p: DigitPlan, weight: np.ndarray) -> np.ndarray:
     """The weight int8 [1, 1, ci, co] as panels: uint8, see the module."""
     matrix = weight.reshape(p.depth, p.conv.out_channels)
-    if not p.nested:
-        return _panels(p, matrix)
-    upper = (matrix.astype(np.int16) + 8 >> 4).astype(np.int8)
-    return np.concatenate([_panels(p, upper), _panels(p, matrix - 16 * upper)])
+    return np.concatenate([_panels(p, plane) for plane in (nibbles(matrix) if p.nested else (matrix,))])
 
 
 def _panels(p: DigitPlan, matrix: np.ndarray) -> np.ndarray:
@@ -254,7 +252,6 @@ class DigitWriter(ConvWriter):
         super().__init__(p, kernel)
         self.scales = kernel.buffers[2] if p.group else None
         self.order = kernel.buffers[3] if p.parts else None
-        self.channel: Any = None
         self.digits = self.body.local("int8", p.groups * DIGITS * p.row + OVERREAD)
         self.bases = self.body.local("int32", p.groups * DIGITS)
         self.units = self.body.local("float32", p.groups)
@@ -304,18 +301,18 @@ class DigitWriter(ConvWriter):
         totals = Accumulators(body, "int32", [Point(0, digit) for digit in range(DIGITS)], [lanes])
 
         def split(values: Any, first: Any) -> None:
-            whole = self._nearest(body.hold(values * widen(inverse, lanes))) + _same(_HALVES, lanes)
-            whole = body.hold(tirx.bitwise_xor(whole, _same(_HALVES, lanes)))
+            whole = self._nearest(body.hold(values * widen(inverse, lanes))) + same(_HALVES, lanes)
+            whole = body.hold(tirx.bitwise_xor(whole, same(_HALVES, lanes)))
             for digit in range(DIGITS):
-                top = tirx.shift_left(whole, _same(24 - 8 * digit, lanes))
-                each = body.hold(tirx.shift_right(top, _same(24, lanes)))
+                top = tirx.shift_left(whole, same(24 - 8 * digit, lanes))
+                each = body.hold(tirx.shift_right(top, same(24, lanes)))
                 totals.update(digit, 0, totals.value(digit, 0) + each)
                 body.emit(vector_store(self.digits, each.astype(f"int8x{lanes}"), place + digit * row + first))
 
         self._over(group, elements, split)
         for first in range(-(-elements // lanes) * lanes, self.plan.written(elements, bits), lanes):
             for digit in range(DIGITS):
-                body.emit(vector_store(self.digits, _same(0, lanes, "int8"), place + (digit * row + first)))
+                body.emit(vector_store(self.digits, same(0, lanes, "int8"), place + (digit * row + first)))
         for digit in range(DIGITS):
             total = _reduced("add", totals.value(digit, 0)) * tirx.const(-self.plan.offset(bits), "int32")
             body.emit(vector_store(self.bases, total, group * DIGITS + digit))
@@ -326,7 +323,7 @@ class DigitWriter(ConvWriter):
         largest = Accumulators(body, "int32", [Point(0, 0)], [lanes])
 
         def compare(values: Any, _: Any) -> None:
-            bits = tirx.bitwise_and(tirx.reinterpret(f"int32x{lanes}", values), _same(0x7FFFFFFF, lanes))
+            bits = tirx.bitwise_and(tirx.reinterpret(f"int32x{lanes}", values), same(0x7FFFFFFF, lanes))
             largest.update(0, 0, tirx.max(largest.value(0, 0), bits))
 
         self._over(group, elements, compare)
@@ -358,12 +355,6 @@ class DigitWriter(ConvWriter):
             visit(self.body.hold(join([*values, *zeros])), tirx.const(whole * lanes, "int32"))
 
     # ---- the matrix -------------------------------------------------------------------------------------------
-
-    def _accumulators(
-        self, points: list[Point], widths: list[int], origin: dict[int, Any], channels: int, panel: Any
-    ) -> Accumulators:
-        self.channel = origin[CHANNEL_AXIS]
-        return super()._accumulators(points, widths, origin, channels, panel)
 
     def _reduce(self, acc: Accumulators, corner: Any, panel: Any, k_step: int) -> None:
         for group, before, bits, size in self._groups():
@@ -434,7 +425,7 @@ class DigitWriter(ConvWriter):
         unit = self.body.hold(tirx.BufferLoad(self.units, [group]))
         for vector, (start, width) in enumerate(zip(starts(acc.widths), acc.widths, strict=True)):
             low, middle, high = (sums.value(digit, vector) for digit in range(DIGITS))
-            two = (tirx.shift_left(middle, _same(8, width)) + low).astype(f"float32x{width}")
+            two = (tirx.shift_left(middle, same(8, width)) + low).astype(f"float32x{width}")
             total = high.astype(f"float32x{width}") * widen(tirx.const(65536.0, "float32"), width) + two
             scale = widen(unit, width)
             if self.scales is not None:
@@ -444,10 +435,7 @@ class DigitWriter(ConvWriter):
     def _scale(self, scales: Any, group: Any, row: int, start: int, width: int) -> Any:
         """A group's scales of a vector of channels, ``start`` channels behind the first of a block of ``row``."""
         value = vector_load(scales, self.channel * self.plan.groups + (group * row + start), width)
-        if scales.dtype != "uint16":
-            return value
-        wide = tirx.shift_left(value.astype(f"uint32x{width}"), _same(16, width, "uint32"))
-        return tirx.reinterpret(f"float32x{width}", wide)
+        return as_floats(value, scales.dtype)
 
 
 def _field(value: Any, bits: int, index: int) -> Any:
@@ -460,10 +448,6 @@ def _field(value: Any, bits: int, index: int) -> Any:
 def _reduced(name: str, value: Any) -> Any:
     """A vector of int32 summed up, or the largest of its lanes."""
     return tirx.call_llvm_pure_intrin("int32", f"llvm.vector.reduce.{name}", value)
-
-
-def _same(value: int, lanes: int, dtype: str = "int32") -> Any:
-    return widen(tirx.const(value, dtype), lanes)
 
 
 def _word(value: int) -> Any:

@@ -26,12 +26,11 @@ from edgec.grid import split_factors
 from edgec.program import Conv
 from edgec.targets.cpu.conv import ConvPlan, ConvWriter, cost, register_tiles
 from edgec.targets.cpu.conv import contract as contract_floats
-from edgec.targets.cpu.tile import Accumulators, Point, load_channels, reduce_over, starts, tiles
+from edgec.targets.cpu.tile import Accumulators, load_channels, reduce_over, starts, tiles
 from edgec.targets.cpu.tir import Kernel, widen
-from edgec.targets.cpu.unpacking import EIGHT, Unpacker, bytes_of, in_bytes, nibbles, same, scales, vector
+from edgec.targets.cpu.unpacking import EIGHT, Unpacker, bytes_of, in_bytes, nibbles, scales, vector
 from edgec.targets.cpu.winograd import WinogradPlan
 from edgec.targets.target import Target
-from edgec.targets.vectors import CHANNEL_AXIS
 
 SPARE = 5
 """Registers beside the sums: a pixel's value and what a vector of weights passes through."""
@@ -197,17 +196,10 @@ class PackedWriter(ConvWriter):
         self.scales = None if not p.group else self.weight if p.factors else kernel.buffers[2]
         self.groups = kernel.buffers[3] if p.parts else None
         self.unpacker = self._unpacker(p.bits)
-        self.channel: Any = None
         self.factors: Any = None
 
     def _unpacker(self, bits: int) -> Unpacker:
         return Unpacker(self.body, self.weight, bits, self.conv.accumulator_dtype)
-
-    def _accumulators(
-        self, points: list[Point], widths: list[int], origin: dict[int, Any], channels: int, panel: Any
-    ) -> Accumulators:
-        self.channel = origin[CHANNEL_AXIS]
-        return super()._accumulators(points, widths, origin, channels, panel)
 
     def _reduce(self, acc: Accumulators, corner: Any, panel: Any, k_step: int) -> None:
         if self.groups is not None:
@@ -319,13 +311,12 @@ class PackedWriter(ConvWriter):
         depth and its eight."""
         if self.scales is None:
             return None
-        group = tirx.truncdiv(start + tirx.const(0, "int32"), tirx.const(self.plan.group, "int32"))
         if self.plan.factors:
+            group = tirx.truncdiv(start + tirx.const(0, "int32"), tirx.const(self.plan.group, "int32"))
             value = load_channels(self.scales, self.factors + group * lanes + first, width)
             return self.body.hold(value.astype(vector("int32", width)))
-        value = scales(self.scales, group, self.conv.out_channels, self.channel + first, width)
-        if self.plan.nested and self.plan.lower is None:  # the upper nibbles count sixteens
-            value = value * same(16, width, "float32")
+        assert self.conv.packing is not None
+        value = scales(self.scales, self.conv.packing, start, self.conv.out_channels, self.channel + first, width)
         return self.body.hold(value)
 
 

@@ -19,7 +19,7 @@ from edgec.building.lazy_tvm import tirx
 from edgec.program import Conv, Packing
 from edgec.targets.cpu.tile import load_channels, tiles
 from edgec.targets.cpu.tir import Kernel
-from edgec.targets.cpu.unpacking import EIGHT, Unpacker, bytes_of, in_bytes, nibbles, same, scales
+from edgec.targets.cpu.unpacking import EIGHT, Unpacker, bytes_of, in_bytes, nibbles, scales
 from edgec.targets.cpu.winograd import POINTS, WinogradPlan, WinogradWriter, times
 from edgec.targets.cpu.winograd import contract as contract_floats
 
@@ -217,11 +217,7 @@ class _PackedWindows(_Windows):
         """Of an element along the depth; None where the epilogue has the scale."""
         if self.scales is None:
             return None
-        group = tirx.truncdiv(element + tirx.const(0, "int32"), tirx.const(self.packing.group, "int32"))
-        value = scales(self.scales, group, self.conv.out_channels, channel, width)
-        if self.packing.nested and self.packing.bits == 4:  # the upper nibbles count sixteens
-            value = value * same(16, width, "float32")
-        return self.body.hold(value)
+        return self.body.hold(scales(self.scales, self.packing, element, self.conv.out_channels, channel, width))
 
 
 def contract(p: WinogradPlan) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from edgec.building.lazy_tvm import tirx
-from edgec.program import SCALE_CHANNELS
+from edgec.program import SCALE_CHANNELS, Packing
 from edgec.targets.cpu.tile import load_channels
 from edgec.targets.cpu.tir import Body, lanes_of, widen
 
@@ -107,13 +107,22 @@ def joined(body: Body, planes: Sequence[Any]) -> Any:
     return whole
 
 
-def scales(buffer: Any, group: Any, out_channels: int, channel: Any, width: int) -> Any:
-    """The scales of the channels from ``channel`` on, of a group of the depth, as floats (see
+def scales(buffer: Any, packing: Packing, element: Any, out_channels: int, channel: Any, width: int) -> Any:
+    """The scales of the channels from ``channel`` on for an ``element`` along the depth, as floats (see
     :class:`edgec.program.Packing`)."""
+    group = tirx.truncdiv(element + tirx.const(0, "int32"), tirx.const(packing.group, "int32"))
     row = -(-out_channels // SCALE_CHANNELS) * SCALE_CHANNELS
-    value = load_channels(buffer, group * row + channel, width)
-    if buffer.dtype != "uint16":
+    value = as_floats(load_channels(buffer, group * row + channel, width), buffer.dtype)
+    if packing.nested and packing.bits == 4:  # the upper nibbles count sixteens
+        value = value * same(16, width, "float32")
+    return value
+
+
+def as_floats(value: Any, dtype: str) -> Any:
+    """Scales in the ``dtype`` in which they are stored, bfloat16 in a uint16 or float32, as float32."""
+    if dtype != "uint16":
         return value
+    width = lanes_of(value)
     wide = tirx.shift_left(value.astype(vector("uint32", width)), same(16, width, "uint32"))
     return tirx.reinterpret(vector("float32", width), wide)
 
